@@ -1,0 +1,29 @@
+"""Shared set-up: CPU with eight fake devices, a cached compiler, and the folder of recorded values."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    ).strip()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pathlib  # noqa: E402
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("suite")
+
+REPO = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of real datasets and golden values; its absence skips the test with the reason."""
+    folder = pathlib.Path(os.environ.get("GTALIGN_SHARED", REPO.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: set GTALIGN_SHARED to the folder with data/ and golden/")
+    return folder
