@@ -1,0 +1,28 @@
+# Two commands: `make quickstart` runs the whole path, `make test` runs the suite.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(STAMP)
+	@echo "== quickstart: SFT, GRPO on mutual welfare, evaluation, report, HF export (about 8 minutes on 2 cores)"
+	$(BIN)/python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: $(STAMP)
+	@echo "== test: the whole suite on eight fake CPU devices"
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+$(STAMP): requirements.txt setup.py
+	@echo "== install: $(VENV) with the pinned requirements (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

@@ -1,0 +1,108 @@
+"""From the command line to frozen settings: the only file that knows ml_collections.
+
+A config file builds one `ConfigDict`; `section` makes its parts from the frozen dataclasses the rooms
+define, so each default stands in one place; `build` turns a part back into its dataclass, so that
+`jit` sees hashable values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from gtalign_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def section(cls: type, **overrides: Any) -> ml_collections.ConfigDict:
+    """The fields of a dataclass, with its defaults and these overrides, as a ConfigDict."""
+    values = dataclasses.asdict(cls(**overrides))
+    return ml_collections.ConfigDict({k: v for k, v in values.items() if v is not None})
+
+
+def build(cls: type[T], config: Mapping[str, Any], path: str) -> T:
+    """The dataclass `cls` from a ConfigDict section.
+
+    path: the section's name, for the message. Raises UserError on a field the class does not have or
+    a value it refuses.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    unknown = sorted(set(config) - names)
+    if unknown:
+        raise UserError(f"config.{path}.{unknown[0]}: no such field; known: {', '.join(sorted(names))}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    try:
+        return cls(**values)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.{path}: {error}") from error
+
+
+def parse_command(
+    argv: Sequence[str], required: Mapping[str, str], optional: Mapping[str, str] | None = None
+) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
+    """Read `--config=FILE[:variant] --config.a.b=v` and the named string flags.
+
+    required, optional: flag name to help text. Returns the locked config and the flags' values
+    (optional ones default to ""). Raises UserError with one line on an unknown flag or field, a wrong
+    type, a missing flag or a config file that is not there.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "experiment config", flag_values=values, sys_argv=list(argv)
+    )
+    optional = optional or {}
+    for name, text in {**required, **optional}.items():
+        flags.DEFINE_string(name, "", text, flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", flag_values=values)
+    try:
+        rest = values(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(_one_line(error)) from error
+    if values.help:
+        print(values.get_help())
+        raise SystemExit(0)
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    for name in ("config", *required):
+        if not values[name].value:
+            raise UserError(f"--{name} is missing ({required.get(name, 'configs/NAME.py[:variant]')})")
+    config = values.config
+    config.lock()
+    return config, {name: values[name].value for name in (*required, *optional)}
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The config as stable JSON, the text of `config.json`."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).strip("'\"").splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    hint = next((line for line in lines[1:] if line.startswith("Did you mean")), "")
+    return f"{text} {hint}".strip()
+
+
+def writable_directory(path: str, flag: str) -> pathlib.Path:
+    """Create a folder and prove that it can be written; UserError names the flag when it cannot."""
+    folder = pathlib.Path(path).expanduser().absolute()
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--{flag}={path}: cannot write there ({error.strerror}); name another folder"
+        ) from error
+    return folder

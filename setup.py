@@ -1,0 +1,39 @@
+"""Packaging: `pip install .` for the library, extras for tests and accelerators."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+
+
+def requirements(section: str) -> list[str]:
+    """The pinned lines of requirements.txt under `# [section]`: one list, tested together."""
+    lines, current = [], ""
+    for raw in (HERE / "requirements.txt").read_text().splitlines():
+        line = raw.strip()
+        if line.startswith("# ["):
+            current = line[3:-1]
+        elif line and not line.startswith("#") and current == section:
+            lines.append(line)
+    return lines
+
+
+setup(
+    name="gtalign-jax",
+    version="0.1.0",
+    description="Game-theoretic alignment of LLM assistants (GTAlign) in JAX and Flax",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["gtalign_jax", "gtalign_jax.*", "configs", "configs.*", "experiments"]),
+    package_data={"gtalign_jax": ["**/*.html", "**/*.css", "**/*.js", "**/*.jinja"]},
+    # The library accepts newer releases than the tested pins; requirements.txt is what was tested.
+    install_requires=[line.replace("==", ">=") for line in requirements("runtime")],
+    extras_require={
+        "test": requirements("test"),
+        "tpu": ["jax[tpu]"],
+        "gpu": ["jax[cuda13]"],
+    },
+)
