@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def open_manager(folder: pathlib.Path, *, keep: int) -> ocp.CheckpointManager:
-    """The manager of one phase's folder. Saves are atomic and asynchronous; the newest `keep` stay."""
+    """The manager of one phase's folder: saves are atomic and asynchronous, the newest `keep` stay."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, enable_async_checkpointing=True
     )
@@ -29,7 +29,7 @@ def open_manager(folder: pathlib.Path, *, keep: int) -> ocp.CheckpointManager:
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-    """Start writing `state` and the JSON `meta` as step `step`; the arrays are copied before it returns."""
+    """Start writing `state` and the JSON `meta` as step `step`; arrays are copied before it returns."""
     arrays = ocp.args.StandardSave(_unwrap_keys(state))
     manager.save(step, args=ocp.args.Composite(state=arrays, meta=ocp.args.JsonSave(meta)))
 
@@ -67,7 +67,7 @@ def restore(manager: ocp.CheckpointManager, step: int, like: PyTree) -> PyTree:
 
 
 def drop_after(manager: ocp.CheckpointManager, step: int) -> None:
-    """Delete damaged checkpoints newer than the one a run resumes from, so that it can save them again."""
+    """Delete the damaged checkpoints newer than `step`, so that the resumed run can save them again."""
     for newer in [s for s in manager.all_steps() if s > step]:
         manager.delete(newer)
 
@@ -82,7 +82,7 @@ def _unwrap_keys(tree: PyTree) -> PyTree:
 
 
 def _wrap_keys(tree: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, l: jax.random.wrap_key_data(x) if _is_key(l) else x, tree, like)
+    return jax.tree.map(lambda x, y: jax.random.wrap_key_data(x) if _is_key(y) else x, tree, like)
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -66,6 +66,9 @@ def parse_command(
     flags.DEFINE_bool("help", False, "show this help", flag_values=values)
     try:
         rest = values(list(argv))
+        config = values.config
+        if config is not None:
+            config.lock()
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(_one_line(error)) from error
     if values.help:
@@ -76,8 +79,6 @@ def parse_command(
     for name in ("config", *required):
         if not values[name].value:
             raise UserError(f"--{name} is missing ({required.get(name, 'configs/NAME.py[:variant]')})")
-    config = values.config
-    config.lock()
     return config, {name: values[name].value for name in (*required, *optional)}
 
 
@@ -87,10 +88,10 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip("'\"").splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    hint = next((line for line in lines[1:] if line.startswith("Did you mean")), "")
-    return f"{text} {hint}".strip()
+    text = str(error).removeprefix(
+        "Configuration is not available because of an earlier failure to load:"
+    )
+    return " ".join(text.strip("'\" ").split()) or type(error).__name__
 
 
 def writable_directory(path: str, flag: str) -> pathlib.Path:

@@ -1,0 +1,88 @@
+"""The command line: good flags build the config, every bad one is a line that names it."""
+
+import dataclasses
+
+import pytest
+
+from gtalign_jax import config
+from gtalign_jax.errors import UserError, exit_on_user_error
+
+CONFIG = """
+import ml_collections
+def get_config(arg=""):
+    return ml_collections.ConfigDict({"lr": 1e-3, "sft": {"steps": 3}, "tag": arg or "none"})
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def parse(*argv):
+    return config.parse_command(["prog", *argv], required={"workdir": "where files go"})
+
+
+def test_overrides_and_variant(config_file):
+    cfg, flags = parse(f"--config={config_file}:big", "--config.sft.steps=7", "--workdir=w")
+    assert (cfg.sft.steps, cfg.lr, cfg.tag) == (7, 1e-3, "big")
+    assert flags == {"workdir": "w"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--config.sft.stepz=1", "--workdir=w"], "stepz"),
+        (["--config.sft.steps=many", "--workdir=w"], "sft.steps"),
+        (["--workdirr=w"], "workdirr"),
+        ([], "--workdir"),
+        (["--workdir=w", "stray"], "stray"),
+    ],
+)
+def test_bad_flag_is_one_line_naming_it(config_file, flags, named):
+    with pytest.raises(UserError, match=named) as error:
+        parse(f"--config={config_file}", *flags)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_config_file():
+    with pytest.raises(UserError, match="nowhere.py"):
+        parse("--config=nowhere.py", "--workdir=w")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    lr: float = 0.1
+    buckets: tuple[int, ...] = (1, 2)
+
+    def __post_init__(self):
+        if self.lr <= 0:
+            raise ValueError("lr must be positive")
+
+
+def test_section_round_trip_and_refusals():
+    section = config.section(Settings, lr=0.5)
+    assert config.build(Settings, section, "opt") == Settings(lr=0.5)
+    with pytest.raises(UserError, match="config.opt.lrr"):
+        config.build(Settings, {"lrr": 1}, "opt")
+    with pytest.raises(UserError, match="config.opt: lr must be positive"):
+        config.build(Settings, {"lr": -1.0}, "opt")
+
+
+def test_user_error_exits_with_status_two(capsys):
+    @exit_on_user_error
+    def main():
+        raise UserError("config.data.root: missing")
+
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: config.data.root: missing\n"
+
+
+def test_unwritable_directory(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--workdir="):
+        config.writable_directory(str(tmp_path / "file" / "run"), "workdir")
