@@ -84,9 +84,7 @@ def test_every_quantile_maps_to_the_inverse_cdf():
     logits = _logits()
     p = _expected(logits[0], SamplingConfig())
     uniform = np.linspace(0.0005, 0.9995, 1000).astype(np.float32)
-    token, _ = sample_token(
-        jnp.asarray(uniform), jnp.broadcast_to(logits, (1000, VOCAB)), SamplingConfig()
-    )
+    token, _ = sample_token(jnp.asarray(uniform), jnp.broadcast_to(logits, (1000, VOCAB)), SamplingConfig())
     cdf = np.cumsum(p)
     before = np.append(0, cdf[:-1])
     assert (uniform < cdf[token] + 1e-6).all() and (uniform >= before[token] - 1e-6).all()

@@ -1,0 +1,266 @@
+"""Generation as a pure function: prefill each prompt once, then one token a step for all its samples.
+
+    state   = start(params, config, batch, key, sampling, ...)    prompt computed, token 0 drawn
+    state   = advance(params, config, state, sampling, ...)       tokens until `until`, or all rows done
+    state   = rewind(state, t)                                    forget tokens from t on, keep the cache
+    rollout = to_rollout(state)
+
+`generate` is the first two and the last. Stopping, editing and going on is the whole of it: forced
+tokens are written instead of drawn ones, and cache slots after t may be written again because the
+attention mask comes from t. The next logits are never stored: `advance` feeds token t - 1 first, so
+the last token of a row costs no step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.transformer import (
+    DecodeCache,
+    PromptCache,
+    decode_step,
+    init_decode_cache,
+    prefill,
+    split_layers,
+)
+from gtalign_jax.rollout.sampling import SamplingConfig, row_keys, sample_token, token_uniform
+from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
+
+
+class Forced(NamedTuple):
+    """Given tokens: token n of a row is tokens[p, g, n] for n < length[p, g], and drawn after that.
+
+    tokens [P, G, N] int32, length [P, G] int32. A given token never ends its row.
+    """
+
+    tokens: Array
+    length: Array
+
+
+class Ending(NamedTuple):
+    """What ends a row: an end token, or a stop string found by the automaton of `rollout.stop`.
+
+    eos [E] int32; stop [states, V] int32, the next state after a token, the last state being "found"
+    (None: no stop strings).
+    """
+
+    eos: Array
+    stop: Array | None = None
+
+
+@flax.struct.dataclass
+class DecodeState:
+    """A generation that can be stopped, edited and resumed.
+
+    prompts, prompt_cache: as given, and their K/V. cache: K/V of completion tokens before t - 1.
+    keys [P, G]: row keys. t [] int32: completion tokens decided so far, the same for all rows.
+    tokens, logp, action_mask [P, G, N], length, done [P, G]: as in `Rollout` (done is `finished`).
+    stop_state [P, G] int32: state of the stop automaton. seen [P, G, V] bool or None: tokens under the
+    repetition penalty.
+    """
+
+    prompts: PromptBatch
+    prompt_cache: PromptCache
+    cache: DecodeCache
+    keys: Array
+    t: Array
+    tokens: Array
+    logp: Array
+    action_mask: Array
+    length: Array
+    done: Array
+    stop_state: Array
+    seen: Array | None
+
+
+def generate(
+    params: PyTree,
+    config: ModelConfig,
+    batch: PromptBatch,
+    key: Array,
+    sampling: SamplingConfig,
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    ending: Ending,
+    row: Array | None = None,
+    until: Array | int | None = None,
+    forced: Forced | None = None,
+) -> Rollout:
+    """group_size completions of each prompt, at most max_new_tokens each.
+
+    batch: prompts of length 0 are padding and cost no steps. key: the step key. row [P] int32: number of
+    each prompt in the whole step, when this batch is a part of it (default 0..P-1). until: a traced
+    budget of at most max_new_tokens, so that one compiled program serves several budgets.
+    """
+    options = {"ending": ending, "forced": forced}
+    state = start(
+        params,
+        config,
+        batch,
+        key,
+        sampling,
+        group_size=group_size,
+        max_new_tokens=max_new_tokens,
+        row=row,
+        **options,
+    )
+    until = max_new_tokens if until is None else until
+    return to_rollout(advance(params, config, state, sampling, until=until, **options))
+
+
+def start(
+    params: PyTree,
+    config: ModelConfig,
+    batch: PromptBatch,
+    key: Array,
+    sampling: SamplingConfig,
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    ending: Ending,
+    row: Array | None = None,
+    forced: Forced | None = None,
+) -> DecodeState:
+    """Compute the prompts and decide token 0 of every row. Arguments as in `generate`."""
+    prompts = batch.tokens.shape[0]
+    shape, slots = (prompts, group_size), (prompts, group_size, max_new_tokens)
+    # An empty row gets one padding token to look at, so that nothing in it is undefined.
+    logits, prompt_cache = prefill(params, config, batch.tokens, jnp.maximum(batch.length, 1))
+    row = jnp.arange(prompts, dtype=jnp.int32) if row is None else row
+    sample = jnp.arange(group_size, dtype=jnp.int32)
+    tokens = jnp.zeros(slots, jnp.int32)
+    t = jnp.zeros((), jnp.int32)
+    state = DecodeState(
+        prompts=batch,
+        prompt_cache=prompt_cache,
+        cache=init_decode_cache(config, prompts, group_size, max_new_tokens),
+        keys=row_keys(key, row[:, None] * group_size + sample),
+        t=t,
+        tokens=tokens,
+        logp=jnp.zeros(slots, jnp.float32),
+        action_mask=jnp.zeros(slots, bool),
+        length=jnp.zeros(shape, jnp.int32),
+        done=jnp.broadcast_to((batch.length == 0)[:, None], shape),
+        stop_state=jnp.zeros(shape, jnp.int32),
+        seen=_seen(batch, tokens, t, config.vocab_size) if sampling.repetition_penalty != 1 else None,
+    )
+    logits = jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1]))
+    return _decide(state, logits, sampling, ending, forced)
+
+
+def advance(
+    params: PyTree,
+    config: ModelConfig,
+    state: DecodeState,
+    sampling: SamplingConfig,
+    *,
+    ending: Ending,
+    until: Array | int,
+    forced: Forced | None = None,
+) -> DecodeState:
+    """Decide tokens t, t + 1, ... until `until` tokens are decided or every row is done."""
+    params = split_layers(params)  # once, outside the loop: no weight is sliced in a step
+
+    def going(state: DecodeState) -> Array:
+        return (state.t < until) & ~jnp.all(state.done)
+
+    def step(state: DecodeState) -> DecodeState:
+        last = jax.lax.dynamic_index_in_dim(state.tokens, state.t - 1, axis=2, keepdims=False)
+        logits, cache = decode_step(params, config, last, state.t - 1, state.prompt_cache, state.cache)
+        return _decide(state.replace(cache=cache), logits, sampling, ending, forced)
+
+    return jax.lax.while_loop(going, step, state)
+
+
+def rewind(state: DecodeState, t: Array | int) -> DecodeState:
+    """The state when only the first t tokens (t >= 1) of every row had been decided.
+
+    Rows that had ended go on; a row shorter than t keeps its length, and the caller forces the rest.
+    """
+    t = jnp.asarray(t, jnp.int32)
+    kept = jnp.arange(state.tokens.shape[2]) < t
+    tokens = jnp.where(kept, state.tokens, 0)
+    seen = None
+    if state.seen is not None:
+        seen = _seen(state.prompts, tokens, t, state.seen.shape[-1])
+    return state.replace(
+        t=t,
+        tokens=tokens,
+        logp=jnp.where(kept, state.logp, 0),
+        action_mask=kept & state.action_mask,
+        length=jnp.minimum(state.length, t),
+        done=jnp.broadcast_to((state.prompts.length == 0)[:, None], state.done.shape),
+        stop_state=jnp.zeros_like(state.stop_state),
+        seen=seen,
+    )
+
+
+def to_rollout(state: DecodeState) -> Rollout:
+    """What has been written so far."""
+    return Rollout(
+        prompt=state.prompts.tokens,
+        prompt_length=state.prompts.length,
+        completion=state.tokens,
+        length=state.length,
+        finished=state.done,
+        sampler_logp=state.logp,
+        action_mask=state.action_mask,
+    )
+
+
+def _decide(
+    state: DecodeState,
+    logits: Array,
+    sampling: SamplingConfig,
+    ending: Ending,
+    forced: Forced | None,
+) -> DecodeState:
+    """Write token t of every live row, drawn from logits [P, G, V] or given."""
+    t, live = state.t, ~state.done
+    token, logp = sample_token(token_uniform(state.keys, t), logits, sampling, state.seen)
+    chosen = live
+    if forced is not None:
+        given = t < forced.length
+        token = jnp.where(
+            given, jax.lax.dynamic_index_in_dim(forced.tokens, t, axis=2, keepdims=False), token
+        )
+        chosen = live & ~given
+    token = jnp.where(live, token, 0)
+    stop_state = state.stop_state
+    over = jnp.any(token[..., None] == ending.eos, axis=-1)
+    if ending.stop is not None:
+        stop_state = ending.stop[stop_state, token]
+        over |= stop_state == ending.stop.shape[0] - 1
+    seen = state.seen
+    if seen is not None:
+        p, g = jnp.indices(token.shape)
+        seen = seen.at[p, g, token].max(live)
+    write = jax.lax.dynamic_update_index_in_dim
+    return state.replace(
+        t=t + 1,
+        tokens=write(state.tokens, token, t, axis=2),
+        logp=write(state.logp, jnp.where(chosen, logp, 0), t, axis=2),
+        action_mask=write(state.action_mask, chosen, t, axis=2),
+        length=jnp.where(live, t + 1, state.length),
+        done=state.done | (chosen & over),
+        stop_state=stop_state,
+        seen=seen,
+    )
+
+
+def _seen(batch: PromptBatch, tokens: Array, t: Array, vocab: int) -> Array:
+    """[P, G, V] bool: tokens of the prompt and of the first t completion tokens."""
+
+    def mark(seen: Array, row: Array, length: Array) -> Array:
+        inside = jnp.arange(row.shape[0]) < length
+        return seen.at[row].max(inside)
+
+    in_prompt = jax.vmap(mark)(jnp.zeros((tokens.shape[0], vocab), bool), batch.tokens, batch.length)
+    over_samples = jax.vmap(mark, in_axes=(None, 0, None))
+    return jax.vmap(over_samples, in_axes=(0, 0, None))(in_prompt, tokens, t)
