@@ -1,0 +1,95 @@
+"""One transformer layer as a Flax module that is only ever used through `init` and `apply`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.rope import rotate
+
+Array = jax.Array
+Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
+
+
+def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Array:
+    """A parameter with its logical axis names, cast to the compute dtype."""
+    config: ModelConfig = module.config
+    if name == "scale":
+        init = nn.initializers.ones
+    elif name == "bias":
+        init = nn.initializers.zeros
+    else:
+        init = nn.initializers.normal(config.initializer_range)
+    boxed = nn.with_logical_partitioning(init, axes)
+    return module.param(name, boxed, shape, jnp.dtype(config.param_dtype)).astype(config.compute_dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last axis, computed in float32."""
+
+    config: ModelConfig
+    axis: str = "embed"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = weight(self, "scale", (x.shape[-1],), (self.axis,))
+        wide = x.astype(jnp.float32)
+        wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.config.rms_norm_eps)
+        return wide.astype(x.dtype) * scale
+
+
+class Projection(nn.Module):
+    """A linear map from the last `inputs` axes of x to `shape`, stored [inputs..., outputs...]."""
+
+    config: ModelConfig
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    inputs: int = 1
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        contracted = x.shape[x.ndim - self.inputs :]
+        kernel = weight(self, "kernel", contracted + self.shape, self.axes)
+        y = jnp.tensordot(x, kernel, self.inputs)
+        if self.bias:
+            y += weight(self, "bias", self.shape, self.axes[self.inputs :])
+        return y
+
+
+class Block(nn.Module):
+    """Pre-norm attention and gated MLP.
+
+    x [..., T, D]; tables: cos, sin [..., T, H/2]; attend(q [..., T, Q, H], k, v [..., T, K, H]) returns
+    (out [..., T, Q, H], aux): it holds everything that differs between training, prefill and decoding.
+    Returns (x, aux).
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Array, tables: tuple[Array, Array], attend: Attend) -> tuple[Array, Any]:
+        c = self.config
+        h = RMSNorm(c, name="attention_norm")(x)
+        heads = ("embed", "heads", "head_dim")
+        q = Projection(c, (c.num_heads, c.head_dim), heads, bias=c.qkv_bias, name="query")(h)
+        heads = ("embed", "kv", "head_dim")
+        k = Projection(c, (c.num_kv_heads, c.head_dim), heads, bias=c.qkv_bias, name="key")(h)
+        v = Projection(c, (c.num_kv_heads, c.head_dim), heads, bias=c.qkv_bias, name="value")(h)
+        if c.qk_norm:
+            q = RMSNorm(c, "head_dim", name="query_norm")(q)
+            k = RMSNorm(c, "head_dim", name="key_norm")(k)
+        out, aux = attend(rotate(q, tables), rotate(k, tables), v)
+        axes = ("heads", "head_dim", "embed")
+        x = x + Projection(c, (c.hidden_size,), axes, 2, c.output_bias, name="output")(out)
+        h = RMSNorm(c, name="mlp_norm")(x)
+        axes = ("embed", "mlp")
+        gate = Projection(c, (c.intermediate_size,), axes, bias=c.mlp_bias, name="gate")(h)
+        up = Projection(c, (c.intermediate_size,), axes, bias=c.mlp_bias, name="up")(h)
+        down = Projection(c, (c.hidden_size,), ("mlp", "embed"), bias=c.mlp_bias, name="down")
+        return x + down(jax.nn.silu(gate) * up), aux

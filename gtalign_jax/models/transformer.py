@@ -1,0 +1,309 @@
+"""A decoder as pure functions of (params, config, tokens).
+
+Four ways through the same layers, which differ only in what a token attends to:
+
+    forward         rows [B, T]; each token sees its row's past.
+    forward_shared  prompts [P, S] once, completions [P, G, N]; a completion sees its prompt and itself.
+    prefill         prompts [P, S]; keeps every layer's keys and values.
+    decode_step     one token per sample; sees its prompt's cache and its own.
+
+Parameters are a plain dict; `params["layers"]` is stacked on a leading L axis, or a tuple of L dicts
+after `split_layers` (what decoding uses, so that no weight is sliced inside the loop).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gtalign_jax.models.attention import Keys, attend, visible
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.layers import Block, RMSNorm
+from gtalign_jax.models.rope import rope_tables
+
+Array = jax.Array
+Params = dict[str, Any]
+
+
+@flax.struct.dataclass
+class PromptCache:
+    """Keys and values of the prompts: per layer k, v [P, S, K, H]; length [P] int32."""
+
+    layers: tuple[tuple[Array, Array], ...]
+    length: Array
+
+
+@flax.struct.dataclass
+class DecodeCache:
+    """Keys and values of the completions so far: per layer k, v [P, G, N, K, H]."""
+
+    layers: tuple[tuple[Array, Array], ...]
+
+
+# --- parameters ---------------------------------------------------------------------------------
+
+
+def init_params(key: Array, config: ModelConfig) -> Params:
+    """Random parameters (normal with `initializer_range`) in `param_dtype`."""
+    return nn.meta.unbox(_boxed_params(key, config))
+
+
+def logical_axes(config: ModelConfig) -> Params:
+    """A tree like the parameters whose leaves are tuples of logical axis names."""
+    boxed = jax.eval_shape(functools.partial(_boxed_params, config=config), jax.random.key(0))
+    is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)
+    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
+
+
+def _boxed_params(key: Array, config: ModelConfig) -> Params:
+    dtype = jnp.dtype(config.param_dtype)
+    embed_key, head_key, norm_key, layer_key = jax.random.split(key, 4)
+    table_init = nn.with_logical_partitioning(
+        nn.initializers.normal(config.initializer_range), ("vocab", "embed")
+    )
+    shape = (config.vocab_size, config.hidden_size)
+    x = jnp.zeros((1, 1, 1, config.hidden_size), config.compute_dtype)
+    tables = rope_tables(config.rope, config.head_dim, jnp.zeros((1, 1, 1), jnp.int32))
+    attend_nothing = lambda q, k, v: (q, None)
+    init_layer = lambda k: Block(config).init(k, x, tables, attend_nothing)["params"]
+    layers = jax.vmap(init_layer)(jax.random.split(layer_key, config.num_layers))
+    params = {
+        "embedding": table_init(embed_key, shape, dtype),
+        "layers": _name_leading_axis(layers, "layers"),
+        "final_norm": RMSNorm(config).init(norm_key, x)["params"],
+    }
+    if not config.tie_embeddings:
+        params["unembedding"] = table_init(head_key, shape, dtype)
+    return params
+
+
+def _name_leading_axis(boxed: Params, name: str) -> Params:
+    is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)
+    return jax.tree.map(lambda box: box.replace(names=(name, *box.names)), boxed, is_leaf=is_box)
+
+
+def split_layers(params: Params) -> Params:
+    """The same parameters with `layers` as a tuple of per-layer trees."""
+    layers = params["layers"]
+    if isinstance(layers, tuple):
+        return params
+    count = jax.tree.leaves(layers)[0].shape[0]
+    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))}
+
+
+# --- the four passes ----------------------------------------------------------------------------
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    tokens: Array,
+    length: Array,
+    *,
+    segment_ids: Array | None = None,
+    positions: Array | None = None,
+) -> Array:
+    """Hidden states [B, T, D] of right-padded rows tokens [B, T], length [B].
+
+    segment_ids [B, T] keep packed sequences apart; positions [B, T] then restart in each. Padding
+    attends to itself and earlier tokens; its output is meaningless and finite.
+    """
+    del length  # right padding comes after every real token, so causality alone hides it
+    batch, time = tokens.shape
+    index = jnp.arange(time, dtype=jnp.int32)
+    positions = jnp.broadcast_to(index, tokens.shape) if positions is None else positions
+    same = True
+    if segment_ids is not None:
+        same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+
+    def layer(block: Callable, x: Array, window: Array | None) -> tuple[Array, None]:
+        def self_attention(q, k, v):
+            return attend(q, Keys(k, v, visible(index, index, window)[None, None] & same)), None
+
+        return block(x, tables, self_attention)
+
+    tables = rope_tables(config.rope, config.head_dim, positions[:, None])
+    x, _ = _run_layers(params, config, layer, embed(params, config, tokens)[:, None])
+    return _final_norm(params, config, x)[:, 0]
+
+
+def forward_shared(
+    params: Params, config: ModelConfig, prompt: Array, prompt_length: Array, completion: Array
+) -> Array:
+    """Hidden states [P, G, N, D] that predict completion [P, G, N] after prompt [P, S].
+
+    State n predicts token n: state 0 is the prompt's last token's, so the last completion token is
+    never fed. The prompt is computed once per group, forward and backward.
+    """
+    group = completion.shape[1]
+
+    def layer(block: Callable, x: tuple[Array, Array], window: Array | None):
+        x_prompt, x_own = x
+        attend_prompt, attend_both = _shared_attention(
+            prompt.shape[1], prompt_length, completion.shape[2], window
+        )
+        x_prompt, keys = block(x_prompt, prompt_tables, attend_prompt)
+        x_own, _ = block(x_own, own_tables, functools.partial(attend_both, keys))
+        return (x_prompt, x_own), None
+
+    prompt_pos = jnp.arange(prompt.shape[1], dtype=jnp.int32)[None, None]
+    own_pos = prompt_length[:, None, None] + jnp.arange(completion.shape[2], dtype=jnp.int32)
+    prompt_tables = rope_tables(config.rope, config.head_dim, prompt_pos)
+    own_tables = rope_tables(config.rope, config.head_dim, own_pos)
+    x = (embed(params, config, prompt)[:, None], embed(params, config, completion))
+    (x_prompt, x_own), _ = _run_layers(params, config, layer, x)
+    last = _at_last(x_prompt[:, 0], prompt_length)[:, None, None]
+    last = jnp.broadcast_to(last, (last.shape[0], group, 1, last.shape[-1]))
+    return _final_norm(params, config, jnp.concatenate([last, x_own[:, :, :-1]], axis=2))
+
+
+def _shared_attention(slots: int, prompt_length: Array, own_slots: int, window: Array | None):
+    """The attention of a prompt on itself, and of completions on their prompt and themselves."""
+    prompt_pos = jnp.arange(slots, dtype=jnp.int32)
+    own_pos = prompt_length[:, None, None] + jnp.arange(own_slots, dtype=jnp.int32)
+    prompt_mask = visible(prompt_pos, prompt_pos, window)[None, None]
+    filled = (prompt_pos < prompt_length[:, None])[:, None, None, :]
+    shared_mask = visible(own_pos, prompt_pos, window) & filled
+    own_mask = visible(own_pos, own_pos, window)
+
+    def attend_prompt(q, k, v):
+        return attend(q, Keys(k, v, prompt_mask)), (k[:, 0], v[:, 0])
+
+    def attend_both(keys, q, k, v):
+        return attend(q, Keys(k, v, own_mask), Keys(*keys, shared_mask)), None
+
+    return attend_prompt, attend_both
+
+
+def prefill(
+    params: Params, config: ModelConfig, prompt: Array, prompt_length: Array
+) -> tuple[Array, PromptCache]:
+    """(logits [P, V] of the token after each prompt, its cache) for right-padded prompt [P, S]."""
+    pos = jnp.arange(prompt.shape[1], dtype=jnp.int32)
+
+    def layer(block: Callable, x: Array, window: Array | None):
+        def self_attention(q, k, v):
+            return attend(q, Keys(k, v, visible(pos, pos, window)[None, None])), (k[:, 0], v[:, 0])
+
+        return block(x, tables, self_attention)
+
+    tables = rope_tables(config.rope, config.head_dim, pos[None, None])
+    x, keys = _run_layers(params, config, layer, embed(params, config, prompt)[:, None])
+    last = _final_norm(params, config, _at_last(x[:, 0], prompt_length))
+    return unembed(params, config, last), PromptCache(keys, prompt_length)
+
+
+def init_decode_cache(config: ModelConfig, prompts: int, group: int, slots: int) -> DecodeCache:
+    """An empty cache for `slots` completion tokens of `group` samples of each prompt."""
+    shape = (prompts, group, slots, config.num_kv_heads, config.head_dim)
+    empty = lambda: jnp.zeros(shape, config.compute_dtype)
+    return DecodeCache(tuple((empty(), empty()) for _ in range(config.num_layers)))
+
+
+def decode_step(
+    params: Params,
+    config: ModelConfig,
+    token: Array,
+    t: Array,
+    prompt_cache: PromptCache,
+    cache: DecodeCache,
+) -> tuple[Array, DecodeCache]:
+    """Feed completion token t [P, G]; returns (logits [P, G, V] of token t + 1, the cache with it).
+
+    t [] int32 is the write index, the same for all rows; the token's position is prompt length + t.
+    Cache slots after t are ignored, so rewinding t and writing again is allowed.
+    """
+    slots = cache.layers[0][0].shape[2]
+    position = prompt_cache.length[:, None, None] + t  # [P, 1, 1]
+    own_pos = prompt_cache.length[:, None, None] + jnp.arange(slots, dtype=jnp.int32)
+    tables = rope_tables(config.rope, config.head_dim, position)
+    x = embed(params, config, token)[:, :, None]
+    written = []
+    for i, layer in enumerate(split_layers(params)["layers"]):
+        window = _window(config, i)
+        prompt_k, prompt_v = prompt_cache.layers[i]
+        prompt_pos = jnp.arange(prompt_k.shape[1], dtype=jnp.int32)
+        filled = (prompt_pos < prompt_cache.length[:, None])[:, None, None, :]
+        shared = Keys(prompt_k, prompt_v, visible(position, prompt_pos, window) & filled)
+
+        def attend_cached(q, k, v, i=i, window=window, shared=shared):
+            stored = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new, t, axis=2)
+                for old, new in zip(cache.layers[i], (k, v), strict=True)
+            )
+            own = Keys(*stored, visible(position, own_pos, window))
+            return attend(q, own, shared), stored
+
+        x, stored = Block(config).apply({"params": layer}, x, tables, attend_cached)
+        written.append(stored)
+    hidden = _final_norm(params, config, x[:, :, 0])
+    return unembed(params, config, hidden), DecodeCache(tuple(written))
+
+
+# --- shared parts -------------------------------------------------------------------------------
+
+
+def embed(params: Params, config: ModelConfig, tokens: Array) -> Array:
+    """Token embeddings [..., D] in the compute dtype."""
+    return params["embedding"][tokens].astype(config.compute_dtype)
+
+
+def unembed(params: Params, config: ModelConfig, hidden: Array) -> Array:
+    """Logits [..., V] float32 of hidden states [..., D]."""
+    table = params["embedding" if config.tie_embeddings else "unembedding"]
+    table = table.astype(config.compute_dtype)
+    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+
+
+def _final_norm(params: Params, config: ModelConfig, x: Array) -> Array:
+    return RMSNorm(config).apply({"params": params["final_norm"]}, x)
+
+
+def _at_last(x: Array, length: Array) -> Array:
+    """Row i of x [P, S, D] at slot length[i] - 1."""
+    return jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
+
+
+def _window(config: ModelConfig, layer: int) -> int | None:
+    return config.window if config.window and config.window_layers[layer] else None
+
+
+def _run_layers(params: Params, config: ModelConfig, layer: Callable, x: Any) -> tuple[Any, Any]:
+    """Apply `layer(block, x, window) -> (x, aux)` for every layer; aux comes back as a tuple of L.
+
+    The layers are scanned when the config says so and they are stacked, else unrolled; the window of a
+    layer is a Python int when unrolled and a scanned array otherwise.
+    """
+    layers = params["layers"]
+    stacked = not isinstance(layers, tuple)
+
+    def step(x, scanned):
+        layer_params, window = scanned
+        return layer(functools.partial(Block(config).apply, {"params": layer_params}), x, window)
+
+    if stacked and config.scan_layers:
+        windows = None
+        if config.window:
+            reach = [_window(config, i) or config.max_positions for i in range(config.num_layers)]
+            windows = jnp.array(reach, jnp.int32)
+        x, aux = jax.lax.scan(_remat(config, step), x, (layers, windows))
+        return x, tuple(jax.tree.map(lambda a, i=i: a[i], aux) for i in range(config.num_layers))
+    collected = []
+    for i, layer_params in enumerate(split_layers(params)["layers"]):
+        one = functools.partial(lambda x, p, w: step(x, (p, w)), w=_window(config, i))
+        x, aux = _remat(config, one)(x, layer_params)
+        collected.append(aux)
+    return x, tuple(collected)
+
+
+def _remat(config: ModelConfig, step: Callable) -> Callable:
+    if config.remat == "none":
+        return step
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+    return jax.checkpoint(step, policy=policy, prevent_cse=False)
