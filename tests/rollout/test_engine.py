@@ -1,0 +1,160 @@
+"""The host side: text, buckets, meshes and the count of compiled programs."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.transformer import init_params
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout.sampling import GREEDY
+
+BUCKETS = BucketConfig(prompt=(8, 16), completion=(6, 12), batch=(2, 8))
+MODEL = ModelConfig(
+    vocab_size=304,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=1,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    initializer_range=0.3,
+)
+
+
+@pytest.fixture(scope="module")
+def engine(tokenizer) -> Engine:
+    return Engine(tokenizer, MODEL, (tokenizer.eos_token_id,), buckets=BUCKETS)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(jax.random.key(0), MODEL)
+
+
+def _prompts(count: int, longest: int = 8, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, 300, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+
+
+def test_chat_messages_go_through_the_template_and_text_comes_back(engine):
+    ids = engine_lib.encode(engine, [{"role": "user", "content": "the question é"}])
+    text = engine.tokenizer.decode(ids)
+    assert text == "<|im_start|>user\nthe question é<|im_end|>\n<|im_start|>assistant\n"
+    plain = engine_lib.encode(engine, "a clear payoff")
+    eos = engine.eos_ids[0]
+    assert engine_lib.decode_tokens(engine, [*plain, eos]) == "a clear payoff"
+    assert engine_lib.decode_tokens(engine, [eos, *plain]) == "<|im_end|>a clear payoff"
+
+
+def test_texts_are_in_row_order_and_end_at_their_length(engine, params):
+    batch = engine_lib.prompt_batch(engine, _prompts(2))
+    rollout = engine_lib.rollout(engine, params, batch, jax.random.key(0), 3, 6)
+    texts = engine_lib.texts(engine, rollout)
+    assert len(texts) == 6
+    row = np.asarray(rollout.completion[1, 2, : rollout.length[1, 2]])
+    assert texts[5] == engine_lib.decode_tokens(engine, row)
+
+
+def test_prompts_are_padded_to_their_bucket(engine):
+    batch = engine_lib.prompt_batch(engine, [[1, 2, 3], [4] * 9], ids=[7, 9])
+    assert batch.tokens.shape == (2, 16) and batch.tokens.dtype == np.int32
+    np.testing.assert_array_equal(batch.length, [3, 9])
+    np.testing.assert_array_equal(batch.id, [7, 9])
+    assert engine_lib.fits(engine, [1] * 16) and not engine_lib.fits(engine, [1] * 17)
+    assert not engine_lib.fits(engine, [])
+
+
+def test_what_does_not_fit_is_named(engine, params):
+    with pytest.raises(UserError, match=r"prompt 1 needs 17 slots.*buckets\.prompt"):
+        engine_lib.prompt_batch(engine, [[1], [1] * 17])
+    with pytest.raises(UserError, match="prompt 0 has no tokens"):
+        engine_lib.prompt_batch(engine, [[]])
+    batch = engine_lib.prompt_batch(engine, [[1]])
+    with pytest.raises(UserError, match=r"max_new_tokens needs 13 slots.*buckets\.completion"):
+        engine_lib.rollout(engine, params, batch, jax.random.key(0), 1, 13)
+    with pytest.raises(UserError, match=r"buckets\.prompt=\(8, 4\)"):
+        BucketConfig(prompt=(8, 4))
+
+
+def test_padding_prompts_and_parts_of_a_step_do_not_change_the_tokens(engine, params):
+    prompts, key = _prompts(5), jax.random.key(3)
+    whole = engine_lib.rollout(engine, params, engine_lib.prompt_batch(engine, prompts), key, 2, 6)
+    assert whole.completion.shape == (5, 2, 6)
+    part = engine_lib.prompt_batch(engine, prompts[3:])
+    tail = engine_lib.rollout(engine, params, part, key, 2, 6, first_row=3)
+    np.testing.assert_array_equal(whole.completion[3:], tail.completion)
+
+
+def test_one_and_eight_devices_write_the_same(engine, params):
+    axes = ("data", "fsdp", "tensor", "context")
+    auto = (jax.sharding.AxisType.Auto,) * 4
+    batch, key = engine_lib.prompt_batch(engine, _prompts(7)), jax.random.key(4)
+    alone = engine_lib.rollout(engine, params, batch, key, 2, 6)
+    for shape in ((8, 1, 1, 1), (2, 2, 2, 1)):
+        mesh = jax.make_mesh(shape, axes, axis_types=auto)
+        replicated = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+        spread = dataclasses.replace(engine, mesh=mesh)
+        result = engine_lib.rollout(spread, replicated, batch, key, 2, 6)
+        np.testing.assert_array_equal(alone.completion, result.completion)
+        np.testing.assert_allclose(alone.sampler_logp, result.sampler_logp, atol=1e-5)
+
+
+def test_nothing_compiles_after_warm_up(engine, params):
+    """Fifty batches of mixed counts, lengths and budgets run on the programs of the buckets alone."""
+    compiled = []
+    listening = True
+
+    def listen(event: str, duration: float, **_) -> None:
+        if listening and event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    def run(count: int, longest: int, budget: int, seed: int) -> None:
+        prompts = _prompts(count, longest, seed)
+        prompts[0] = [1] * longest
+        batch = engine_lib.prompt_batch(engine, prompts)
+        rollout = engine_lib.rollout(engine, params, batch, jax.random.key(seed), 1, budget)
+        assert len(engine_lib.texts(engine, rollout)) == count
+
+    for count in (2, 8):
+        for longest in (8, 16):
+            for budget in (6, 12):
+                run(count, longest, budget, 0)
+    programs = engine_lib.compiled_programs()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        rng = np.random.default_rng(1)
+        for step in range(50):
+            run(int(rng.integers(1, 9)), int(rng.integers(1, 17)), int(rng.integers(1, 13)), step)
+        assert engine_lib.compiled_programs() == programs
+        assert not compiled
+        jax.jit(lambda x: x * 3 + 1)(np.arange(3))
+        assert compiled, "the listener hears compilations"
+    finally:
+        listening = False
+
+
+def test_a_stop_string_ends_rows_at_the_token_that_completes_it(engine, params):
+    batch, key = engine_lib.prompt_batch(engine, _prompts(8)), jax.random.key(6)
+    free = engine_lib.rollout(engine, params, batch, key, 2, 12)
+    stop = engine_lib.decode_tokens(engine, free.completion[0, 0, 3:5])[:3]
+    ending = engine_lib.make_ending(engine, [stop])
+    stopped = engine_lib.rollout(engine, params, batch, key, 2, 12, ending=ending)
+    assert stopped.finished[0, 0] and stopped.length[0, 0] <= 5
+    for before, after in zip(
+        engine_lib.completion_ids(free), engine_lib.completion_ids(stopped), strict=True
+    ):
+        pieces = [engine_lib.decode_tokens(engine, before[: n + 1]) for n in range(len(before))]
+        ends = [n + 1 for n, text in enumerate(pieces) if stop in text]
+        np.testing.assert_array_equal(after, before[: ends[0] if ends else len(before)])
+
+
+def test_greedy_needs_no_key(engine, params):
+    greedy = dataclasses.replace(engine, sampling=GREEDY)
+    batch = engine_lib.prompt_batch(greedy, _prompts(2))
+    one, two = (engine_lib.rollout(greedy, params, batch, jax.random.key(seed), 1, 12) for seed in (0, 1))
+    np.testing.assert_array_equal(one.completion, two.completion)
