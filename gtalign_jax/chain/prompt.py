@@ -1,0 +1,51 @@
+"""The text protocol as it is written: instructions to the model, and the chain's canonical form."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gtalign_jax.chain.parse import ACTIONS, KEYS, PLAYERS, USER_MOVES
+from gtalign_jax.types import Array
+
+# For models that can follow instructions (paper section 2, in our words).
+INSTRUCTION = """\
+Treat this turn as a game between the user and you. Next, the user may ask vaguely (VQ) or in detail (DQ). \
+You may answer directly (DA), ask one clarifying question (CQ), or answer briefly and ask one follow-up \
+question (AQ). Write exactly four blocks, in this order, and nothing outside them:
+
+<thinking>
+Two to five sentences: what each of DA, CQ and AQ would mean for the user and for you. No numbers.
+</thinking>
+<payoff>
+One JSON object with the six keys DQ_AQ, DQ_CQ, DQ_DA, VQ_AQ, VQ_CQ, VQ_DA. Each value is \
+{"LLM": x, "user": y}, numbers from -5 to 5 with one decimal: what it is worth to you and to the user.
+</payoff>
+<analyze>
+Name the outcomes on the Pareto frontier of your matrix. Choose the one with the largest product of gains; \
+on a tie prefer the larger user payoff, then your own. End with the chosen action.
+</analyze>
+<response>
+Carry the choice out. DA: the answer only. CQ: exactly one question. AQ: a short answer and one question.
+</response>"""
+
+# For the embedded tasks, whose models learn the form from examples.
+SHORT_INSTRUCTION = "Play the game, then respond."
+
+
+def payoff_json(payoff: Array) -> str:
+    """Canonical text of a matrix [2, 3, 2]: sorted keys, one decimal."""
+    matrix = np.round(np.asarray(payoff, np.float64), 1) + 0.0  # no minus zero
+    cells = []
+    for key in KEYS:
+        move, action = key.split("_")
+        values = matrix[USER_MOVES.index(move), ACTIONS.index(action)]
+        inside = ", ".join(f'"{p}": {v:.1f}' for p, v in zip(PLAYERS, values, strict=True))
+        cells.append(f'"{key}": {{{inside}}}')
+    return "{" + ", ".join(cells) + "}"
+
+
+def format_chain(thinking: str, payoff: Array | str, analyze: str, response: str) -> str:
+    """The four blocks as text; payoff is a matrix [2, 3, 2] or already text."""
+    matrix = payoff if isinstance(payoff, str) else payoff_json(payoff)
+    blocks = {"thinking": thinking, "payoff": matrix, "analyze": analyze, "response": response}
+    return "\n".join(f"<{name}>\n{text}\n</{name}>" for name, text in blocks.items())

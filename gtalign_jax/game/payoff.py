@@ -1,0 +1,88 @@
+"""The game of one turn: payoff matrices [..., U, A, 2] and what follows from them.
+
+Axes: user move, assistant action, player (LLM first, then user). Functions take NumPy or JAX arrays of
+any leading shape and are pure; names and sizes come from a `Game`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from gtalign_jax.types import Array
+
+LLM, USER = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+    """Names of the moves, in array order. `keys` are the matrix's JSON keys, in their written order."""
+
+    user_moves: tuple[str, ...] = ("VQ", "DQ")
+    actions: tuple[str, ...] = ("DA", "CQ", "AQ")
+    players: tuple[str, str] = ("LLM", "user")
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(sorted(f"{move}_{action}" for move in self.user_moves for action in self.actions))
+
+    def cell(self, key: str) -> tuple[int, int]:
+        """Array indices of a key such as `DQ_AQ`."""
+        move, action = key.split("_")
+        return self.user_moves.index(move), self.actions.index(action)
+
+
+GTALIGN = Game()
+USER_MOVES, ACTIONS, PLAYERS = GTALIGN.user_moves, GTALIGN.actions, GTALIGN.players
+
+
+def pareto_frontier(payoff: Array) -> Array:
+    """Cells that no other cell dominates: bool [..., U, A] of payoff [..., U, A, 2].
+
+    A cell dominates another when it is at least as good for both players and better for one; equal
+    cells do not dominate each other.
+    """
+    points = payoff.reshape(*payoff.shape[:-3], -1, 2)
+    mine, other = points[..., :, None, :], points[..., None, :, :]
+    dominated = jnp.any(jnp.all(other >= mine, axis=-1) & jnp.any(other > mine, axis=-1), axis=-1)
+    return ~dominated.reshape(payoff.shape[:-1])
+
+
+def cell_welfare(payoff: Array, floor: float = -5.0) -> Array:
+    """Mutual welfare of each cell [..., U, A]: the geometric mean of both payoffs above `floor`.
+
+    Payoffs are written on about [-5, 5]; measured from the floor they are nonnegative, so two losses
+    never multiply into a gain.
+    """
+    gains = jnp.maximum(payoff - floor, 0.0)
+    return jnp.sqrt(gains[..., LLM] * gains[..., USER])
+
+
+def welfare_optimal(payoff: Array, floor: float = -5.0) -> tuple[Array, Array]:
+    """(user move, action) [...] int32 of the best frontier cell.
+
+    Order (paper section 2): larger welfare, then larger user payoff, then larger LLM payoff; cells that
+    tie in all three are taken in array order.
+    """
+    shape = payoff.shape[:-1]
+    flat = lambda x: x.reshape(*shape[:-2], -1)
+    best = flat(pareto_frontier(payoff))
+    for criterion in (cell_welfare(payoff, floor), payoff[..., USER], payoff[..., LLM]):
+        value = jnp.where(best, flat(criterion), -jnp.inf)
+        best &= value >= jnp.max(value, axis=-1, keepdims=True)
+    index = jnp.argmax(best, axis=-1).astype(jnp.int32)
+    return index // shape[-1], index % shape[-1]
+
+
+def choose(payoff: Array, rule: str = "welfare") -> Array:
+    """The assistant's action [...] int32 under a rule: `welfare` (the paper's), `llm` or `user`.
+
+    `llm` and `user` take the action of the cell that is best for that player alone.
+    """
+    if rule == "welfare":
+        return welfare_optimal(payoff)[1]
+    player = {"llm": LLM, "user": USER}[rule]
+    own = payoff[..., player]
+    index = jnp.argmax(own.reshape(*own.shape[:-2], -1), axis=-1)
+    return (index % own.shape[-1]).astype(jnp.int32)
