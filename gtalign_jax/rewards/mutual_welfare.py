@@ -1,0 +1,152 @@
+"""The mutual-welfare reward (paper section 3): pure functions of `Features`, jitted and swappable.
+
+band(n; lo, hi) = sigmoid(k (n - lo)) sigmoid(k (hi - n))
+U = eps + w_answer Q_u + w_band band(response words) + w_brevity exp(-reasoning chars / scale)
+L = eps + w_format F + w_payoff M + w_answer Q_l + w_band band(total words) [+ w_frontier P]
+W = sqrt(U L)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax.nn import sigmoid
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.types import Array, Features, Reward
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """Every number of the formulas above; the defaults are the paper's.
+
+    *_words: (lo, hi) of a band, in words. band_k: its steepness per word. brevity_chars: the scale of
+    the brevity term, in characters. alpha: weight of the user in Cobb-Douglas; linear_user likewise.
+    rho: the CES exponent. disagreement: (U, L) without agreement, for Nash bargaining.
+    """
+
+    eps: float = 1e-4
+    band_k: float = 0.005
+    brevity_chars: float = 500.0
+    user_answer: float = 0.5
+    user_band: float = 0.2
+    user_brevity: float = 0.3
+    response_words: tuple[float, float] = (20.0, 500.0)
+    llm_format: float = 0.2
+    llm_payoff: float = 0.2
+    llm_answer: float = 0.4
+    llm_band: float = 0.2
+    llm_frontier: float = 0.0
+    total_words: tuple[float, float] = (500.0, 1000.0)
+    alpha: float = 0.5
+    linear_user: float = 0.5
+    rho: float = -1.0
+    disagreement: tuple[float, float] = (0.0, 0.0)
+
+    def with_frontier(self) -> RewardConfig:
+        """The evaluation variant: part of the LLM's answer and band weight goes to consistency P."""
+        return dataclasses.replace(self, llm_answer=0.35, llm_band=0.05, llm_frontier=0.2)
+
+
+RewardFn = Callable[[Features, RewardConfig], Reward]
+"""A reward: features [B] and the numbers of the config in, `Reward` [B] out. Pure, jit- and vmap-able."""
+
+
+def band(count: Array, bounds: tuple[float, float], k: float) -> Array:
+    """How far a word count [B] lies inside (lo, hi): a product of two sigmoids, in (0, 1)."""
+    low, high = bounds
+    return sigmoid(k * (count - low)) * sigmoid(k * (high - count))
+
+
+def payoff_score(payoff: Array) -> Array:
+    """M in [0, 1] of matrices [B, U, A, 2]: the share of cells whose two payoffs truly differ.
+
+    Identical payoffs collapse the incentive structure: a cell earns half for any difference and half
+    for a relative difference above 0.1.
+    """
+    llm, user = payoff[..., 0], payoff[..., 1]
+    gap = jnp.abs(user - llm)
+    scale = jnp.maximum(jnp.maximum(jnp.abs(user), jnp.abs(llm)), 1e-8)
+    return jnp.mean(0.5 * (gap > 0) + 0.5 * (gap / scale > 0.1), axis=(-2, -1))
+
+
+def welfare_parts(features: Features, c: RewardConfig) -> tuple[Array, Array, dict[str, Array]]:
+    """(U, L, named terms), all [B] float32, zero where no reward is due."""
+    f = features
+    due = f.payoff_ok.astype(jnp.float32)
+    parts = {
+        "format": f.format_ok.astype(jnp.float32),
+        "payoff": payoff_score(f.payoff),
+        "frontier": f.frontier,
+        "user_band": band(f.response_words, c.response_words, c.band_k),
+        "llm_band": band(f.total_words, c.total_words, c.band_k),
+        "brevity": jnp.exp(-f.reasoning_chars / c.brevity_chars),
+        "answer_user": f.answer_user,
+        "answer_llm": f.answer_llm,
+    }
+    user = (
+        c.eps
+        + c.user_answer * f.answer_user
+        + c.user_band * parts["user_band"]
+        + c.user_brevity * parts["brevity"]
+    )
+    llm = (
+        c.eps
+        + c.llm_format * parts["format"]
+        + c.llm_payoff * parts["payoff"]
+        + c.llm_answer * f.answer_llm
+        + c.llm_band * parts["llm_band"]
+        + c.llm_frontier * f.frontier
+    )
+    return user * due, llm * due, {name: value * due for name, value in parts.items()}
+
+
+def _reward(aggregate: Callable[[Array, Array, RewardConfig], Array]) -> RewardFn:
+    """A reward function from a welfare function of (U, L)."""
+
+    def reward(features: Features, config: RewardConfig) -> Reward:
+        user, llm, parts = welfare_parts(features, config)
+        return Reward(user=user, llm=llm, welfare=aggregate(user, llm, config), parts=parts)
+
+    return reward
+
+
+def cobb_douglas_of(user: Array, llm: Array, config: RewardConfig) -> Array:
+    """U^alpha L^(1 - alpha), with a finite gradient at zero."""
+    positive = (user > 0) & (llm > 0)
+    u, v = jnp.where(positive, user, 1.0), jnp.where(positive, llm, 1.0)
+    value = jnp.exp(config.alpha * jnp.log(u) + (1 - config.alpha) * jnp.log(v))
+    return jnp.where(positive, value, 0.0)
+
+
+mutual_welfare = _reward(cobb_douglas_of)
+
+
+def _with_frontier(features: Features, config: RewardConfig) -> Reward:
+    return mutual_welfare(features, config.with_frontier())
+
+
+REWARDS: dict[str, RewardFn] = {
+    "cobb_douglas": mutual_welfare,
+    "cobb_douglas_frontier": _with_frontier,
+    "linear": _reward(lambda u, v, c: c.linear_user * u + (1 - c.linear_user) * v),
+    "user": _reward(lambda u, v, c: u),
+    "llm": _reward(lambda u, v, c: v),
+    "rawlsian": _reward(lambda u, v, c: jnp.minimum(u, v)),
+}
+
+
+def resolve_reward(name: str) -> RewardFn:
+    """A registered reward, or `module:function`. UserError lists the names when there is none."""
+    if name in REWARDS:
+        return REWARDS[name]
+    module, _, function = name.partition(":")
+    if not function:
+        raise UserError(f"config.reward.fn={name!r}: use one of {', '.join(REWARDS)}, or module:function")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"config.reward.fn={name!r}: {error}") from error
