@@ -1,0 +1,167 @@
+"""Means with 95 % bootstrap intervals: the numbers of `summary.json` and the table on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# Fields of a rollout line that are averaged; `utility` is the welfare W.
+METRICS = (
+    "score",
+    "utility",
+    "user_reward",
+    "llm_reward",
+    "answer_reward",
+    "format_reward",
+    "payoff_reward",
+    "pareto_score",
+    "reward_gap",
+    "n_tokens",
+)
+SHOWN = ("utility", "user_reward", "llm_reward", "answer_reward", "format_reward", "n_tokens")
+OVERALL = "overall"
+
+Estimate = dict[str, float]
+Summary = dict[str, dict[str, dict[str, Estimate]]]
+
+
+def bootstrap_mean(
+    values: Sequence[float] | np.ndarray,
+    *,
+    clusters: Sequence[Any] | None = None,
+    n_boot: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of `values` [n] and its 95 % percentile bootstrap interval, `{mean, lo, hi, n}`.
+
+    clusters [n]: hashable labels; values of one label are drawn together (several completions of one
+    prompt are not independent). Values that are NaN are missing: they count neither in the mean nor in
+    n. With no value at all, mean, lo and hi are NaN.
+    """
+    column = np.asarray(values, np.float64)[:, None]
+    return bootstrap_means(column, clusters=clusters, n_boot=n_boot, seed=seed)[0]
+
+
+def bootstrap_means(
+    values: np.ndarray, *, clusters: Sequence[Any] | None = None, n_boot: int = 2000, seed: int = 0
+) -> list[Estimate]:
+    """`bootstrap_mean` of every column of `values` [n, M], all under the same resamples.
+
+    A resample draws K of the K clusters with replacement; its mean is the ratio of the summed values to
+    the summed counts, so clusters may differ in size.
+    """
+    present = ~np.isnan(values)
+    label = np.arange(len(values)) if clusters is None else _labels(clusters)
+    k = int(label.max()) + 1 if len(label) else 0
+    total, count = np.zeros((k, values.shape[1])), np.zeros((k, values.shape[1]))
+    np.add.at(total, label, np.where(present, values, 0.0))
+    np.add.at(count, label, present)
+    means = _resampled_means(total, count, n_boot, seed)
+    return [_estimate(total[:, m].sum(), count[:, m].sum(), means[:, m]) for m in range(values.shape[1])]
+
+
+def _resampled_means(total: np.ndarray, count: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
+    """Means [n_boot, M] of resampled clusters; total, count: [K, M]. NaN where a resample has no value."""
+    k = len(total)
+    if k == 0:
+        return np.full((n_boot, total.shape[1]), np.nan)
+    rng = np.random.default_rng(seed)
+    means = []
+    rows = max(1, 4_000_000 // k)  # bounds the memory of the drawn multiplicities
+    for start in range(0, n_boot, rows):
+        n = min(rows, n_boot - start)
+        draws = rng.integers(k, size=(n, k)) + k * np.arange(n)[:, None]
+        times = np.bincount(draws.ravel(), minlength=n * k).reshape(n, k).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            means.append((times @ total) / (times @ count))
+    return np.concatenate(means)
+
+
+def _estimate(total: float, count: float, resampled: np.ndarray) -> Estimate:
+    if count == 0:
+        return {"mean": float("nan"), "lo": float("nan"), "hi": float("nan"), "n": 0}
+    lo, hi = np.nanpercentile(resampled, [2.5, 97.5])
+    return {"mean": float(total / count), "lo": float(lo), "hi": float(hi), "n": int(count)}
+
+
+def _labels(clusters: Sequence[Any]) -> np.ndarray:
+    """Labels as 0..K-1 in order of first appearance."""
+    seen: dict[Any, int] = {}
+    return np.array([seen.setdefault(c, len(seen)) for c in clusters], np.int64)
+
+
+def summary_table(
+    rows_by_model: Mapping[str, Sequence[Mapping[str, Any]]],
+    task_of: Mapping[str, str] | None = None,
+    *,
+    n_boot: int = 2000,
+    seed: int = 0,
+) -> Summary:
+    """`{model: {task | "overall": {metric: {mean, lo, hi, n}}}}` from rollout lines.
+
+    task_of: dataset source to task name; a source it lacks names its own task. Completions with the same
+    input form one cluster. `overall` pools the lines of all tasks.
+    """
+    return {model: _model_summary(rows, task_of or {}, n_boot, seed) for model, rows in rows_by_model.items()}
+
+
+def _model_summary(
+    rows: Sequence[Mapping[str, Any]], task_of: Mapping[str, str], n_boot: int, seed: int
+) -> dict[str, dict[str, Estimate]]:
+    tasks = np.array([task_of.get(row["source"], row["source"]) for row in rows], dtype=object)
+    prompts = np.array([row["input"] for row in rows], dtype=object)
+    # None (no verdict) becomes NaN, which counts as missing.
+    values = np.array([[row.get(m) for m in METRICS] for row in rows], np.float64).reshape(-1, len(METRICS))
+    parts = {task: tasks == task for task in dict.fromkeys(tasks)}
+    parts[OVERALL] = np.ones(len(rows), bool)
+    table = {}
+    for task, chosen in parts.items():
+        found = bootstrap_means(values[chosen], clusters=prompts[chosen], n_boot=n_boot, seed=seed)
+        table[task] = {metric: e for metric, e in zip(METRICS, found, strict=True) if e["n"]}
+    return table
+
+
+def format_table(summary: Summary, metrics: Sequence[str] = SHOWN) -> str:
+    """The summary as plain text: a block a metric, a line a task, a column a model, last the change.
+
+    The change is between the first and the last model; `*` marks intervals that do not overlap.
+    """
+    models = list(summary)
+    tasks = list(dict.fromkeys(task for model in models for task in summary[model]))
+    tasks.sort(key=lambda task: task == OVERALL)
+    width = max(len(task) for task in [*tasks, "task"])
+    lines = []
+    for metric in metrics:
+        columns = "".join(f"  {model:>24}" for model in models)
+        lines.append(f"{metric}\n{'task':<{width}}{columns}" + ("    change" if len(models) > 1 else ""))
+        for task in tasks:
+            found = [summary[model].get(task, {}).get(metric) for model in models]
+            cells = "".join(f"  {_cell(e):>24}" for e in found)
+            lines.append(f"{task:<{width}}{cells}{_change(found[0], found[-1]) if len(models) > 1 else ''}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def digits(estimate: Estimate) -> int:
+    """Decimals to show: three for scores, fewer for large numbers such as token counts."""
+    return 3 if abs(estimate["mean"]) < 10 else 1
+
+
+def separated(a: Estimate, b: Estimate) -> bool:
+    """Whether two intervals do not overlap."""
+    return a["hi"] < b["lo"] or b["hi"] < a["lo"]
+
+
+def _cell(e: Estimate | None) -> str:
+    if e is None:
+        return "-"
+    d = digits(e)
+    return f"{e['mean']:.{d}f} [{e['lo']:.{d}f}, {e['hi']:.{d}f}]"
+
+
+def _change(a: Estimate | None, b: Estimate | None) -> str:
+    if a is None or b is None:
+        return ""
+    return f"{b['mean'] - a['mean']:>+10.{digits(b)}f}{' *' if separated(a, b) else ''}"

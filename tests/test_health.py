@@ -1,0 +1,87 @@
+"""Each rule fires on the run it is for, once, at the step where it begins, and stays quiet otherwise."""
+
+import math
+
+from gtalign_jax.health import HealthConfig, check, scan
+
+CONFIG = HealthConfig(window=2, nonfinite_patience=3)
+
+
+def _run(n, **series):
+    """n records; a series maps a key (/ written __) to a function of the step."""
+    healthy = {
+        "kl/ref": lambda s: 0.01 * s,
+        "entropy/mean": lambda s: 1.0 - 0.01 * s,
+        "reward/format": lambda s: 0.9,
+        "reward/welfare": lambda s: 0.5,
+        "length/truncated": lambda s: 0.0,
+        "judge/missing": lambda s: 0.0,
+        "group/zero_variance": lambda s: 0.3,
+    }
+    healthy |= {key.replace("__", "/"): f for key, f in series.items()}
+    return [{"phase": "rl", "step": s, "time": 0.0} | {k: f(s) for k, f in healthy.items()} for s in range(n)]
+
+
+def _kinds(records):
+    return [(f.kind, f.step) for f in scan(records, CONFIG)]
+
+
+def test_a_healthy_run_has_no_findings():
+    assert scan(_run(30), CONFIG) == ()
+    assert check([], CONFIG) == ()
+
+
+def test_a_policy_that_runs_away_is_found_once():
+    records = _run(12, kl__ref=lambda s: 0.1 if s < 6 else 3.0)
+    assert _kinds(records) == [("kl", 6)]
+    (finding,) = scan(records, CONFIG)
+    assert str(finding).startswith("health: rl step 6: KL to the reference is 1.55")
+    assert "learning rate" in finding.message and not finding.stop
+
+
+def test_entropy_collapse_needs_a_low_level_and_a_fall():
+    assert _kinds(_run(12, entropy__mean=lambda s: 1.0 if s < 5 else 0.001)) == [("entropy", 6)]
+    assert _kinds(_run(12, entropy__mean=lambda s: 0.01)) == []
+
+
+def test_a_lost_format_names_the_likely_cause():
+    def lost(s):
+        return 0.9 if s < 5 else 0.0
+
+    (cut,) = scan(_run(9, reward__format=lost, length__truncated=lambda s: 0.0 if s < 5 else 1.0), CONFIG)
+    assert (cut.kind, cut.step) == ("format", 6) and "token budget" in cut.message
+    (plain,) = scan(_run(9, reward__format=lost), CONFIG)
+    assert "90% to 0%" in plain.message and "format term" in plain.message
+    drifted = scan(_run(9, reward__format=lost, kl__ref=lambda s: 0.0 if s < 5 else 9.0), CONFIG)
+    assert "left the reference" in next(f.message for f in drifted if f.kind == "format")
+    assert _kinds(_run(9, reward__format=lambda s: 0.0)) == []
+
+
+def test_a_streak_of_nonfinite_steps_stops_the_run():
+    records = _run(10, loss__policy=lambda s: None if s in (2, 5, 6, 7, 8) else 0.1)
+    assert _kinds(records) == [("nonfinite", 2), ("nonfinite", 5), ("nonfinite_streak", 7)]
+    assert [f.stop for f in scan(records, CONFIG)] == [False, False, True]
+    assert "loss/policy not finite" in scan(records, CONFIG)[0].message
+    reward = _run(3, reward__welfare=lambda s: math.nan if s == 1 else 0.5)
+    assert "reward function" in scan(reward, CONFIG)[0].message
+
+
+def test_a_judge_outage_and_flat_groups_are_named():
+    assert _kinds(_run(6, judge__missing=lambda s: 1.0 if s > 2 else 0.0)) == [("judge", 4)]
+    assert _kinds(_run(6, group__zero_variance=lambda s: 1.0)) == [("flat", 1)]
+
+
+def test_check_reports_what_begins_at_the_newest_step():
+    records = _run(12, kl__ref=lambda s: 0.1 if s < 6 else 3.0)
+    stepwise = [f for i in range(len(records)) for f in check(records[: i + 1], CONFIG)]
+    assert tuple(stepwise) == scan(records, CONFIG)
+    assert check(records[:7], CONFIG) and not check(records[:8], CONFIG)
+
+
+def test_phases_are_judged_apart():
+    sft = [{"phase": "sft", "step": s, "time": 0.0, "loss/sft": 1.0} for s in range(4)]
+    assert _only(scan(sft + _run(4, loss__policy=lambda s: None), CONFIG)) == {"rl"}
+
+
+def _only(findings):
+    return {f.phase for f in findings}
