@@ -2,16 +2,15 @@
 
 An `Engine` is a set of choices (tokenizer, shapes, sampling, mesh) and holds no arrays; parameters and
 keys are arguments. Ragged prompts are padded into a few fixed shapes, so that a handful of programs is
-compiled once; `compiled_programs()` counts them.
+compiled once; `programs.compiled_programs()` counts them.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -20,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.rollout import decode
+from gtalign_jax.rollout import compaction, programs
 from gtalign_jax.rollout.decode import DecodeState, Ending, Forced
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.rollout.stop import stop_table
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 Messages = Sequence[Mapping[str, str]]
 _BATCH_AXES = ("data", "fsdp")
-_TRACED: collections.Counter[str] = collections.Counter()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +55,11 @@ class BucketConfig:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Engine:
-    """How to generate: everything but the parameters and the key."""
+    """How to generate: everything but the parameters and the key.
+
+    compact_every: decode steps between two looks at which rows are done, to gather the live ones into a
+    smaller batch (0: never; the whole generation is then one program without a pause).
+    """
 
     tokenizer: PreTrainedTokenizerBase
     model_config: ModelConfig
@@ -65,6 +67,7 @@ class Engine:
     sampling: SamplingConfig = SamplingConfig()
     buckets: BucketConfig = BucketConfig()
     mesh: Mesh | None = None
+    compact_every: int = 0
 
 
 # --- text and tokens ----------------------------------------------------------------------------
@@ -152,12 +155,10 @@ def prompt_batch(
 def _place(engine: Engine, prompts: PromptBatch) -> PromptBatch:
     """Pad to (batch bucket, prompt bucket) and put on the devices, prompts spread over the mesh."""
     count, slots = prompts.tokens.shape
-    rows, shards = count, 1
+    rows = count
     if engine.buckets.batch:
         rows = bucket(count, engine.buckets.batch, "batch", "the batch")
-    if engine.mesh is not None:
-        shards = int(np.prod([engine.mesh.shape[axis] for axis in _BATCH_AXES]))
-    rows += -rows % shards
+    rows += -rows % _shards(engine)
     width = bucket(slots, engine.buckets.prompt, "prompt", "the longest prompt")
     if (rows, width) != (count, slots):
         prompts = jax.device_get(prompts)
@@ -167,35 +168,19 @@ def _place(engine: Engine, prompts: PromptBatch) -> PromptBatch:
             length=np.pad(prompts.length, extra),
             id=np.pad(prompts.id, extra, constant_values=-1),
         )
-    if engine.mesh is None:
-        return jax.device_put(prompts)
-    return jax.device_put(prompts, NamedSharding(engine.mesh, PartitionSpec(_BATCH_AXES)))
+    where = jax.devices()[0]
+    if engine.mesh is not None:
+        where = NamedSharding(engine.mesh, PartitionSpec(_BATCH_AXES))
+    # A copy: the decode state takes these buffers over and gives them up when it is resumed.
+    return jax.device_put(prompts, where, may_alias=False)
 
 
-# --- compiled programs --------------------------------------------------------------------------
+def _shards(engine: Engine) -> int:
+    """Over how many devices the prompts of a batch are spread."""
+    return 1 if engine.mesh is None else math.prod(engine.mesh.shape[axis] for axis in _BATCH_AXES)
 
 
-def _program(function: Callable, static: Sequence[str], donate: Sequence[str] = ()) -> Callable:
-    """jit that counts its traces under the function's name."""
-
-    @functools.wraps(function)
-    def traced(*args, **kwargs):
-        _TRACED[function.__name__] += 1
-        return function(*args, **kwargs)
-
-    return jax.jit(traced, static_argnames=static, donate_argnames=donate)
-
-
-_SHAPES = ("config", "sampling", "group_size", "max_new_tokens")
-_generate = _program(decode.generate, _SHAPES)
-_start = _program(decode.start, _SHAPES)
-_advance = _program(decode.advance, ("config", "sampling"), donate=("state",))
-_rewind = _program(decode.rewind, (), donate=("state",))
-
-
-def compiled_programs() -> dict[str, int]:
-    """How many distinct programs (shapes and settings) this process has traced, by function."""
-    return dict(_TRACED)
+# --- generation ----------------------------------------------------------------------------------
 
 
 def rollout(
@@ -215,22 +200,58 @@ def rollout(
     max_new_tokens itself. first_row: number of the first prompt in the whole step, when this batch is
     a part of it, so that the parts draw what the whole would.
     """
-    count = prompts.tokens.shape[0]
     batch = _place(engine, prompts)
+    ending = make_ending(engine) if ending is None else ending
+    slots = _completion_slots(engine, max_new_tokens)
+    result = _run(engine, params, batch, key, group_size, slots, max_new_tokens, ending, first_row)
+    return _trim(result, prompts.tokens.shape[0])
+
+
+def warm_up(
+    engine: Engine, params: PyTree, group_size: int, max_new_tokens: int, *, ending: Ending | None = None
+) -> None:
+    """Compile all that `rollout` will run for this group size and budget, in every bucket of prompts."""
+    ending = make_ending(engine) if ending is None else ending
+    slots = _completion_slots(engine, max_new_tokens)
+    for rows in engine.buckets.batch or (1,):
+        for width in engine.buckets.prompt:
+            batch = _place(engine, prompt_batch(engine, [[0] * width] * rows))
+            _run(engine, params, batch, jax.random.key(0), group_size, slots, 0, ending, 0)
+
+
+def _run(
+    engine: Engine,
+    params: PyTree,
+    batch: PromptBatch,
+    key: Array,
+    group_size: int,
+    slots: int,
+    until: int,
+    ending: Ending,
+    first_row: int,
+) -> Rollout:
+    """Generate for a placed batch; with until = 0 only compile (and decide the first token)."""
+    model = (params, engine.model_config)
+    row = first_row + np.arange(batch.tokens.shape[0], dtype=np.int32)
+    shapes = {"group_size": group_size, "max_new_tokens": slots}
     with _on_mesh(engine):
-        result = _generate(
-            params,
-            engine.model_config,
-            batch,
-            key,
+        if not engine.compact_every:
+            return programs.generate(
+                *model, batch, key, engine.sampling, ending=ending, row=row, until=np.int32(until), **shapes
+            )
+        state = programs.start(*model, batch, key, engine.sampling, ending=ending, row=row, **shapes)
+        sizes = compaction.batch_sizes(row.size * group_size, _shards(engine))
+        if until == 0:
+            compaction.warm_up(*model, state, engine.sampling, ending=ending, sizes=sizes)
+        return compaction.finish(
+            *model,
+            state,
             engine.sampling,
-            group_size=group_size,
-            max_new_tokens=_completion_slots(engine, max_new_tokens),
-            ending=make_ending(engine) if ending is None else ending,
-            row=first_row + np.arange(batch.tokens.shape[0], dtype=np.int32),
-            until=np.int32(max_new_tokens),
+            ending=ending,
+            until=until,
+            every=engine.compact_every,
+            sizes=sizes,
         )
-    return _trim(result, count)
 
 
 def begin(
@@ -244,20 +265,13 @@ def begin(
     ending: Ending,
 ) -> DecodeState:
     """Generate until every row ended, and return the state, which `resume` can go on from."""
-    options = {"ending": ending}
+    model = (params, engine.model_config)
+    batch = _place(engine, prompts)
+    shapes = {"group_size": group_size, "max_new_tokens": _completion_slots(engine, max_new_tokens)}
+    until = np.int32(max_new_tokens)
     with _on_mesh(engine):
-        state = _start(
-            params,
-            engine.model_config,
-            _place(engine, prompts),
-            key,
-            engine.sampling,
-            group_size=group_size,
-            max_new_tokens=_completion_slots(engine, max_new_tokens),
-            **options,
-        )
-        until = np.int32(max_new_tokens)
-        return _advance(params, engine.model_config, state, engine.sampling, until=until, **options)
+        state = programs.start(*model, batch, key, engine.sampling, ending=ending, **shapes)
+        return programs.advance(*model, state, engine.sampling, ending=ending, until=until)
 
 
 def resume(
@@ -276,10 +290,10 @@ def resume(
     row's own), and how many of them to write.
     """
     with _on_mesh(engine):
-        return _advance(
+        return programs.advance(
             params,
             engine.model_config,
-            _rewind(state, np.int32(keep)),
+            programs.rewind(state, np.int32(keep)),
             engine.sampling,
             until=np.int32(max_new_tokens),
             ending=ending,

@@ -9,6 +9,7 @@ import pytest
 from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
+from gtalign_jax.rollout import compaction, programs
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import BucketConfig, Engine
 from gtalign_jax.rollout.sampling import GREEDY
@@ -104,8 +105,12 @@ def test_one_and_eight_devices_write_the_same(engine, params):
         np.testing.assert_allclose(alone.sampler_logp, result.sampler_logp, atol=1e-5)
 
 
-def test_nothing_compiles_after_warm_up(engine, params):
+@pytest.mark.parametrize("compact_every", [0, 2])
+def test_nothing_compiles_after_warm_up(engine, params, compact_every):
     """Fifty batches of mixed counts, lengths and budgets run on the programs of the buckets alone."""
+    buckets = dataclasses.replace(BUCKETS, batch=(8,))
+    eos_ids = tuple(range(0, 304, 6))
+    engine = dataclasses.replace(engine, buckets=buckets, eos_ids=eos_ids, compact_every=compact_every)
     compiled = []
     listening = True
 
@@ -120,17 +125,15 @@ def test_nothing_compiles_after_warm_up(engine, params):
         rollout = engine_lib.rollout(engine, params, batch, jax.random.key(seed), 1, budget)
         assert len(engine_lib.texts(engine, rollout)) == count
 
-    for count in (2, 8):
-        for longest in (8, 16):
-            for budget in (6, 12):
-                run(count, longest, budget, 0)
-    programs = engine_lib.compiled_programs()
+    for budget in (6, 12):
+        engine_lib.warm_up(engine, params, 1, budget)
+    warm = programs.compiled_programs()
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         rng = np.random.default_rng(1)
         for step in range(50):
             run(int(rng.integers(1, 9)), int(rng.integers(1, 17)), int(rng.integers(1, 13)), step)
-        assert engine_lib.compiled_programs() == programs
+        assert programs.compiled_programs() == warm
         assert not compiled
         jax.jit(lambda x: x * 3 + 1)(np.arange(3))
         assert compiled, "the listener hears compilations"
@@ -151,6 +154,27 @@ def test_a_stop_string_ends_rows_at_the_token_that_completes_it(engine, params):
         pieces = [engine_lib.decode_tokens(engine, before[: n + 1]) for n in range(len(before))]
         ends = [n + 1 for n, text in enumerate(pieces) if stop in text]
         np.testing.assert_array_equal(after, before[: ends[0] if ends else len(before)])
+
+
+@pytest.mark.parametrize("stops", [(), ("e",)])
+def test_compaction_changes_nothing_but_the_work(engine, params, stops):
+    """Rows end at different steps; the live ones move to smaller batches and draw what they would."""
+    batch, key = engine_lib.prompt_batch(engine, _prompts(7)), jax.random.key(8)
+    compact = dataclasses.replace(engine, compact_every=2)
+    ending = engine_lib.make_ending(engine, stops)
+    ending = ending._replace(eos=np.arange(0, 304, 4))
+    one, two = (engine_lib.rollout(e, params, batch, key, 4, 12, ending=ending) for e in (engine, compact))
+    for name in ("prompt", "prompt_length", "completion", "length", "finished", "action_mask"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    np.testing.assert_allclose(one.sampler_logp, two.sampler_logp, atol=1e-5)
+    assert len(set(np.asarray(one.length).ravel().tolist())) > 3
+    assert programs.compiled_programs()["take_rows"]
+
+
+def test_compaction_sizes_shrink_in_multiples_of_the_shards():
+    assert compaction.batch_sizes(128, 1) == (128, 32, 8)
+    assert compaction.batch_sizes(64, 8) == (64, 16, 8)
+    assert compaction.batch_sizes(3, 1) == (3,)
 
 
 def test_greedy_needs_no_key(engine, params):

@@ -1,0 +1,66 @@
+"""JSON lines of prompts and token rows, with errors that name the line."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.rollout.engine import Engine, encode
+
+PROMPT_FIELDS = ("prompt", "messages", "token_ids")
+
+
+def read_lines(path: str) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, each with its number as `line`; empty lines are skipped.
+
+    Every line counts here, the last one too: this is input of the user, not a log that may be torn.
+    """
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not JSON ({error})") from error
+        if not isinstance(fields, dict):
+            raise UserError(f"{path}:{number}: a line must be a JSON object")
+        found.append({**fields, "line": number})
+    if not found:
+        raise UserError(f"{path}: holds no lines")
+    return found
+
+
+def prompt_ids(engine: Engine, fields: Mapping[str, Any], path: str) -> list[int]:
+    """Token ids of a prompt line, which holds one of `prompt`, `messages` and `token_ids`."""
+    where = f"{path}:{fields['line']}"
+    given = [name for name in PROMPT_FIELDS if name in fields]
+    if len(given) != 1:
+        raise UserError(f"{where}: give one of {', '.join(PROMPT_FIELDS)}, got {given or 'none'}")
+    value = fields[given[0]]
+    if given[0] == "token_ids":
+        return token_ids(value, engine.model_config.vocab_size, where)
+    is_messages = isinstance(value, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in value
+    )
+    if given[0] == "prompt" and not isinstance(value, str):
+        raise UserError(f"{where}: prompt must be a string")
+    if given[0] == "messages" and not (is_messages and value):
+        raise UserError(f"{where}: messages must be a list of objects with role and content")
+    return encode(engine, value)
+
+
+def token_ids(value: Any, vocab_size: int, where: str) -> list[int]:
+    """A non-empty list of token ids of this vocabulary."""
+    ok = isinstance(value, list) and value
+    if not ok or not all(type(i) is int and 0 <= i < vocab_size for i in value):
+        raise UserError(f"{where}: token_ids must be a list of integers in [0, {vocab_size})")
+    return value
