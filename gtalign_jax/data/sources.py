@@ -1,0 +1,62 @@
+"""The published datasets: parquet files of one folder per task, read into items."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gtalign_jax.data.item import SOURCE_TO_TASK, Item, item_of
+from gtalign_jax.errors import UserError
+
+# Task → folder. The columns an item needs; the others differ in type between files.
+FOLDERS = {task: "math" if task == "math" else task for task in SOURCE_TO_TASK.values()}
+_COLUMNS = ["prompt", "data_source", "reward_model", "extra_info"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """items, in file order; empty: rows dropped because their last message is empty."""
+
+    items: list[Item]
+    empty: int
+
+
+def read_split(root: str, tasks: Iterable[str], split: str) -> Loaded:
+    """Items of `root/TASK/SPLIT.parquet` for each task that has the split.
+
+    Raises UserError for a missing root, a task without any file, or a row of an unknown task.
+    """
+    folder = pathlib.Path(root)
+    if not root or not folder.is_dir():
+        raise UserError(f"config.data.root={root!r}: no such folder; give the folder of the parquet files")
+    items: list[Item] = []
+    empty = 0
+    for task in tasks:
+        if task not in FOLDERS:
+            raise UserError(f"config.data.tasks: {task!r} is not a task; known: {', '.join(FOLDERS)}")
+        path = folder / FOLDERS[task] / f"{split}.parquet"
+        if not path.is_file():
+            raise UserError(f"{path}: not found; leave {task!r} out of config.data.tasks or add the file")
+        rows = read_rows(path)
+        kept = [item for i, row in enumerate(rows) if (item := item_of(row, i, str(path))) is not None]
+        items += kept
+        empty += len(rows) - len(kept)
+    return Loaded([dataclasses.replace(item, id=i) for i, item in enumerate(items)], empty)
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    """The rows of one parquet file as plain dictionaries."""
+    try:
+        return pq.read_table(path, columns=_COLUMNS).to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def unseen(test: list[Item], train: list[Item]) -> list[Item]:
+    """Test items whose prompt does not stand in train: the published math split leaks most of its own."""
+    seen = {item.messages[-1]["content"] for item in train}
+    return [item for item in test if item.messages[-1]["content"] not in seen]
