@@ -1,0 +1,23 @@
+"""The value model: the same trunk as the policy with a linear head instead of the vocabulary."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.transformer import Params, forward_shared
+from gtalign_jax.types import Array
+
+
+def init_value_model(trunk: Params, config: ModelConfig) -> Params:
+    """Critic parameters that start from a policy's trunk; the head starts at zero, so values do too."""
+    kept = {name: leaf for name, leaf in trunk.items() if name != "unembedding"}
+    return {"trunk": kept, "head": jnp.zeros((config.hidden_size,), jnp.float32)}
+
+
+def token_values(
+    params: Params, config: ModelConfig, prompt: Array, prompt_length: Array, completion: Array
+) -> Array:
+    """V [P, G, N] float32: column n is the value of the state before completion token n."""
+    hidden = forward_shared(params["trunk"], config, prompt, prompt_length, completion)
+    return jnp.einsum("...d,d->...", hidden.astype(jnp.float32), params["head"])

@@ -1,0 +1,52 @@
+"""Supervised fine-tuning: the mean negative log-probability of the demonstrations' tokens."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.rl import gradients
+from gtalign_jax.rl.logprobs import token_logprobs
+from gtalign_jax.types import Array, PyTree, Ratio, TrainState
+
+
+@flax.struct.dataclass
+class SftBatch:
+    """prompt [P, S], prompt_length [P], completion [P, G, N], mask [P, G, N] bool: tokens to learn."""
+
+    prompt: Array
+    prompt_length: Array
+    completion: Array
+    mask: Array
+
+
+def make_sft_update(
+    model: ModelConfig, optimizer: optax.GradientTransformation, microbatches: int = 1
+) -> Callable[[TrainState, SftBatch], tuple[TrainState, dict[str, Ratio]]]:
+    """The jitted SFT step; the state is donated."""
+    loss_fn = functools.partial(sft_loss, model=model)
+
+    def update(state: TrainState, batch: SftBatch) -> tuple[TrainState, dict[str, Ratio]]:
+        grads, metrics = gradients.accumulate(loss_fn, state.policy.params, batch, microbatches)
+        policy, step_metrics = gradients.apply(state.policy, grads, optimizer)
+        return state.replace(policy=policy, step=state.step + 1), metrics | step_metrics
+
+    return jax.jit(update, donate_argnums=0)
+
+
+def sft_loss(params: PyTree, batch: SftBatch, *, model: ModelConfig) -> tuple[Ratio, dict[str, Ratio]]:
+    """Summed cross-entropy over the mask with its token count, and token accuracy's entropy."""
+    logp, entropy = token_logprobs(params, model, batch.prompt, batch.prompt_length, batch.completion)
+    loss = gradients.mean_columns(-logp, batch.mask)
+    return loss, {"loss": loss, "entropy": gradients.mean_columns(entropy, batch.mask)}
+
+
+def completion_mask(completion: Array, length: Array) -> Array:
+    """[P, G, N] bool: tokens before each row's length."""
+    return jnp.arange(completion.shape[-1]) < length[..., None]

@@ -1,0 +1,71 @@
+"""Optimizers and the making of a train state."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.types import Array, Learner, PyTree, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. lr is the peak; `schedule` is `constant` or `cosine` (to lr / 10 over the phase's steps).
+
+    warmup: steps from zero to the peak. clip_norm: bound on the global gradient norm (0: none).
+    """
+
+    lr: float = 1e-6
+    schedule: str = "constant"
+    warmup: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.schedule not in ("constant", "cosine"):
+            raise UserError(f"optimizer.schedule={self.schedule!r}: must be constant or cosine")
+        if self.lr <= 0:
+            raise UserError(f"optimizer.lr={self.lr}: must be positive")
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a phase of `steps` updates."""
+    if config.schedule == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0 if config.warmup else config.lr, config.lr, config.warmup, max(steps, 1), config.lr / 10
+        )
+    else:
+        rate = optax.linear_schedule(
+            config.lr if not config.warmup else 0.0, config.lr, max(config.warmup, 1)
+        )
+    decay_matrices_only = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    adam = optax.adamw(
+        rate, *config.betas, eps=config.eps, weight_decay=config.weight_decay, mask=decay_matrices_only
+    )
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, adam)
+
+
+def init_learner(params: PyTree, optimizer: optax.GradientTransformation) -> Learner:
+    return Learner(params=params, opt_state=optimizer.init(params))
+
+
+def init_state(
+    key: Array,
+    params: PyTree,
+    optimizer: optax.GradientTransformation,
+    critic: tuple[PyTree, optax.GradientTransformation] | None = None,
+) -> TrainState:
+    """A state at step 0. critic: its parameters and optimizer, for algorithms with a value model."""
+    return TrainState(
+        policy=init_learner(params, optimizer),
+        critic=None if critic is None else init_learner(*critic),
+        step=jnp.zeros((), jnp.int32),
+        rng=key,
+    )
