@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
+import jinja2
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -77,9 +78,14 @@ def encode(engine: Engine, prompt: str | Messages) -> list[int]:
     """Token ids of a plain text, or of chat messages through the chat template, ready to be answered."""
     if isinstance(prompt, str):
         return list(engine.tokenizer(prompt)["input_ids"])
-    text = engine.tokenizer.apply_chat_template(
-        [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
-    )
+    if not engine.tokenizer.chat_template:
+        raise UserError("the model's tokenizer has no chat template; give plain text or token ids instead")
+    try:
+        text = engine.tokenizer.apply_chat_template(
+            [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
+        )
+    except jinja2.TemplateError as error:
+        raise UserError(f"the chat template refuses these messages ({error})") from error
     return list(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

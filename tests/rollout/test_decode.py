@@ -18,7 +18,7 @@ CONFIG = ModelConfig(
     vocab_size=61,
     hidden_size=32,
     intermediate_size=48,
-    num_layers=2,
+    num_layers=1,
     num_heads=4,
     num_kv_heads=2,
     head_dim=8,
@@ -35,7 +35,7 @@ advance = jax.jit(decode.advance, static_argnums=(1, 3))
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(jax.random.key(0), CONFIG)
+    return jax.jit(init_params, static_argnums=1)(jax.random.key(0), CONFIG)
 
 
 def _batch(slots: int = S, lengths=(7, 3, 1)) -> PromptBatch:

@@ -1,5 +1,6 @@
 """The host side: text, buckets, meshes and the count of compiled programs."""
 
+import copy
 import dataclasses
 
 import jax
@@ -34,7 +35,7 @@ def engine(tokenizer) -> Engine:
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(jax.random.key(0), MODEL)
+    return jax.jit(init_params, static_argnums=1)(jax.random.key(0), MODEL)
 
 
 def _prompts(count: int, longest: int = 8, seed: int = 0) -> list[list[int]]:
@@ -50,6 +51,16 @@ def test_chat_messages_go_through_the_template_and_text_comes_back(engine):
     eos = engine.eos_ids[0]
     assert engine_lib.decode_tokens(engine, [*plain, eos]) == "a clear payoff"
     assert engine_lib.decode_tokens(engine, [eos, *plain]) == "<|im_end|>a clear payoff"
+
+
+def test_messages_the_tokenizer_cannot_render_are_refused(engine):
+    messages = [{"role": "user", "content": "x"}]
+    bare, strict = copy.copy(engine.tokenizer), copy.copy(engine.tokenizer)
+    bare.chat_template = None
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    for tokenizer, message in ((bare, "no chat template"), (strict, "roles must alternate")):
+        with pytest.raises(UserError, match=message):
+            engine_lib.encode(dataclasses.replace(engine, tokenizer=tokenizer), messages)
 
 
 def test_texts_are_in_row_order_and_end_at_their_length(engine, params):

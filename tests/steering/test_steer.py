@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from gtalign_jax.chain.prompt import format_chain, payoff_json
+from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
@@ -29,23 +28,9 @@ CHAINS = {
 BUDGET = 192
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=["<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator([*CHAINS.values(), PROMPT] * 3, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>")
-
-
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    tokenizer = _tokenizer()
+    tokenizer = train_tokenizer([*CHAINS.values(), PROMPT] * 3, 420)
     config = ModelConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
