@@ -1,7 +1,5 @@
 """Steering resumes the very sequence it edited, and a model that reads its matrix changes its mind."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,7 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import BucketConfig, Engine
-from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
+from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.steering.steer import splice_payoff, steer
 
 PROMPT = "Which train do you mean?"
@@ -43,6 +41,10 @@ def engine() -> Engine:
     )
     buckets = BucketConfig(prompt=(32,), completion=(BUDGET,))
     return Engine(tokenizer, config, (tokenizer.eos_token_id,), GREEDY, buckets)
+
+
+def _random_params(seed: int, engine: Engine):
+    return jax.jit(init_params, static_argnums=1)(jax.random.key(seed), engine.model_config)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def params(engine):
 
         return jax.lax.scan(step, (params, optimizer.init(params)), length=150)
 
-    (trained, _), losses = train(init_params(jax.random.key(0), engine.model_config))
+    (trained, _), losses = train(_random_params(0, engine))
     assert losses[-1] < 0.1
     return trained
 
@@ -112,25 +114,27 @@ def test_the_continuation_is_what_the_model_says_after_the_prefix(engine, params
     """Without any cache: the argmax of the whole row at every place after the splice."""
     prompt = engine_lib.encode(engine, PROMPT)
     row = np.array([*prompt, *steered.edited.token_ids])[None]
-    hidden = forward(params, engine.model_config, jnp.asarray(row), jnp.asarray([row.size]))
-    greedy = np.asarray(unembed(params, engine.model_config, hidden).argmax(-1))[0]
+
+    @jax.jit
+    def argmax(params, row):
+        hidden = forward(params, engine.model_config, row, jnp.asarray([row.size]))
+        return unembed(params, engine.model_config, hidden)[0].argmax(-1)
+
+    greedy = np.asarray(argmax(params, row))
     start = len(prompt) + len(steered.prefix)
     np.testing.assert_array_equal(row[0, start:], greedy[start - 1 : -1])
 
 
-def test_the_original_branch_is_an_uninterrupted_generation(engine, params):
-    engine = dataclasses.replace(engine, sampling=SamplingConfig(temperature=0.5))
-    key = jax.random.key(2)
-    steered = steer(engine, params, PROMPT, lambda payoff: payoff + 0.1, key, max_new_tokens=BUDGET)
+def test_the_original_branch_is_an_uninterrupted_generation(engine, params, steered):
     batch = engine_lib.prompt_batch(engine, [engine_lib.encode(engine, PROMPT)])
-    rollout = engine_lib.rollout(engine, params, batch, key, 1, BUDGET)
+    rollout = engine_lib.rollout(engine, params, batch, jax.random.key(0), 1, BUDGET)
     assert list(steered.original.token_ids) == engine_lib.completion_ids(rollout)[0].tolist()
 
 
 def test_no_usable_matrix_is_said_in_one_line(engine, params):
     with pytest.raises(UserError, match="no usable matrix"):
         steer(engine, params, PROMPT, lambda p: p, jax.random.key(0), max_new_tokens=20)
-    random = init_params(jax.random.key(1), engine.model_config)
+    random = _random_params(1, engine)
     with pytest.raises(UserError, match="no usable matrix"):
         steer(engine, random, PROMPT, lambda p: p, jax.random.key(0), max_new_tokens=BUDGET)
 

@@ -1,0 +1,109 @@
+"""Generate completions: python -m experiments.generate --model=DIR --prompts=P.jsonl --out=O.jsonl
+
+A prompt line holds `prompt` (text), `messages` (chat, through the model's template) or `token_ids`, and
+optionally `id`. Each output line holds id, sample, text, token_ids, finished and, on request, logprobs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import pathlib
+import sys
+from collections.abc import Iterator
+
+import jax
+
+from gtalign_jax.config import writable_directory
+from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.reporting import jsonl
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout import lines
+from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout.folder import load_engine
+from gtalign_jax.rollout.sampling import SamplingConfig
+from gtalign_jax.types import PyTree
+
+
+def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="Hugging Face folder")
+    parser.add_argument("--prompts", required=True, help="JSON lines to read")
+    parser.add_argument("--out", required=True, help="JSON lines to write")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+    parser.add_argument("--top_k", type=int, default=0)
+    parser.add_argument("--top_p", type=float, default=1.0)
+    parser.add_argument("--min_p", type=float, default=0.0)
+    parser.add_argument("--repetition_penalty", type=float, default=1.0)
+    parser.add_argument("--max_new_tokens", type=int, default=512)
+    parser.add_argument("--n", type=int, default=1, help="completions of each prompt")
+    parser.add_argument("--stop", action="append", default=[], help="stop string, may be repeated")
+    parser.add_argument("--logprobs", action="store_true", help="write the log-probability of each token")
+    parser.add_argument("--batch_size", type=int, default=32, help="prompts computed together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compute_dtype", default="float32", choices=("float32", "bfloat16"))
+    return parser.parse_args(argv)
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    flags = parse_flags(argv)
+    for name in ("max_new_tokens", "n", "batch_size"):
+        if getattr(flags, name) < 1:
+            raise UserError(f"--{name}={getattr(flags, name)}: must be at least 1")
+    sampling = SamplingConfig(
+        repetition_penalty=flags.repetition_penalty,
+        temperature=flags.temperature,
+        top_k=flags.top_k,
+        top_p=flags.top_p,
+        min_p=flags.min_p,
+    )
+    prompts = lines.read_lines(flags.prompts)
+    out = pathlib.Path(flags.out).absolute()
+    writable_directory(str(out.parent), "out")
+    engine, params = load_engine(
+        flags.model,
+        sampling=sampling,
+        buckets=BucketConfig(completion=(flags.max_new_tokens,), batch=(flags.batch_size,)),
+        compute_dtype=flags.compute_dtype,
+    )
+    jsonl.write(out, complete(engine, params, prompts, flags))
+
+
+def complete(
+    engine: Engine, params: PyTree, prompts: list[dict], flags: argparse.Namespace
+) -> Iterator[dict]:
+    """Output lines in input order, batch by batch; what a prompt draws does not depend on its batch."""
+    encoded = [lines.prompt_ids(engine, line, flags.prompts) for line in prompts]
+    for line, ids in zip(prompts, encoded, strict=True):
+        if not engine_lib.fits(engine, ids):
+            raise UserError(
+                f"{flags.prompts}:{line['line']}: {len(ids)} tokens; a prompt holds 1 to "
+                f"{engine.buckets.prompt[-1]}"
+            )
+    ending = engine_lib.make_ending(engine, flags.stop)
+    key = jax.random.key(flags.seed)
+    for first in range(0, len(prompts), flags.batch_size):
+        part = slice(first, first + flags.batch_size)
+        batch = engine_lib.prompt_batch(engine, encoded[part])
+        rollout = engine_lib.rollout(
+            engine, params, batch, key, flags.n, flags.max_new_tokens, ending=ending, first_row=first
+        )
+        rollout = jax.device_get(rollout)
+        ids, texts = engine_lib.completion_ids(rollout), engine_lib.texts(engine, rollout)
+        for row, (p, g) in enumerate(itertools.product(range(len(encoded[part])), range(flags.n))):
+            line = {
+                "id": prompts[first + p].get("id", first + p),
+                "sample": g,
+                "text": texts[row],
+                "token_ids": ids[row].tolist(),
+                "finished": bool(rollout.finished[p, g]),
+            }
+            if flags.logprobs:
+                line["logprobs"] = rollout.sampler_logp[p, g, : len(ids[row])].tolist()
+            yield line
+        print(f"{first + len(encoded[part])}/{len(prompts)} prompts", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Generation from a Hugging Face folder is what PyTorch transformers generates from it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from experiments import generate, logprobs
+from gtalign_jax.errors import UserError
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout import lines
+from gtalign_jax.rollout.folder import load_engine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    """A random Qwen2 whose weights are large enough for varied greedy text."""
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=304,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    path = tmp_path_factory.mktemp("model")
+    transformers.Qwen2ForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def _write(path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def _read(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def generated(folder, tmp_path_factory):
+    """Greedy lines of 64 tokens for one prompt of each kind and length."""
+    home = tmp_path_factory.mktemp("generated")
+    rng = np.random.default_rng(0)
+    prompts = [
+        {"id": "text", "prompt": "a clear question"},
+        {"messages": [{"role": "user", "content": "the payoff"}]},
+        *({"token_ids": rng.integers(2, 300, n).tolist()} for n in (1, 3, 9, 30)),
+    ]
+    source = _write(home / "prompts.jsonl", prompts)
+    generate.main(
+        [
+            f"--model={folder}",
+            f"--prompts={source}",
+            f"--out={home / 'out.jsonl'}",
+            "--temperature=0",
+            "--max_new_tokens=64",
+            "--logprobs",
+            "--batch_size=4",
+        ]
+    )
+    return prompts, _read(home / "out.jsonl")
+
+
+def test_greedy_generation_is_that_of_pytorch(folder, model, generated):
+    engine, _ = load_engine(str(folder))
+    prompts, out = generated
+    assert [line["id"] for line in out] == ["text", 1, 2, 3, 4, 5]
+    for number, (prompt, line) in enumerate(zip(prompts, out, strict=True)):
+        ids = lines.prompt_ids(engine, {**prompt, "line": number}, "prompts")
+        with torch.no_grad():
+            expected = model.generate(
+                torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                do_sample=False,
+                max_new_tokens=64,
+                pad_token_id=0,
+            )[0, len(ids) :].tolist()
+        assert line["token_ids"] == expected
+        assert line["text"] == engine_lib.decode_tokens(engine, expected)
+        assert line["finished"] == (expected[-1] in engine.eos_ids)
+
+
+def test_logprobs_of_both_commands_are_those_of_pytorch(folder, model, generated, tmp_path):
+    engine, _ = load_engine(str(folder))
+    prompts, out = generated
+    rows = [
+        lines.prompt_ids(engine, {**prompt, "line": 0}, "prompts") + line["token_ids"]
+        for prompt, line in zip(prompts, out, strict=True)
+    ]
+    source = _write(tmp_path / "rows.jsonl", [{"token_ids": row} for row in rows])
+    logprobs.main([f"--model={folder}", f"--tokens={source}", f"--out={tmp_path / 'out.jsonl'}"])
+    for row, scored, line in zip(rows, _read(tmp_path / "out.jsonl"), out, strict=True):
+        with torch.no_grad():
+            logits = torch.log_softmax(model(torch.tensor([row])).logits[0], -1).numpy()
+        expected = logits[np.arange(len(row) - 1), row[1:]]
+        assert len(scored["logprobs"]) == len(row) - 1
+        np.testing.assert_allclose(scored["logprobs"], expected, atol=2e-5)
+        np.testing.assert_allclose(line["logprobs"], expected[-len(line["token_ids"]) :], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "x"}, "give one of prompt, messages, token_ids"),
+        ({"prompt": "x", "token_ids": [1]}, "give one of"),
+        ({"token_ids": [1, 304]}, r"integers in \[0, 304\)"),
+        ({"messages": [{"content": "x"}]}, "role and content"),
+        ({"prompt": 3}, "prompt must be a string"),
+    ],
+)
+def test_a_bad_prompt_line_is_named(tokenizer, row, message):
+    engine = engine_lib.Engine(tokenizer, engine_lib.ModelConfig(vocab_size=304), (tokenizer.eos_token_id,))
+    with pytest.raises(UserError, match=f"p.jsonl:7: .*{message}"):
+        lines.prompt_ids(engine, {**row, "line": 7}, "p.jsonl")
+
+
+def test_bad_files_end_with_one_line_and_status_two(tmp_path, capsys):
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n{"prompt"\n')
+    for prompts, message in ((tmp_path / "bad.jsonl", "bad.jsonl:2: not JSON"), (tmp_path, "cannot be read")):
+        with pytest.raises(SystemExit) as end:
+            generate.main([f"--model={tmp_path}", f"--prompts={prompts}", f"--out={tmp_path / 'o'}"])
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+
+
+def test_a_failed_run_leaves_the_old_output(folder, tmp_path, capsys):
+    out = tmp_path / "out.jsonl"
+    out.write_text("old")
+    source = _write(tmp_path / "p.jsonl", [{"prompt": "x"}, {"token_ids": [400]}])
+    with pytest.raises(SystemExit):
+        generate.main([f"--model={folder}", f"--prompts={source}", f"--out={out}"])
+    assert out.read_text() == "old" and "p.jsonl:2: token_ids" in capsys.readouterr().err
+
+
+def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a\u2028b"}\n\n{"prompt": "c"}\n', encoding="utf-8")
+    assert [(line["line"], line["prompt"]) for line in lines.read_lines(str(path))] == [
+        (1, "a\u2028b"),
+        (3, "c"),
+    ]
