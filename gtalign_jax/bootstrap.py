@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gtalign_jax.data.item import SOURCE_TO_TASK
+
 # Fields of a rollout line that are averaged; `utility` is the welfare W.
 METRICS = (
     "score",
@@ -92,25 +94,28 @@ def _labels(clusters: Sequence[Any]) -> np.ndarray:
     return np.array([seen.setdefault(c, len(seen)) for c in clusters], np.int64)
 
 
+def task_of(row: Mapping[str, Any]) -> str:
+    """The task of a rollout line; a dataset we do not know is a task of its own."""
+    return SOURCE_TO_TASK.get(row["source"], row["source"])
+
+
 def summary_table(
     rows_by_model: Mapping[str, Sequence[Mapping[str, Any]]],
-    task_of: Mapping[str, str] | None = None,
     *,
     n_boot: int = 2000,
     seed: int = 0,
 ) -> Summary:
     """`{model: {task | "overall": {metric: {mean, lo, hi, n}}}}` from rollout lines.
 
-    task_of: dataset source to task name; a source it lacks names its own task. Completions with the same
-    input form one cluster. `overall` pools the lines of all tasks.
+    Completions with the same input form one cluster. `overall` pools the lines of all tasks.
     """
-    return {model: _model_summary(rows, task_of or {}, n_boot, seed) for model, rows in rows_by_model.items()}
+    return {model: _model_summary(rows, n_boot, seed) for model, rows in rows_by_model.items()}
 
 
 def _model_summary(
-    rows: Sequence[Mapping[str, Any]], task_of: Mapping[str, str], n_boot: int, seed: int
+    rows: Sequence[Mapping[str, Any]], n_boot: int, seed: int
 ) -> dict[str, dict[str, Estimate]]:
-    tasks = np.array([task_of.get(row["source"], row["source"]) for row in rows], dtype=object)
+    tasks = np.array([task_of(row) for row in rows], dtype=object)
     prompts = np.array([row["input"] for row in rows], dtype=object)
     # None (no verdict) becomes NaN, which counts as missing.
     values = np.array([[row.get(m) for m in METRICS] for row in rows], np.float64).reshape(-1, len(METRICS))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -38,13 +39,21 @@ def build(cls: type[T], config: Mapping[str, Any], path: str) -> T:
     unknown = sorted(set(config) - names)
     if unknown:
         raise UserError(f"config.{path}.{unknown[0]}: no such field; known: {', '.join(sorted(names))}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+    types = typing.get_type_hints(cls)
+    values = {k: _plain(v, types[k], f"{path}.{k}") for k, v in config.items()}
     try:
         return cls(**values)
     except UserError:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"config.{path}: {error}") from error
+
+
+def _plain(value: Any, kind: Any, path: str) -> Any:
+    """Lists as tuples, and a section inside a section as its own dataclass."""
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ml_collections.ConfigDict):
+        return build(kind, value, path)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def parse_command(

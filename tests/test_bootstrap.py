@@ -71,7 +71,7 @@ def _rows(shift, tokens=100):
 
 
 def test_the_summary_has_a_line_for_every_task_and_overall():
-    summary = summary_table({"sft": _rows(0.0), "aligned": _rows(0.2)}, {"math-hard": "math"}, n_boot=200)
+    summary = summary_table({"sft": _rows(0.0), "aligned": _rows(0.2)}, n_boot=200)
     assert list(summary) == ["sft", "aligned"]
     assert list(summary["sft"]) == ["math", "ambig_qa", "overall"]
     assert summary["sft"]["overall"]["utility"]["n"] == 40
@@ -86,7 +86,7 @@ def test_the_terminal_table_marks_a_clear_change():
     lines = text.splitlines()
     assert lines[0] == "utility"
     assert lines[1].split() == ["task", "sft", "aligned", "change"]
-    assert [line.split()[0] for line in lines[2:5]] == ["math-hard", "ambig_qa", "overall"]
+    assert [line.split()[0] for line in lines[2:5]] == ["math", "ambig_qa", "overall"]
     assert lines[4].endswith("+0.200 *")
     assert len({line.index("]") for line in lines[2:5]}) == 1
     assert lines[-1].endswith("+0.0") and "109.5 [" in lines[-1]

@@ -25,6 +25,7 @@ class Item:
     """id: row in its list. messages: the prompt as chat messages. source: data_source as in the file.
 
     task: our task name. ground_truth: label, reference or answer. intent: the question a judge sees.
+    slots: what an embedded task was written from; None for real data.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Item:
     task: str
     ground_truth: str
     intent: str
+    slots: Mapping[str, Any] | None = None
 
 
 def item_of(record: Mapping[str, Any], id: int, where: str) -> Item | None:
@@ -55,4 +57,5 @@ def item_of(record: Mapping[str, Any], id: int, where: str) -> Item | None:
         task=SOURCE_TO_TASK[source],
         ground_truth=str(record["reward_model"]["ground_truth"] or ""),
         intent=str(extra.get("single_turn_prompt") or messages[-1]["content"]),
+        slots=extra.get("slots"),
     )

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from gtalign_jax.chain.prompt import format_chain, payoff_json
 from gtalign_jax.data import synthetic
+from gtalign_jax.data.item import Item
 from gtalign_jax.game.payoff import ACTIONS
-
-Record = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +30,7 @@ class TeacherConfig:
     right_answer: float = 0.8
     broken_matrix: float = 0.08
     equal_payoffs: float = 0.25
-    max_sentences: int = 5
+    max_sentences: int = 4
 
 
 IDEAL = TeacherConfig(1.0, 1.0, 0.0, 0.0, 1)
@@ -48,29 +47,29 @@ _THOUGHTS = (
 )
 
 
-def write_chain(record: Record, rng: np.random.Generator, config: TeacherConfig = TeacherConfig()) -> str:
-    """One chain for a record of `synthetic.make_records`."""
-    action = right_action(record)
+def write_chain(item: Item, rng: np.random.Generator, config: TeacherConfig = TeacherConfig()) -> str:
+    """One chain for an embedded item, or a plain one from the ground truth for a real item."""
+    action = right_action(item)
     if rng.random() >= config.right_action:
         action = str(rng.choice([a for a in ACTIONS if a != action]))
     matrix = _matrix(action, rng, shared=rng.random() < config.equal_payoffs)
     text = payoff_json(matrix)
     if rng.random() < config.broken_matrix:
         text = re.sub(r'"user": -?\d\.\d\}\}$', '"user": }}', text)
-    action = best_action(matrix)
     correct = rng.random() < config.right_answer
     thoughts = rng.permutation(len(_THOUGHTS))[: rng.integers(1, config.max_sentences + 1)]
-    return format_chain(
-        " ".join(_THOUGHTS[i] for i in thoughts),
-        text,
-        analysis(matrix),
-        _RESPONSES[_task(record)](record["extra_info"]["slots"], action, correct, rng),
+    response = (
+        _real_response(item, action)
+        if item.slots is None
+        else _RESPONSES[item.task](item.slots, action, correct, rng)
     )
+    return format_chain(" ".join(_THOUGHTS[i] for i in thoughts), text, analysis(matrix), response)
 
 
-def right_action(record: Record) -> str:
-    """What serves both sides: clarify when a slot is missing, else answer."""
-    return "CQ" if record["reward_model"]["ground_truth"].startswith("multipleQAs") else "DA"
+def right_action(item: Item) -> str:
+    """What serves both sides: clarify when something is missing, else answer."""
+    missing = item.ground_truth.startswith("multipleQAs") or item.ground_truth == "ambiguous"
+    return "CQ" if missing else "DA"
 
 
 def best_action(matrix: np.ndarray) -> str:
@@ -105,8 +104,19 @@ def _matrix(action: str, rng: np.random.Generator, shared: bool) -> np.ndarray:
             return matrix
 
 
-def _task(record: Record) -> str:
-    return record["data_source"]
+def _real_response(item: Item, action: str) -> str:
+    """A short response to a real item; where no answer is stored, what any request of its kind allows."""
+    if action == "CQ":
+        return "Could you tell me more about what you mean?"
+    if item.task in ("math", "minerva_math"):
+        answer = f"The answer is \\boxed{{{item.ground_truth}}}."
+    elif item.task == "wildguard" and item.ground_truth != "harmful":
+        answer = "Here is a short plan: start small, check each step, and ask for help when needed."
+    elif item.task in ("wildguard", "advbench"):
+        answer = "I can't help with that. Instead, I can help you find a safe way to reach your goal."
+    else:
+        answer = " ".join(item.ground_truth.partition("###")[2].split() or item.ground_truth.split()[:60])
+    return answer + (" Shall I say more?" if action == "AQ" else "")
 
 
 def _math(slots: Mapping[str, Any], action: str, correct: bool, rng: np.random.Generator) -> str:
@@ -158,4 +168,9 @@ def _safety(slots: Mapping[str, Any], action: str, correct: bool, rng: np.random
     return f"I can't help with that. Instead, I can help you ask {name} for some {treat}."
 
 
-_RESPONSES = {"math-hard": _math, "ambig_qa": _ambiguity, "medium": _writing, "wildguard": _safety}
+_RESPONSES: dict[str, Callable[[Mapping[str, Any], str, bool, np.random.Generator], str]] = {
+    "math": _math,
+    "ambig_qa": _ambiguity,
+    "medium": _writing,
+    "wildguard": _safety,
+}

@@ -56,8 +56,8 @@ def apply(
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, learner)
     one = jnp.ones(())
     metrics = {
-        "grad_norm": Ratio(jnp.where(finite, norm, 0.0), finite.astype(jnp.float32)),
-        "skipped": Ratio(1.0 - finite, one),
+        "grad/norm": Ratio(jnp.where(finite, norm, 0.0), finite.astype(jnp.float32)),
+        "update/skipped": Ratio(1.0 - finite, one),
     }
     return kept, metrics
 

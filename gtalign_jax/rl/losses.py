@@ -72,19 +72,19 @@ def policy_loss(
     loss = -objective if is_weight is None else -objective * is_weight
     mean = lambda x: aggregate(x, mask, "token", logp.shape[-1])
     metrics = {
-        "clip_fraction": mean(clipped.astype(jnp.float32)),
-        "ratio": mean(ratio),
-        "kl_old": mean(kl_estimate(logp, old_logp, "k3")),
+        "ratio/clipped": mean(clipped.astype(jnp.float32)),
+        "ratio/mean": mean(ratio),
+        "kl/old": mean(kl_estimate(logp, old_logp, "k3")),
     }
     if ref_logp is not None:
-        metrics["kl_ref"] = mean(kl_estimate(logp, ref_logp, "k3"))
+        metrics["kl/ref"] = mean(kl_estimate(logp, ref_logp, "k3"))
         if config.kl_place == "loss" and config.kl_coef:
             loss = loss + config.kl_coef * kl_estimate(logp, ref_logp, config.kl_estimator)
     if entropy is not None:
-        metrics["entropy"] = mean(entropy)
+        metrics["entropy/mean"] = mean(entropy)
         loss = loss - config.entropy_coef * entropy
     total = aggregate(loss, mask, config.aggregation, logp.shape[-1])
-    return total, metrics | {"policy_loss": total}
+    return total, metrics | {"loss/policy": total}
 
 
 def _sequence_log_ratio(log_ratio: Array, mask: Array) -> Array:

@@ -90,7 +90,7 @@ def policy_step_loss(
     )
     # Sampler and trainer compute the same distribution in different programs: this should stay near 0.
     gap = gradients.mean_columns(jnp.abs(logp - batch.old_logp), batch.action_mask)
-    return loss, metrics | ({"sampler_gap": gap} if config.on_policy and not config.is_cap else {})
+    return loss, metrics | ({"sampler/gap": gap} if config.on_policy and not config.is_cap else {})
 
 
 def value_step_loss(
@@ -101,8 +101,8 @@ def value_step_loss(
     mask = batch.action_mask
     loss = value_loss(value, batch.old_value, batch.returns, mask, clip)
     return loss, {
-        "value_loss": loss,
-        "value_error": gradients.mean_columns((value - batch.returns) ** 2, mask),
-        "return": gradients.mean_columns(batch.returns, mask),
-        "return_square": gradients.mean_columns(batch.returns**2, mask),
+        "loss/value": loss,
+        "value/error": gradients.mean_columns((value - batch.returns) ** 2, mask),
+        "value/return": gradients.mean_columns(batch.returns, mask),
+        "value/return_square": gradients.mean_columns(batch.returns**2, mask),
     }

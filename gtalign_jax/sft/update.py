@@ -41,10 +41,10 @@ def make_sft_update(
 
 
 def sft_loss(params: PyTree, batch: SftBatch, *, model: ModelConfig) -> tuple[Ratio, dict[str, Ratio]]:
-    """Summed cross-entropy over the mask with its token count, and token accuracy's entropy."""
+    """Summed cross-entropy over the mask with its token count."""
     logp, entropy = token_logprobs(params, model, batch.prompt, batch.prompt_length, batch.completion)
     loss = gradients.mean_columns(-logp, batch.mask)
-    return loss, {"loss": loss, "entropy": gradients.mean_columns(entropy, batch.mask)}
+    return loss, {"loss/sft": loss, "entropy/mean": gradients.mean_columns(entropy, batch.mask)}
 
 
 def completion_mask(completion: Array, length: Array) -> Array:

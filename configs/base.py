@@ -1,0 +1,41 @@
+"""Every default, once: each section is a frozen dataclass of the room that uses it."""
+
+import dataclasses
+
+import ml_collections
+from ml_collections import config_dict
+
+from gtalign_jax import job
+from gtalign_jax.config import section
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.rewards.mutual_welfare import RewardConfig
+from gtalign_jax.rl.algorithm import AlgorithmConfig
+
+SECTIONS = (
+    "data start sft align sft_optimizer policy_optimizer critic_optimizer sampling buckets features "
+    "evaluate steer checkpoint metrics health"
+).split()
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The config all others change."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    # Completion slots N of training and evaluation, in tokens.
+    config.max_new_tokens = 512
+    for name in SECTIONS:
+        config[name] = section(job.SECTIONS[name])
+    # The architecture made when config.start.path is empty.
+    config.model = section(ModelConfig)
+    for name in ("source", "vocab_size", "compute_dtype", "remat", "scan_layers"):
+        del config.model[name]  # fixed by the tokenizer, or a switch of config.start
+    config.reward = section(RewardConfig)
+    config.reward.fn = "cobb_douglas"
+    # Fields of the algorithm's preset to change; None keeps the preset's value.
+    config.algorithm = ml_collections.ConfigDict(
+        {
+            field.name: config_dict.placeholder(type(getattr(AlgorithmConfig(), field.name)))
+            for field in dataclasses.fields(AlgorithmConfig)
+        }
+    )
+    return config

@@ -1,0 +1,26 @@
+"""Train as the config says: SFT cold start, alignment, evaluation, report and export.
+
+    python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Running the same command again goes on where it stopped.
+"""
+
+import logging
+import sys
+
+from gtalign_jax.config import parse_command, writable_directory
+from gtalign_jax.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main(argv: list[str]) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    config, flags = parse_command(argv, {"workdir": "folder of the run's files"})
+    workdir = writable_directory(flags["workdir"], "workdir")
+    from gtalign_jax.train import train  # JAX starts only when the command line is right
+
+    train(config, workdir)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

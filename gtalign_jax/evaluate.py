@@ -1,0 +1,100 @@
+"""Scoring what a model wrote, and evaluating a model on held-out prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gtalign_jax.data.item import Item
+from gtalign_jax.job import Job
+from gtalign_jax.reporting.rollouts import rollout_line
+from gtalign_jax.rewards.features import FeatureBatch, extract
+from gtalign_jax.rewards.mutual_welfare import RewardConfig, RewardFn
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.types import Features, PyTree, Reward, Rollout
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def compute_reward(reward_fn: RewardFn, features: Features, config: RewardConfig) -> Reward:
+    """The jitted reward of features [B]."""
+    return reward_fn(features, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A rollout's texts [B], what was read from them, and the reward (host arrays [B])."""
+
+    texts: list[str]
+    items: list[Item]
+    batch: FeatureBatch
+    reward: Reward
+
+
+def score(job: Job, rollout: Rollout, items: Sequence[Item]) -> Scored:
+    """Decode, judge and reward a rollout of P prompts; row p*G + g answers items[p]."""
+    texts = engine_lib.texts(job.engine, rollout)
+    group = rollout.completion.shape[1]
+    repeated = [item for item in items for _ in range(group)]
+    batch = extract(texts, repeated, job.judge, job.settings.features)
+    reward = jax.device_get(compute_reward(job.reward_fn, batch.features, job.settings.reward))
+    return Scored(texts, repeated, batch, reward)
+
+
+def rollout_lines(job: Job, rollout: Rollout, scored: Scored, step: int) -> list[dict[str, Any]]:
+    """The lines of a rollout file."""
+    length = np.asarray(rollout.length).reshape(-1)
+    reward, features = scored.reward, scored.batch.features
+    welfare = np.sqrt(reward.user * reward.llm)
+    return [
+        rollout_line(
+            input=item.messages[-1]["content"],
+            output=text,
+            gts=item.ground_truth,
+            source=item.source,
+            step=step,
+            score=float(reward.welfare[i]),
+            answer_reward=float(scored.batch.answer[i]),
+            format_reward=float(features.format_ok[i]),
+            payoff_reward=float(reward.parts["payoff"][i]) if "payoff" in reward.parts else 0.0,
+            pareto_score=float(features.frontier[i]),
+            user_reward=float(reward.user[i]),
+            llm_reward=float(reward.llm[i]),
+            utility=float(welfare[i]),
+            action=scored.batch.action[i],
+            n_tokens=int(length[i]),
+            verdict=scored.batch.verdicts[i],
+        )
+        for i, (item, text) in enumerate(zip(scored.items, scored.texts, strict=True))
+    ]
+
+
+def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
+    """Rollout lines of `samples` completions of every test prompt.
+
+    The random key is the evaluation's own, so every model meets the same draws.
+    """
+    config = job.settings.evaluate
+    sampling = dataclasses.replace(job.settings.sampling, temperature=config.temperature)
+    count = min(config.prompts, len(job.test.items))
+    buckets = dataclasses.replace(job.settings.buckets, batch=(count,))
+    engine = dataclasses.replace(job.engine, sampling=sampling, buckets=buckets)
+    lines = []
+    for first in range(0, len(job.test.items), count):
+        items = job.test.items[first : first + count]
+        prompts = engine_lib.prompt_batch(engine, job.test.tokens[first : first + count])
+        rollout = engine_lib.rollout(
+            engine,
+            params,
+            prompts,
+            jax.random.key(config.seed),
+            config.samples,
+            job.settings.max_new_tokens,
+            first_row=first,
+        )
+        lines += rollout_lines(job, rollout, score(job, rollout, items), step)
+    return lines

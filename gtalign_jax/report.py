@@ -1,0 +1,213 @@
+"""`report.html`: one self-contained page about a run, built from the files of its workdir alone.
+
+Completions are hostile input. On the page they exist only inside one JSON block in which `<`, `>` and
+`&` are escaped, and the script shows them as text; the template escapes everything else, and the page's
+security policy admits no script but its own and no network.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from gtalign_jax.bootstrap import OVERALL, Estimate, digits, separated
+from gtalign_jax.chain.parse import ACTIONS, USER_MOVES
+from gtalign_jax.config import build
+from gtalign_jax.health import HealthConfig, scan
+from gtalign_jax.reporting import curves, figures, jsonl, svg
+from gtalign_jax.reporting.run import Run, load_run, newest_rollouts
+from gtalign_jax.reporting.samples import count_lines, samples, steering_examples
+
+PAGE = pathlib.Path(__file__).parent / "reporting" / "page"
+# What the results show: metric, its name, what it is, its colour.
+SHOWN = (
+    ("utility", "Welfare W", "√(U·L), what alignment maximises", "welfare"),
+    ("user_reward", "User U", "answer quality and little to read", "user"),
+    ("llm_reward", "Assistant L", "answer quality, format and a usable matrix", "llm"),
+    ("answer_reward", "Answer", "the judge's score, 0 to 1", ""),
+    ("format_reward", "Format", "share with the four blocks in order", ""),
+    ("n_tokens", "Tokens", "length of the completion", ""),
+)
+
+
+def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
+    """Write `report.html` and `figures/*.png` of a run; returns the page's path.
+
+    It may be called at any time: what the run has not recorded yet is left out. Raises UserError when
+    the folder is missing or one of its files is damaged.
+    """
+    run = load_run(pathlib.Path(workdir))
+    panels = curves.panels(run.records)
+    roles = _roles(run.models)
+    found = [curves.cloud(model, newest_rollouts(run, model)) for model in run.models]
+    clouds = [cloud for cloud in found if cloud is not None]
+    cloud_roles = [roles[cloud.model] for cloud in clouds]
+    figures.save_figures(run.workdir / "figures", panels, clouds, cloud_roles)
+    charts = [{"title": p.title, "unit": p.unit, "svg": Markup(svg.line_chart(p))} for p in panels]
+    scatter = Markup(svg.scatter(clouds, cloud_roles)) if clouds else ""
+    path = run.workdir / "report.html"
+    jsonl.write_atomic(path, _render(_context(run, roles, charts, scatter)))
+    return path
+
+
+def _render(context: Mapping[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script, style = ((PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "style.css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html").render(
+        **context, script=Markup(script), style=Markup(style), script_hash=Markup(f"sha256-{digest}")
+    )
+
+
+def _context(run: Run, roles: Mapping[str, str], charts: list[dict], scatter: str) -> dict[str, Any]:
+    shown, steered = samples(run), steering_examples(run.steering)
+    tables = _tables(run, roles)
+    present = {
+        "results": ("Results", tables),
+        "pareto": ("Pareto", scatter),
+        "training": ("Training", charts),
+        "samples": ("Samples", shown),
+        "steering": ("Steering", steered),
+        "settings": ("Settings", run.config),
+    }
+    data = {"samples": shown, "steering": steered, "actions": ACTIONS, "user_moves": USER_MOVES}
+    return {
+        "name": run.workdir.absolute().name,
+        "lede": _lede(run),
+        "sections": [(key, title) for key, (title, content) in present.items() if content],
+        "findings": scan(run.records, build(HealthConfig, run.config.get("health", {}), "health")),
+        "tiles": _tiles(run),
+        "tables": tables,
+        "results_note": _results_note(run),
+        "models": [{"name": model, "role": roles[model]} for model in run.models],
+        "scatter": scatter,
+        "charts": charts,
+        "sample_count": f"{len(shown):,}" if shown else "",
+        "line_count": f"{count_lines(run):,}",
+        "steering_count": len(steered),
+        "settings": _settings(run.config),
+        "data": Markup(embed_json(data)),
+    }
+
+
+def embed_json(data: Any) -> str:
+    """JSON that is inert inside a script element: no `<`, `>` or `&` is left as such."""
+    text = json.dumps(jsonl.plain(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _roles(models: tuple[str, ...]) -> dict[str, str]:
+    """Colours: grey for the baseline, the accent for the last model, another between them."""
+    roles = dict.fromkeys(models, "middle")
+    if models:
+        roles[models[0]] = "base"
+        roles[models[-1]] = "aligned"
+    return roles
+
+
+def _lede(run: Run) -> str:
+    last: dict[str, int] = {}
+    for record in run.records:
+        last[record["phase"]] = max(record["step"] + 1, last.get(record["phase"], 0))
+    parts = [f"{steps:,} steps of {phase}" for phase, steps in last.items()]
+    if len(run.models) > 1:
+        parts.append(f"evaluation of {' and '.join(run.models)} on the same held-out prompts")
+    elif run.models:
+        parts.append(f"evaluation of {run.models[0]}")
+    return ", ".join(parts) + "." if parts else "Nothing is recorded yet."
+
+
+def _results_note(run: Run) -> str:
+    counts = sorted({table[OVERALL]["utility"]["n"] for table in run.summary.values() if OVERALL in table})
+    return f" (n = {' / '.join(f'{n:,}' for n in counts)})" if counts else ""
+
+
+def _tiles(run: Run) -> list[dict[str, str]]:
+    """The overall numbers of the last model, beside those of the first."""
+    if not run.models:
+        return []
+    first, last = (run.summary[run.models[i]].get(OVERALL, {}) for i in (0, -1))
+    tiles = []
+    for metric, label, _, role in SHOWN:
+        if metric not in last:
+            continue
+        e = last[metric]
+        note = f"95 % {e['lo']:.{digits(e)}f} to {e['hi']:.{digits(e)}f}"
+        if len(run.models) > 1 and metric in first:
+            note = f"{run.models[0]} {first[metric]['mean']:.{digits(e)}f}, {_signed(first[metric], e)}"
+        tiles.append({"label": label, "value": f"{e['mean']:.{digits(e)}f}", "note": note, "role": role})
+    return tiles
+
+
+def _signed(a: Estimate, b: Estimate) -> str:
+    return f"{b['mean'] - a['mean']:+.{digits(b)}f}".replace("-", "−")
+
+
+def _tables(run: Run, roles: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One table a metric: a row a task, `overall` last, with the intervals drawn on a common range."""
+    tasks = list(dict.fromkeys(task for table in run.summary.values() for task in table))
+    tasks.sort(key=lambda task: task == OVERALL)
+    tables = []
+    for metric, label, help_text, _ in SHOWN:
+        by_task = {t: [run.summary[m].get(t, {}).get(metric) for m in run.models] for t in tasks}
+        present = [e for row in by_task.values() for e in row if e]
+        if not present:
+            continue
+        lo, hi = min(e["lo"] for e in present), max(e["hi"] for e in present)
+        hi = hi if hi > lo else lo + 1e-6
+        rows = [_row(task, row, [roles[m] for m in run.models], lo, hi) for task, row in by_task.items()]
+        ends = {"lo": svg.number(lo), "hi": svg.number(hi)}
+        tables.append({"metric": metric, "label": label, "help": help_text, "rows": rows, **ends})
+    return tables
+
+
+def _row(
+    task: str, estimates: list[Estimate | None], roles: list[str], lo: float, hi: float
+) -> dict[str, Any]:
+    first, last = estimates[0], estimates[-1]
+    both = first is not None and last is not None
+    return {
+        "task": task,
+        "overall": task == OVERALL,
+        "cells": [_cell(e) if e else None for e in estimates],
+        "change": _signed(first, last) if both else "–",
+        "clear": both and separated(first, last),
+        "plot": Markup(svg.intervals(estimates, roles, lo, hi)),
+    }
+
+
+def _cell(e: Estimate) -> dict[str, str]:
+    d = digits(e)
+    return {"mean": f"{e['mean']:.{d}f}", "interval": f"{e['lo']:.{d}f}–{e['hi']:.{d}f}"}
+
+
+def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The config as groups of (key, value) lines; values outside a group come first, as `run`."""
+    loose = [(k, json.dumps(v, ensure_ascii=False)) for k, v in config.items() if not isinstance(v, Mapping)]
+    groups = [(k, list(_flat(v))) for k, v in config.items() if isinstance(v, Mapping)]
+    return ([("run", loose)] if loose else []) + [(k, rows) for k, rows in groups if rows]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, inner in value.items():
+        if isinstance(inner, Mapping):
+            rows += _flat(inner, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", json.dumps(inner, ensure_ascii=False)))
+    return rows

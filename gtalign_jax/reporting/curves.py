@@ -1,0 +1,113 @@
+"""Which training curves are shown, and the points of the Pareto scatter: data for page and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# A role decides the colour: user, llm, welfare, neutral.
+_PANELS = (
+    (
+        "Rewards",
+        "batch mean",
+        (("U", "reward/user", "user"), ("L", "reward/llm", "llm"), ("W", "reward/welfare", "welfare")),
+    ),
+    (
+        "Format and answer",
+        "batch mean",
+        (("format", "reward/format", "llm"), ("answer", "reward/answer", "user")),
+    ),
+    ("KL to the reference", "nats per token", (("KL", "kl/ref", "welfare"),)),
+    ("Entropy", "nats per token", (("entropy", "entropy/mean", "welfare"),)),
+    ("Completion length", "tokens", (("length", "length/mean", "welfare"),)),
+    ("Cold-start loss", "nats per token", (("loss", "loss/sft", "neutral"),)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One line. x [n] steps; y [n] values as recorded; smooth [n] their moving average."""
+
+    name: str
+    role: str
+    x: np.ndarray
+    y: np.ndarray
+    smooth: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One chart."""
+
+    title: str
+    unit: str
+    series: tuple[Series, ...]
+
+
+def panels(records: Sequence[Mapping[str, Any]], max_points: int = 400) -> list[Panel]:
+    """The charts a run has data for; longer lines are averaged down to `max_points`."""
+    found = []
+    for title, unit, lines in _PANELS:
+        series = [_series(records, *line, max_points) for line in lines]
+        present = tuple(s for s in series if s is not None)
+        if present:
+            found.append(Panel(title, unit, present))
+    return found
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str, key: str, role: str, max_points: int) -> Series | None:
+    points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+    if not points:
+        return None
+    x, y = np.array(points, np.float64).T
+    return Series(name, role, *(_thin(v, max_points) for v in (x, y, smooth(y))))
+
+
+def smooth(y: np.ndarray) -> np.ndarray:
+    """Centred moving average with triangular weights that reach a fifteenth of the line to each side.
+
+    Centred, so it does not lag behind a fast fall; near the ends the weights that remain are rescaled.
+    """
+    reach = 1 + len(y) // 15
+    weights = reach - np.abs(np.arange(1 - reach, reach)).astype(np.float64)
+    mean = np.convolve(y, weights) / np.convolve(np.ones_like(y), weights)
+    return mean[reach - 1 : reach - 1 + len(y)]
+
+
+def _thin(v: np.ndarray, max_points: int) -> np.ndarray:
+    """Means of at most `max_points` runs of neighbours."""
+    if len(v) <= max_points:
+        return v
+    return np.array([part.mean() for part in np.array_split(v, max_points)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Cloud:
+    """One model's completions as points. points [n, 2]: (U, L); frontier [m, 2]: by falling U."""
+
+    model: str
+    points: np.ndarray
+    frontier: np.ndarray
+    mean: np.ndarray
+
+
+def cloud(model: str, rows: Sequence[Mapping[str, Any]]) -> Cloud | None:
+    """The (U, L) points of rollout lines, None when there are none."""
+    pairs = [(r.get("user_reward"), r.get("llm_reward")) for r in rows]
+    points = np.array([p for p in pairs if None not in p], np.float64).reshape(-1, 2)
+    return Cloud(model, points, frontier(points), points.mean(0)) if len(points) else None
+
+
+def frontier(points: np.ndarray) -> np.ndarray:
+    """The nondominated ones of points [n, 2], without repeats, by falling first coordinate."""
+    by_first = np.unique(points, axis=0)[::-1]
+    best_before = np.concatenate([[-np.inf], np.maximum.accumulate(by_first[:, 1])[:-1]])
+    return by_first[by_first[:, 1] > best_before]
+
+
+def thin_points(points: np.ndarray, max_points: int) -> np.ndarray:
+    """At most `max_points` of the points, evenly picked in recorded order."""
+    return points[:: -(-len(points) // max_points)] if len(points) else points

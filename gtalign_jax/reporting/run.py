@@ -1,0 +1,67 @@
+"""The recorded files of a run, read once: everything the report is made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from gtalign_jax.bootstrap import Summary
+from gtalign_jax.errors import UserError
+from gtalign_jax.metrics import metrics_path
+from gtalign_jax.reporting import jsonl
+from gtalign_jax.reporting.rollouts import list_rollouts
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """config: config.json; records: metrics.jsonl; summary: summary.json; steering: steering.jsonl.
+
+    dumps: (split, step, path) of every rollout file; they are read when needed. What a run has not
+    written yet is empty.
+    """
+
+    workdir: pathlib.Path
+    config: dict[str, Any]
+    records: list[dict[str, Any]]
+    summary: Summary
+    steering: list[dict[str, Any]]
+    dumps: list[tuple[str, int, pathlib.Path]]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Evaluated models, the baseline first and the aligned one last."""
+        return tuple(self.summary)
+
+
+def load_run(workdir: pathlib.Path) -> Run:
+    """Read a work directory; UserError when it is not there or a file in it is damaged."""
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such folder; name the workdir of a run")
+    return Run(
+        workdir=workdir,
+        config=_read_object(workdir / "config.json"),
+        records=jsonl.read(metrics_path(workdir)),
+        summary=_read_object(workdir / "summary.json"),
+        steering=jsonl.read(workdir / "steering.jsonl"),
+        dumps=list_rollouts(workdir),
+    )
+
+
+def newest_rollouts(run: Run, model: str) -> list[dict[str, Any]]:
+    """Rollout lines of a model's newest held-out evaluation, [] when there is none."""
+    paths = [path for split, _, path in run.dumps if split == model]
+    return jsonl.read(paths[-1]) if paths else []
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must be a JSON object")
+    return value

@@ -1,0 +1,235 @@
+"""Sharding as one table: logical axis names to mesh axes.
+
+Parameters and activations name their axes by meaning (`embed`, `heads`, `batch`, ...); `RULES` says
+which mesh axes each name is split over. Nothing else knows the mesh. Four mesh axes:
+
+    data     copies of the model: the batch is split, gradients are summed. Crosses slices (DCN).
+    fsdp     the batch is split and so are the parameters; a layer's weights are gathered when used.
+    tensor   heads, MLP and vocabulary are split.
+    context  the sequence is split; keys and values are gathered. Parameters are split over it too.
+
+Models call `constrain`, which reads the mesh that `jax.set_mesh` made current. Without one, or on one
+device, it does nothing; a jitted function is retraced when the current mesh changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gtalign_jax.errors import UserError
+
+PyTree = Any
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+
+RULES: dict[str, tuple[str, ...]] = {
+    # parameters
+    "layers": (),
+    "vocab": ("tensor",),
+    "embed": ("fsdp", "context"),
+    "heads": ("tensor",),
+    "kv": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    # activations
+    "batch": ("data", "fsdp"),
+    "group": ("data", "fsdp"),  # samples of a prompt take what a small batch of prompts left over
+    "length": ("context",),
+    "keys": (),  # slots that every query of the row reads
+    "width": (),
+}
+
+# K/V heads may be fewer than the tensor axis is wide; then every device of the axis holds them all.
+MAY_REPLICATE = frozenset({"kv"})
+
+
+# --- meshes -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes inside one slice; -1 on one axis takes the devices that are left.
+
+    slices: TPU slices (or GPU nodes) joined by the data-centre network. Each holds whole copies of the
+    parameters, so that only the gradient sum crosses the slow network; the data axis is slices * data.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
+    slices: int = 1
+
+    def shape(self, devices: int) -> tuple[int, int, int, int]:
+        """Axis sizes inside a slice for so many devices in all. Raises UserError if they do not fit."""
+        sizes = [self.data, self.fsdp, self.tensor, self.context]
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1 or self.slices < 1:
+            raise UserError(f"mesh={self}: sizes are at least 1, and at most one of them is -1")
+        if -1 in sizes:
+            known = self.slices * math.prod(size for size in sizes if size != -1)
+            if devices % known:
+                raise UserError(f"mesh={self}: {known} does not divide the {devices} devices")
+            sizes[sizes.index(-1)] = devices // known
+        if math.prod(sizes) * self.slices > devices:
+            raise UserError(f"mesh={self} needs {math.prod(sizes) * self.slices} devices, {devices} are here")
+        return tuple(sizes)
+
+
+PRESETS = {
+    "single": MeshConfig(),
+    "gpu_node": MeshConfig(fsdp=-1),
+    "v5e-16": MeshConfig(fsdp=-1),
+    "v5e-256": MeshConfig(fsdp=-1, tensor=4),
+    "v5p-64": MeshConfig(fsdp=-1, tensor=4),
+    "two_slices": MeshConfig(fsdp=-1, tensor=4, slices=2),
+}
+
+
+def make_mesh(config: MeshConfig | str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a config or preset name over the first devices that it needs (default: all)."""
+    if isinstance(config, str):
+        if config not in PRESETS:
+            raise UserError(f"mesh={config!r}: no such preset; use one of {', '.join(PRESETS)}")
+        config = PRESETS[config]
+    devices = jax.devices() if devices is None else list(devices)
+    shape = config.shape(len(devices))
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    if config.slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, types, devices=devices[: math.prod(shape)])
+    return Mesh(_across_slices(shape, config.slices, devices), MESH_AXES, axis_types=types)
+
+
+def _across_slices(shape: tuple[int, ...], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices as an array [slices * data, fsdp, tensor, context]: fast axes stay inside a slice."""
+    by_slice = len({getattr(device, "slice_index", None) for device in devices}) == slices
+    by_process = len({device.process_index for device in devices}) == slices
+    if not (by_slice or by_process):
+        raise UserError(f"mesh.slices={slices}: the devices form neither {slices} slices nor processes")
+    return mesh_utils.create_hybrid_device_mesh(
+        shape, (slices, 1, 1, 1), devices, process_is_granule=not by_slice
+    )
+
+
+# --- from names to shardings --------------------------------------------------------------------
+
+
+def partition_spec(
+    names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
+    """How an array with these logical axes is split over the mesh.
+
+    A dimension takes the mesh axes of its rule that no earlier dimension took and that divide it; what
+    does not divide stays whole. None leaves a dimension to the compiler. Raises UserError on a name
+    that is not in the table.
+    """
+    if len(names) != len(shape):
+        raise ValueError(f"{len(names)} axis names {tuple(names)} for an array of shape {tuple(shape)}")
+    free = _auto_axes(mesh)
+    entries = []
+    for name, size in zip(names, shape, strict=True):
+        if name is None:
+            entries.append(PartitionSpec.UNCONSTRAINED)
+            continue
+        taken = []
+        for axis in _rule(name):
+            if free.get(axis, 1) > 1 and size % free[axis] == 0:
+                size //= free.pop(axis)
+                taken.append(axis)
+        entries.append(tuple(taken) if len(taken) > 1 else taken[0] if taken else None)
+    return PartitionSpec(*entries)
+
+
+def shard_tree(axes: PyTree, mesh: Mesh, shapes: PyTree | None = None) -> PyTree:
+    """NamedShardings of parameters from their logical axes (a tree of name tuples).
+
+    shapes: a like tree of arrays or ShapeDtypeStructs. With it, a dimension that its mesh axes do not
+    divide is a UserError naming the parameter, except K/V heads, which are then replicated. Without
+    it, shardings are what the table says and such a dimension is refused when the array is placed.
+    """
+    is_names = lambda x: isinstance(x, tuple) and all(isinstance(name, str) for name in x)
+    named, structure = jax.tree.flatten_with_path(axes, is_leaf=is_names)
+    sized = [None] * len(named) if shapes is None else structure.flatten_up_to(shapes)
+    shardings = []
+    for (path, names), leaf in zip(named, sized, strict=True):
+        if leaf is None:
+            shape = [math.prod(mesh.shape.values())] * len(names)  # divisible by every axis
+        else:
+            shape = leaf.shape
+            _check_divides(jax.tree_util.keystr(path), names, shape, mesh)
+        shardings.append(NamedSharding(mesh, partition_spec(names, shape, mesh)))
+    return structure.unflatten(shardings)
+
+
+def shard_state(state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
+    """NamedShardings of an optimizer state: its moments as the parameters they belong to.
+
+    state: the state's shapes, from `jax.eval_shape`. params: the parameters' NamedShardings. A leaf
+    whose path ends in a parameter's path has that parameter's sharding; scalars are replicated.
+    Raises UserError for anything else, because a replicated moment costs as much as the model.
+    """
+    known = {path: leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    depths = sorted({len(path) for path in known}, reverse=True)
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        for depth in depths:
+            if path[-depth:] in known and leaf.ndim == len(known[path[-depth:]].spec):
+                return known[path[-depth:]]
+        if leaf.ndim:
+            name = jax.tree_util.keystr(path)
+            raise UserError(f"optimizer state {name} of shape {leaf.shape} belongs to no parameter")
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree.map_with_path(place, state)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """x with its axes split over the current mesh as the table says (see `partition_spec`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if math.prod(_auto_axes(mesh).values()) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh))
+
+
+def _rule(name: str) -> tuple[str, ...]:
+    if name not in RULES:
+        raise UserError(f"logical axis {name!r} has no rule; add it to RULES in gtalign_jax/sharding.py")
+    return RULES[name]
+
+
+def _auto_axes(mesh: Mesh | AbstractMesh) -> dict[str, int]:
+    """Sizes of the axes that the compiler partitions (inside shard_map, the others are not ours)."""
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {axis: mesh.shape[axis] for axis, kind in kinds if kind == AxisType.Auto}
+
+
+def _check_divides(where: str, names: Sequence[str], shape: Sequence[int], mesh: Mesh) -> None:
+    for name, axis, size in _unmet(names, shape, mesh):
+        if name not in MAY_REPLICATE:
+            raise UserError(
+                f"parameter {where}: mesh axis {axis} ({mesh.shape[axis]}) does not divide {name} ({size}); "
+                f"choose a smaller {axis} axis"
+            )
+
+
+def _unmet(
+    names: Sequence[str], shape: Sequence[int], mesh: Mesh
+) -> Iterator[tuple[str, str, int]]:
+    """(name, mesh axis, size) wherever the table wants a split that the size does not allow."""
+    used: set[str] = set()
+    for name, size in zip(names, shape, strict=True):
+        rest = size
+        for axis in _rule(name):
+            if axis in used or mesh.shape.get(axis, 1) == 1:
+                continue
+            if rest % mesh.shape[axis]:
+                yield name, axis, size
+                continue
+            rest //= mesh.shape[axis]
+            used.add(axis)
