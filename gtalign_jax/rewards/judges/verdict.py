@@ -1,0 +1,110 @@
+r"""The verdict in a judge's text: the last \boxed{number} after its reasoning, on the task's own scale.
+
+What cannot be read, or is off the scale, is a missing verdict with a reason; nothing is clamped or guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.rewards.judges.base import Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The scores a verdict may have.
+
+    levels: the allowed values; with `between`, every number from the first to the last as well.
+    tag: an XML-like tag that may stand instead of the box (recorded judge texts have `<abg>1</abg>`).
+    """
+
+    levels: tuple[float, ...]
+    between: bool = False
+    tag: str = ""
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is a score on this scale; NaN never is."""
+        return value in self.levels or (self.between and self.levels[0] <= value <= self.levels[-1])
+
+    def __str__(self) -> str:
+        if self.between:
+            return f"{self.levels[0]:g} to {self.levels[-1]:g}"
+        return ", ".join(f"{level:g}" for level in self.levels)
+
+
+BINARY = Scale((0.0, 1.0))
+AMBIGUITY = Scale((0.0, 1.0), tag="abg")
+GRADES = Scale((0.0, 1.0, 2.0, 3.0, 4.0), between=True)
+SAFETY = Scale((0.0, 0.5, 1.0))
+CONSISTENCY = Scale((0.0, 0.5, 1.0), tag="po")
+SCALES = {
+    "math": BINARY,
+    "minerva_math": BINARY,
+    "medium": GRADES,
+    "ambig_qa": AMBIGUITY,
+    "ambig_coqa": AMBIGUITY,
+    "wildguard": SAFETY,
+    "advbench": SAFETY,
+}
+NO_VERDICT = "no verdict in the judge's text"
+UNFINISHED = "the judge's reasoning was cut off"
+
+_BOX = r"\\boxed\s*\{"
+_REASONING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+# A plain decimal in ASCII digits, perhaps inside \text{}; then whatever closes the mark.
+_NUMBER = re.compile(
+    r"\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?)[\s$}]*"
+    r"(?:\}|</\w+>)",
+    re.ASCII,
+)
+
+
+def read_verdict(text: str, task: str) -> Verdict:
+    r"""The verdict in a judge's text, on the scale of `task` (paper section 4).
+
+    The last \boxed{x} after the last closed reasoning block counts; ambiguity tasks may write
+    <abg>x</abg> instead. Returns Verdict(None, reason) when there is none, when it is not a number, or
+    when the number is not on the scale. Raises UserError on an unknown task.
+    """
+    if task not in SCALES:
+        raise UserError(f"task {task!r} has no judge; known: {', '.join(SCALES)}")
+    return read_on_scale(text, SCALES[task])
+
+
+def read_consistency(text: str) -> Verdict:
+    r"""P in {0, 0.5, 1}: does <analyze> name an action on the frontier (evaluation variant, paper section 3).
+
+    \boxed{x} or <po>x</po>, the last one after the reasoning; otherwise Verdict(None, reason).
+    """
+    return read_on_scale(text, CONSISTENCY)
+
+
+def read_on_scale(text: str, scale: Scale) -> Verdict:
+    """As `read_verdict`, on a given scale. Takes time linear in the text and never raises."""
+    answer, finished = after_reasoning(text)
+    mark = re.compile(f"{_BOX}|<{scale.tag}>" if scale.tag else _BOX, re.IGNORECASE)
+    starts = [match.end() for match in mark.finditer(answer)]
+    if not starts:
+        return Verdict(None, NO_VERDICT if finished else UNFINISHED)
+    inside = answer[starts[-1] : starts[-1] + 200]
+    number = _NUMBER.match(inside)
+    if number is None:
+        return Verdict(None, f"the judge's verdict {inside[:20]!r} is not a number")
+    value = float(number[1])
+    if not scale.holds(value):
+        return Verdict(None, f"the judge's verdict {value:g} is outside the scale {scale}")
+    return Verdict(value + 0.0)  # no minus zero
+
+
+def after_reasoning(text: str) -> tuple[str, bool]:
+    """(what follows the last closed reasoning block, whether no block was left open).
+
+    A closing tag without an opening one ends a reasoning that began in the judge's chat template.
+    """
+    tags = list(_REASONING.finditer(text))
+    closed = [tag.end() for tag in tags if tag[1]]
+    start = closed[-1] if closed else 0
+    opened = [tag.start() for tag in tags if not tag[1] and tag.start() >= start]
+    return (text[start : opened[0]], False) if opened else (text[start:], True)
