@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -52,6 +53,18 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(clip, adam)
 
 
+@flax.struct.dataclass
+class AlignState(TrainState):
+    """A train state with the slow parts that some algorithms move; both may be None.
+
+    kl_coef [] float32: the coefficient an adaptive KL controller has reached. reference: the parameters
+    of a reference policy that is refreshed; a fixed one stays outside the state.
+    """
+
+    kl_coef: Array | None = None
+    reference: PyTree | None = None
+
+
 def init_learner(params: PyTree, optimizer: optax.GradientTransformation) -> Learner:
     return Learner(params=params, opt_state=optimizer.init(params))
 
@@ -61,11 +74,25 @@ def init_state(
     params: PyTree,
     optimizer: optax.GradientTransformation,
     critic: tuple[PyTree, optax.GradientTransformation] | None = None,
+    *,
+    kl_coef: float | None = None,
+    reference: PyTree | None = None,
 ) -> TrainState:
-    """A state at step 0. critic: its parameters and optimizer, for algorithms with a value model."""
-    return TrainState(
+    """A state at step 0. critic: its parameters and optimizer, for algorithms with a value model.
+
+    kl_coef: where an adaptive controller starts. reference: of a run that refreshes it; copied, because
+    a donated state must not hold an array twice. With either, the state is an `AlignState`.
+    """
+    fields = dict(
         policy=init_learner(params, optimizer),
         critic=None if critic is None else init_learner(*critic),
         step=jnp.zeros((), jnp.int32),
         rng=key,
+    )
+    if kl_coef is None and reference is None:
+        return TrainState(**fields)
+    return AlignState(
+        **fields,
+        kl_coef=None if kl_coef is None else jnp.asarray(kl_coef, jnp.float32),
+        reference=None if reference is None else jax.tree.map(jnp.copy, reference),
     )

@@ -63,7 +63,9 @@ class Features:
     blocks are in order. answer_user, answer_llm: answer scores Q_u, Q_l in [0, 1]. payoff
     [B, U, A, 2] float32 and payoff_ok: the parsed matrix (zeros where it is not usable). frontier:
     P in {0, 0.5, 1}, consistency of <analyze> with the matrix's own frontier. reasoning_chars,
-    response_words, total_words: counts, float32. source [B] int32, index of the task.
+    response_words, total_words: counts, float32. source [B] int32, index of the task. analyze_ok: whether
+    <analyze> stands once, or None where it is not known. The baseline without the chain (plain answers) has
+    payoff_ok for any response, with format_ok, payoff and frontier at zero.
     """
 
     valid: Array
@@ -77,6 +79,7 @@ class Features:
     response_words: Array
     total_words: Array
     source: Array
+    analyze_ok: Array | None = None
 
 
 @flax.struct.dataclass
@@ -95,7 +98,8 @@ class Experience:
 
     prompt [P, S], prompt_length [P], completion [P, G, N], length [P, G], action_mask [P, G, N] as in
     `Rollout`. old_logp, advantage [P, G, N] float32. ref_logp (no KL term), returns and old_value
-    (no critic), is_weight (no rollout/trainer correction) [P, G, N] float32 or None.
+    (no critic), is_weight (no rollout/trainer correction), sampler_logp (not compared with the trainer's)
+    [P, G, N] float32 or None.
     """
 
     prompt: Array
@@ -109,6 +113,7 @@ class Experience:
     returns: Array | None = None
     old_value: Array | None = None
     is_weight: Array | None = None
+    sampler_logp: Array | None = None
 
 
 @flax.struct.dataclass

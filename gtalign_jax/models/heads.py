@@ -5,14 +5,24 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.transformer import Params, forward_shared
+from gtalign_jax.models.transformer import Params, forward_shared, logical_axes
 from gtalign_jax.types import Array
 
 
 def init_value_model(trunk: Params, config: ModelConfig) -> Params:
-    """Critic parameters that start from a policy's trunk; the head starts at zero, so values do too."""
+    """Critic parameters that start from a policy's trunk; the head starts at zero, so values do too.
+
+    head [D] and bias [] float32. The trunk's arrays are not copied.
+    """
     kept = {name: leaf for name, leaf in trunk.items() if name != "unembedding"}
-    return {"trunk": kept, "head": jnp.zeros((config.hidden_size,), jnp.float32)}
+    head = jnp.zeros((config.hidden_size,), jnp.float32)
+    return {"trunk": kept, "head": head, "bias": jnp.zeros((), jnp.float32)}
+
+
+def value_logical_axes(config: ModelConfig) -> Params:
+    """The logical axis names of a critic, as `transformer.logical_axes` gives a policy's."""
+    trunk = {name: axes for name, axes in logical_axes(config).items() if name != "unembedding"}
+    return {"trunk": trunk, "head": ("embed",), "bias": ()}
 
 
 def token_values(
@@ -20,4 +30,4 @@ def token_values(
 ) -> Array:
     """V [P, G, N] float32: column n is the value of the state before completion token n."""
     hidden = forward_shared(params["trunk"], config, prompt, prompt_length, completion)
-    return jnp.einsum("...d,d->...", hidden.astype(jnp.float32), params["head"])
+    return jnp.einsum("...d,d->...", hidden.astype(jnp.float32), params["head"]) + params["bias"]

@@ -1,17 +1,20 @@
 """How much better than expected: GAE for a critic, group statistics without one.
 
 Rewards are float32 [P, G] (G samples of each of P prompts); `valid` marks samples whose reward is known:
-the others take no part in any statistic and get advantage 0.
+the others take no part in any statistic and get advantage 0, whatever number (NaN too) stands there.
+
+Standard deviations are those of a sample (ddof 1), as in TRL, verl and Tunix. A group whose known rewards
+are all equal gets exactly 0: rounding in its mean would otherwise be blown up by the division.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from gtalign_jax.types import Array
-
-_EPS = 1e-6
 
 
 def gae(
@@ -24,7 +27,8 @@ def gae(
     t + 1 is the next column where mask is True. bootstrap [...]: the value after the last one (0: the
     episode ended there). Returns (advantage, returns = advantage + value), zero outside the mask.
     """
-    after = jnp.zeros(reward.shape[:-1], jnp.float32) if bootstrap is None else bootstrap
+    reward, value = _floating(reward), _floating(value)
+    after = jnp.zeros(reward.shape[:-1], value.dtype) if bootstrap is None else _floating(bootstrap)
 
     def step(carry, column):
         next_value, next_advantage = carry
@@ -33,49 +37,76 @@ def gae(
         kept = (jnp.where(m, v, next_value), jnp.where(m, advantage, next_advantage))
         return kept, jnp.where(m, advantage, 0.0)
 
-    columns = tuple(jnp.moveaxis(x, -1, 0) for x in (reward.astype(jnp.float32), value, mask))
+    columns = tuple(jnp.moveaxis(x, -1, 0) for x in (reward, value, mask))
     _, advantage = jax.lax.scan(step, (after, jnp.zeros_like(after)), columns, reverse=True)
     advantage = jnp.moveaxis(advantage, 0, -1)
     return advantage, jnp.where(mask, advantage + value, 0.0)
 
 
-def group_advantages(reward: Array, valid: Array, scale: str) -> Array:
-    """Group-relative advantages [P, G] float32.
+def discounted_returns(reward: Array, mask: Array, gamma: float) -> Array:
+    """R_t = r_t + gamma R_{t+1} over the masked columns of [..., T]; zero outside the mask."""
+    return gae(reward, jnp.zeros_like(_floating(reward)), mask, gamma, 1.0)[1]
 
-    scale: `std` (r - mean) / std, GRPO; `none` r - mean, Dr. GRPO; `rloo` r - mean of the others;
-    `batch` r - group mean, whitened over the batch, REINFORCE++. std is the population's.
+
+def group_advantages(reward: Array, valid: Array, scale: str, *, ddof: int = 1, eps: float = 1e-4) -> Array:
+    """Group-relative advantages [P, G] float32, by the name of a scale in `SCALES`.
+
+    std:   (r - mean) / (std + eps)               GRPO (arXiv 2402.03300)
+    none:  r - mean                               Dr. GRPO (arXiv 2503.20783)
+    rloo:  r - mean of the other samples          RLOO (arXiv 2402.14740)
+    batch: r - mean, then whitened over all valid samples    REINFORCE++-baseline (arXiv 2501.03262)
+
+    ddof, eps: of the standard deviation. Raises ValueError on another name.
     """
-    reward = jnp.where(valid, reward.astype(jnp.float32), 0.0)
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}")
+    reward = jnp.where(valid, _floating(reward), 0.0)
     count = jnp.sum(valid, axis=-1, keepdims=True)
     mean = jnp.sum(reward, axis=-1, keepdims=True) / jnp.maximum(count, 1)
-    centred = jnp.where(valid, reward - mean, 0.0)
-    if scale == "none":
-        return centred
-    if scale == "rloo":
-        return centred * count / jnp.maximum(count - 1, 1)
-    if scale == "std":
-        variance = jnp.sum(centred**2, axis=-1, keepdims=True) / jnp.maximum(count, 1)
-        return centred / (jnp.sqrt(variance) + _EPS)
-    if scale == "batch":
-        return whiten(centred, valid)
-    raise ValueError(f"unknown scale {scale!r}")
+    differs = informative_groups(reward, valid)[..., None]
+    centred = jnp.where(valid & differs, reward - mean, 0.0)
+    return SCALES[scale](centred, valid, ddof, eps)
 
 
-def decoupled_advantages(components: Array, weights: Array, valid: Array) -> Array:
-    """GDPO: each reward component [C, P, G] normalised in its group, then summed with weights [C].
+def _over_std(centred: Array, valid: Array, ddof: int, eps: float) -> Array:
+    count = jnp.sum(valid, axis=-1, keepdims=True)
+    variance = jnp.sum(centred**2, axis=-1, keepdims=True) / jnp.maximum(count - ddof, 1)
+    return centred / (jnp.sqrt(variance) + eps)
 
-    A component with a small range keeps its say next to one with a large range. Whitened over the batch.
+
+def _leave_one_out(centred: Array, valid: Array, ddof: int, eps: float) -> Array:
+    # r - (n mean - r) / (n - 1) = (r - mean) n / (n - 1)
+    count = jnp.sum(valid, axis=-1, keepdims=True)
+    return centred * count / jnp.maximum(count - 1, 1)
+
+
+# From rewards centred in their group to advantages: (centred, valid, ddof, eps) -> [P, G].
+SCALES: dict[str, Callable[[Array, Array, int, float], Array]] = {
+    "std": _over_std,
+    "none": lambda centred, valid, ddof, eps: centred,
+    "rloo": _leave_one_out,
+    "batch": lambda centred, valid, ddof, eps: whiten(centred, valid, ddof=ddof),
+}
+
+
+def decoupled_advantages(
+    components: Array, weights: Array, valid: Array, *, ddof: int = 1, eps: float = 1e-4
+) -> Array:
+    """GDPO (arXiv 2601.05242): components [C, P, G], each normalised in its group, summed with weights [C].
+
+    A component with a small range keeps its say next to one with a large range. The sum is whitened over
+    the batch, so that its scale does not grow with the number of components.
     """
-    each = jax.vmap(lambda r: group_advantages(r, valid, "std"))(components)
-    return whiten(jnp.tensordot(weights, each, 1), valid)
+    normalise = lambda r: group_advantages(r, valid, "std", ddof=ddof, eps=eps)
+    return whiten(jnp.tensordot(weights, jax.vmap(normalise)(components), 1), valid, ddof=ddof)
 
 
-def whiten(x: Array, mask: Array) -> Array:
-    """Zero mean and unit standard deviation over the masked entries; zero elsewhere."""
-    count = jnp.maximum(jnp.sum(mask), 1)
-    mean = jnp.sum(jnp.where(mask, x, 0.0)) / count
+def whiten(x: Array, mask: Array, *, ddof: int = 1, eps: float = 1e-8) -> Array:
+    """(x - mean) / sqrt(variance + eps) over the masked entries; zero elsewhere, and for a single entry."""
+    count = jnp.sum(mask)
+    mean = jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(count, 1)
     centred = jnp.where(mask, x - mean, 0.0)
-    return centred / (jnp.sqrt(jnp.sum(centred**2) / count) + _EPS)
+    return centred * jax.lax.rsqrt(jnp.sum(centred**2) / jnp.maximum(count - ddof, 1) + eps)
 
 
 def informative_groups(reward: Array, valid: Array) -> Array:
@@ -83,3 +114,9 @@ def informative_groups(reward: Array, valid: Array) -> Array:
     low = jnp.min(jnp.where(valid, reward, jnp.inf), axis=-1)
     high = jnp.max(jnp.where(valid, reward, -jnp.inf), axis=-1)
     return high > low
+
+
+def _floating(x: Array) -> Array:
+    """At least float32, so that no reward is ever held in an integer buffer."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

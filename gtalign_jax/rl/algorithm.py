@@ -1,66 +1,119 @@
-"""An algorithm is a choice of small functions: its settings, and the named presets."""
+"""An algorithm is a choice of small functions: its settings, and the named presets.
+
+docs/algorithms.md writes each preset out as equations.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Callable
+from typing import Any
 
 from gtalign_jax.errors import UserError
 
 _CHOICES = {
-    "advantage": ("group", "gae"),
-    "scale": ("std", "none", "rloo", "batch"),
+    "advantage": ("group", "gae", "returns"),
+    "scale": ("std", "none", "rloo", "batch", "gdpo"),
     "loss": ("clip", "cispo"),
     "ratio": ("token", "sequence"),
     "aggregation": ("token", "sequence", "constant"),
     "kl_place": ("loss", "reward"),
     "kl_estimator": ("k1", "k2", "k3"),
 }
+_OPEN = ("scale", "loss")  # fields that also take module:function
+_POSITIVE = ("epochs", "minibatches", "microbatches", "std_eps", "kl_horizon")
 
 
 @dataclasses.dataclass(frozen=True)
 class AlgorithmConfig:
     """One policy update, composed. PPO and GRPO differ in `advantage` and nothing structural.
 
-    advantage: `group` (samples of one prompt are each other's baseline, see `scale`) or `gae` (critic,
-    gamma, lam; whitened). loss: `clip` with ratio bounds 1 - clip_low, 1 + clip_high and, when dual_clip
-    > 0, the dual clip; or `cispo`, clipped weights. ratio: per token, or per sequence (GSPO).
-    aggregation: mean over tokens, over sequences of token means, or token sums over `max_tokens`.
-    kl_coef times the KL to the reference goes to the loss or the reward. is_cap > 0: truncated
-    importance weights between sampler and trainer. drop_truncated: rows that ran out of budget are
-    not trained on. epochs, minibatches: passes over a rollout and updates in each; microbatches: parts
-    whose gradients are summed before an update.
+    advantage: `group` (samples of one prompt are each other's baseline, see `scale`), `gae` (critic,
+    gamma, lam; whitened) or `returns` (discounted returns, whitened; no baseline but the batch mean).
+    scale: of a group, see `advantages.group_advantages`; `gdpo` normalises the reward's `components`
+    one by one and adds them with `component_weights` (none: all 1); or module:function of
+    (reward, valid) [P, G]. std_ddof, std_eps: of the standard deviation.
+    bootstrap_truncated: a row that ran out of budget goes on with the critic's value.
+    loss: `clip` with ratio bounds 1 - clip_low, 1 + clip_high and, when dual_clip > 0, the dual clip;
+    `cispo`, clipped weights; or module:function of (ratio, bounded, advantage, logp). ratio: per token,
+    or per sequence (GSPO). aggregation: mean over tokens, over sequences of token means, or token sums
+    over max_tokens. max_tokens: the budget of a completion (0: the width of the batch).
+    kl_coef times the KL to the reference goes to the loss or the reward. kl_target > 0: the coefficient
+    follows the measured KL, nats per token, over kl_horizon samples. kl_stop > 0: the rest of a rollout's
+    updates is dropped once the KL to its old policy exceeds it. reference_every > 0: the reference
+    becomes the policy every so many steps.
+    is_cap > 0: truncated importance weights between sampler and trainer. drop_truncated: rows that ran
+    out of budget count in the group's statistics but are not trained on. overlong_penalty times a ramp
+    over the last overlong_margin (share of the budget) is taken off the reward of long rows.
+    dynamic_sampling: groups with equal rewards are drawn again, at most max_refills batches.
+    epochs, minibatches: passes over a rollout and updates in each; microbatches: parts whose gradients
+    are summed before an update. critic_warmup: first steps that train the critic alone.
     """
 
     advantage: str = "group"
     scale: str = "std"
+    std_ddof: int = 1
+    std_eps: float = 1e-4
+    components: tuple[str, ...] = ("user", "llm")
+    component_weights: tuple[float, ...] = ()
     loss: str = "clip"
     ratio: str = "token"
     aggregation: str = "token"
+    max_tokens: int = 0
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 0.0
     kl_coef: float = 0.0
     kl_place: str = "loss"
     kl_estimator: str = "k3"
+    kl_target: float = 0.0
+    kl_horizon: float = 10_000.0
+    kl_stop: float = 0.0
+    reference_every: int = 0
     entropy_coef: float = 0.0
     gamma: float = 1.0
     lam: float = 1.0
+    bootstrap_truncated: bool = False
     value_clip: float = 0.5
+    critic_warmup: int = 0
     is_cap: float = 0.0
     drop_truncated: bool = False
+    overlong_margin: float = 0.2
+    overlong_penalty: float = 0.0
+    dynamic_sampling: bool = False
+    max_refills: int = 3
     epochs: int = 1
     minibatches: int = 1
     microbatches: int = 1
 
     def __post_init__(self):
         for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise UserError(
-                    f"algorithm.{field}={getattr(self, field)!r}: must be one of {', '.join(allowed)}"
-                )
+            value = getattr(self, field)
+            if value not in allowed and not (field in _OPEN and ":" in value):
+                more = " or module:function" if field in _OPEN else ""
+                raise UserError(f"algorithm.{field}={value!r}: must be one of {', '.join(allowed)}{more}")
+        for field in _POSITIVE:
+            if getattr(self, field) <= 0:
+                raise UserError(f"algorithm.{field}={getattr(self, field)}: must be positive")
+        self._check_kl()
+        if self.std_ddof not in (0, 1):
+            raise UserError(f"algorithm.std_ddof={self.std_ddof}: must be 0 (population) or 1 (sample)")
+        if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
+            raise UserError(f"algorithm.dual_clip={self.dual_clip}: must exceed 1 + clip_high (0: off)")
+        if not 0 < self.overlong_margin <= 1:
+            raise UserError(f"algorithm.overlong_margin={self.overlong_margin}: must be a share in (0, 1]")
+        if self.component_weights and len(self.component_weights) != len(self.components):
+            raise UserError("algorithm.component_weights: give one for each of algorithm.components, or none")
+
+    def _check_kl(self) -> None:
         if self.kl_place == "loss" and self.kl_estimator == "k1" and self.kl_coef:
             raise UserError("algorithm.kl_estimator='k1' has no expected gradient in a loss; use k2 or k3")
+        if self.scale == "gdpo" and self.kl_coef and self.kl_place == "reward":
+            raise UserError("algorithm.kl_place='reward' is no reward component of gdpo; use kl_place='loss'")
+        for field in ("kl_target", "reference_every"):
+            if getattr(self, field) and not self.kl_coef:
+                raise UserError(f"algorithm.{field} needs a KL term; set algorithm.kl_coef > 0")
 
     @property
     def on_policy(self) -> bool:
@@ -71,30 +124,57 @@ class AlgorithmConfig:
     def needs_reference(self) -> bool:
         return self.kl_coef > 0
 
+    @property
+    def needs_critic(self) -> bool:
+        return self.advantage == "gae"
+
+    @property
+    def needs_components(self) -> bool:
+        return self.advantage == "group" and self.scale == "gdpo"
+
+
+_KL_IN_REWARD = dict(kl_coef=0.01, kl_place="reward", kl_estimator="k1")
 
 PRESETS = {
-    # The paper's run: PPO, one sample a prompt, verl's defaults (paper section 5).
-    "ppo_paper": AlgorithmConfig(advantage="gae", minibatches=16),
-    "ppo": AlgorithmConfig(advantage="gae", lam=0.95, minibatches=4, kl_coef=0.01, kl_place="reward",
-                           kl_estimator="k1"),
+    # The paper's run: PPO, one sample a prompt, verl's defaults, its dual clip among them (section 5).
+    "ppo_paper": AlgorithmConfig(advantage="gae", minibatches=16, dual_clip=3.0),
+    "ppo": AlgorithmConfig(advantage="gae", lam=0.95, minibatches=4, **_KL_IN_REWARD),
     "grpo": AlgorithmConfig(aggregation="sequence", kl_coef=0.01),
     "dr_grpo": AlgorithmConfig(scale="none", aggregation="constant"),
-    "dapo": AlgorithmConfig(clip_high=0.28, drop_truncated=True),
+    # DAPO's penalty is half the range of its rewards; welfare lies in [0, 1].
+    "dapo": AlgorithmConfig(clip_high=0.28, dynamic_sampling=True, overlong_penalty=0.5),
     "gspo": AlgorithmConfig(ratio="sequence", aggregation="sequence", clip_low=3e-4, clip_high=4e-4),
-    "rloo": AlgorithmConfig(scale="rloo"),
-    "reinforce_pp": AlgorithmConfig(scale="batch"),
-    "cispo": AlgorithmConfig(loss="cispo", clip_low=1.0, clip_high=2.0),
-}  # fmt: skip
+    # The whole completion is one action: token terms are summed, never averaged over its length.
+    "rloo": AlgorithmConfig(scale="rloo", aggregation="constant"),
+    "gdpo": AlgorithmConfig(scale="gdpo"),
+    "reinforce_pp": AlgorithmConfig(advantage="returns", **_KL_IN_REWARD),
+    "reinforce_pp_baseline": AlgorithmConfig(scale="batch", kl_coef=0.01, kl_estimator="k2"),
+    "cispo": AlgorithmConfig(loss="cispo", clip_low=1.0, clip_high=4.0),
+}
 
 
 def resolve_algorithm(name: str) -> AlgorithmConfig:
-    """A preset, or the `AlgorithmConfig` returned by `module:function`."""
+    """A preset, or the `AlgorithmConfig` returned by `module:function`. UserError when neither."""
     if name in PRESETS:
         return PRESETS[name]
-    module, _, function = name.partition(":")
-    if not function:
-        raise UserError(f"config.rl.algorithm={name!r}: use one of {', '.join(PRESETS)}, or module:function")
+    if ":" not in name:
+        known = ", ".join(PRESETS)
+        raise UserError(f"config.align.algorithm={name!r}: use one of {known}, or module:function")
+    config = load_function(name, "")()
+    if not isinstance(config, AlgorithmConfig):
+        kind = type(config).__name__
+        raise UserError(f"config.align.algorithm={name!r}: must return an AlgorithmConfig, not {kind}")
+    return config
+
+
+def load_function(path: str, field: str) -> Callable[..., Any]:
+    """The function at `module:function`; field: the AlgorithmConfig field it comes from, for the error."""
+    where = f"algorithm.{field}={path!r}" if field else f"config.align.algorithm={path!r}"
+    module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"config.rl.algorithm={name!r}: {error}") from error
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from error
+    if not callable(found):
+        raise UserError(f"{where}: {name} is not a function")
+    return found

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 
+from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import token_values
-from gtalign_jax.rl.advantages import gae, group_advantages, whiten
-from gtalign_jax.rl.algorithm import AlgorithmConfig
+from gtalign_jax.rl.advantages import decoupled_advantages, discounted_returns, gae, group_advantages, whiten
+from gtalign_jax.rl.algorithm import AlgorithmConfig, load_function
 from gtalign_jax.rl.logprobs import token_logprobs
-from gtalign_jax.rl.losses import kl_estimate, truncated_is_weight
-from gtalign_jax.types import Array, Experience, PyTree, Rollout
+from gtalign_jax.rl.losses import kl_estimate, soft_overlong_penalty, truncated_is_weight
+from gtalign_jax.types import Array, Experience, PyTree, Reward, Rollout
 
 
 def make_experience(
@@ -23,34 +26,41 @@ def make_experience(
     model: ModelConfig,
     config: AlgorithmConfig,
     temperature: float,
+    *,
+    components: Array | None = None,
+    kl_coef: Array | None = None,
 ) -> Experience:
     """Experience of a rollout with reward [P, G] float32 and valid [P, G] bool.
 
-    Old logprobs are the trainer's own, at the sampling temperature; on-policy they are left to the
-    update, whose forward pass computes the same numbers. A row without a verdict, or cut short when
-    `drop_truncated` is set, keeps its place with an empty mask.
+    components [C, P, G]: the parts of the reward that gdpo normalises one by one (`reward_components`).
+    kl_coef []: in place of the config's, when a controller moves it. Old logprobs are the trainer's own,
+    at the sampling temperature; on-policy they are left to the update, whose forward pass computes the
+    same numbers. A row without a verdict keeps its place with an empty mask and takes no part in any
+    statistic; one cut short, when `drop_truncated` is set, is not trained on but counts in its group.
     """
-    if config.drop_truncated:
-        valid = valid & rollout.finished
-    mask = rollout.action_mask & valid[..., None]
-    args = (model, rollout.prompt, rollout.prompt_length, rollout.completion)
-    old_logp = rollout.sampler_logp
-    if not config.on_policy or config.is_cap > 0 or config.kl_place == "reward":
-        old_logp, _ = token_logprobs(params, *args, temperature=temperature)
-    ref_logp = None
-    if config.needs_reference and reference is not None:
-        ref_logp, _ = token_logprobs(reference, *args, temperature=temperature)
-    token_reward = _on_last_token(reward.astype(jnp.float32), mask)
+    known = rollout.action_mask & valid[..., None]
+    mask = known & rollout.finished[..., None] if config.drop_truncated else known
+    old_logp, ref_logp = _logprobs(rollout, params, reference, model, config, temperature)
+    penalty = None
     if ref_logp is not None and config.kl_place == "reward":
-        token_reward -= config.kl_coef * kl_estimate(old_logp, ref_logp, config.kl_estimator) * mask
-    returns = old_value = None
-    if config.advantage == "gae":
-        old_value = token_values(critic, *args)
-        advantage, returns = gae(token_reward, old_value, mask, config.gamma, config.lam)
-        advantage = whiten(advantage, mask)
-    else:
-        total = jnp.sum(token_reward, axis=-1)
-        advantage = group_advantages(total, valid, config.scale)[..., None] * mask
+        penalty = kl_estimate(old_logp, ref_logp, config.kl_estimator)
+        penalty = jnp.where(known, penalty * (config.kl_coef if kl_coef is None else kl_coef), 0.0)
+    old_value, bootstrap = _values(critic, rollout, model, config)
+    advantage, returns = compute_advantages(
+        config,
+        reward,
+        valid,
+        known,
+        mask,
+        token_penalty=penalty,
+        overlong=overlong_term(rollout.length, rollout.completion.shape[-1], config),
+        old_value=old_value,
+        bootstrap=bootstrap,
+        components=components,
+    )
+    is_weight = None
+    if config.is_cap > 0:
+        is_weight = truncated_is_weight(old_logp, rollout.sampler_logp, config.is_cap)
     return Experience(
         prompt=rollout.prompt,
         prompt_length=rollout.prompt_length,
@@ -62,14 +72,118 @@ def make_experience(
         ref_logp=ref_logp,
         returns=returns,
         old_value=old_value,
-        is_weight=truncated_is_weight(old_logp, rollout.sampler_logp, config.is_cap)
-        if config.is_cap > 0
-        else None,
+        is_weight=is_weight,
+        sampler_logp=rollout.sampler_logp,
     )
 
 
-def _on_last_token(reward: Array, mask: Array) -> Array:
-    """[P, G, N] float32: the reward at each row's last action, zero elsewhere."""
+def _logprobs(
+    rollout: Rollout,
+    params: PyTree,
+    reference: PyTree | None,
+    model: ModelConfig,
+    config: AlgorithmConfig,
+    temperature: float,
+) -> tuple[Array, Array | None]:
+    """(old, reference) logprobs [P, G, N]; the sampler's stand in for old ones that nothing reads."""
+    args = (model, rollout.prompt, rollout.prompt_length, rollout.completion)
+    old_logp, ref_logp = rollout.sampler_logp, None
+    if not config.on_policy or config.is_cap > 0 or config.kl_place == "reward":
+        old_logp, _ = token_logprobs(params, *args, temperature=temperature)
+    if config.needs_reference and reference is not None:
+        ref_logp, _ = token_logprobs(reference, *args, temperature=temperature)
+    return old_logp, ref_logp
+
+
+def compute_advantages(
+    config: AlgorithmConfig,
+    reward: Array,
+    valid: Array,
+    known: Array,
+    mask: Array,
+    *,
+    token_penalty: Array | None = None,
+    overlong: Array | None = None,
+    old_value: Array | None = None,
+    bootstrap: Array | None = None,
+    components: Array | None = None,
+) -> tuple[Array, Array | None]:
+    """(advantage [P, G, N], returns [P, G, N] or None) of rewards [P, G] on the last known column.
+
+    known [P, G, N]: actions of rows with a verdict; mask: those that are trained on. token_penalty
+    [P, G, N] and overlong [P, G] are taken off the reward; old_value [P, G, N] and bootstrap [P, G] are
+    the critic's. Everything is zero outside its mask.
+    """
+    if config.needs_components:
+        return _decoupled(config, components, overlong, valid)[..., None] * mask, None
+    reward = jnp.where(valid, reward.astype(jnp.promote_types(reward.dtype, jnp.float32)), 0.0)
+    if overlong is not None:
+        reward = reward - overlong
+    token_reward = on_last_token(reward, known)
+    if token_penalty is not None:
+        token_reward = token_reward - token_penalty
+    if config.advantage == "gae":
+        advantage, returns = gae(token_reward, old_value, known, config.gamma, config.lam, bootstrap)
+        return whiten(advantage, mask), returns
+    if config.advantage == "returns":
+        return whiten(discounted_returns(token_reward, known, config.gamma), mask), None
+    total = reward if token_penalty is None else reward - jnp.sum(token_penalty, axis=-1)
+    if ":" in config.scale:
+        advantage = jnp.where(valid, load_function(config.scale, "scale")(total, valid), 0.0)
+    else:
+        advantage = group_advantages(total, valid, config.scale, ddof=config.std_ddof, eps=config.std_eps)
+    return advantage[..., None] * mask, None
+
+
+def _decoupled(config: AlgorithmConfig, components: Array | None, overlong: Array | None, valid: Array):
+    """GDPO's [P, G]; the length penalty is one more component."""
+    if components is None:
+        raise UserError("algorithm.scale='gdpo' needs the reward's components; this trainer passes none")
+    weights = jnp.asarray(config.component_weights or (1.0,) * len(config.components), jnp.float32)
+    if overlong is not None:
+        components = jnp.concatenate([components, -overlong[None]])
+        weights = jnp.append(weights, 1.0)
+    return decoupled_advantages(components, weights, valid, ddof=config.std_ddof, eps=config.std_eps)
+
+
+def reward_components(reward: Reward, names: Sequence[str]) -> Array:
+    """[C, B] float32: `user`, `llm`, `welfare` or a named part of a reward, for `make_experience`.
+
+    Raises UserError on a name the reward does not have.
+    """
+    known = {"user": reward.user, "llm": reward.llm, "welfare": reward.welfare, **reward.parts}
+    for name in names:
+        if name not in known:
+            raise UserError(f"algorithm.components: no part {name!r}; this reward has {', '.join(known)}")
+    return jnp.stack([jnp.asarray(known[name], jnp.float32) for name in names])
+
+
+def overlong_term(length: Array, width: int, config: AlgorithmConfig) -> Array | None:
+    """What long rows lose, [P, G] float32 in [0, overlong_penalty]; None when the penalty is off."""
+    if not config.overlong_penalty:
+        return None
+    limit = config.max_tokens or width
+    return -config.overlong_penalty * soft_overlong_penalty(length, limit, config.overlong_margin * limit)
+
+
+def on_last_token(reward: Array, mask: Array) -> Array:
+    """[P, G, N]: the reward [P, G] at each row's last masked column, zero elsewhere."""
     index = jnp.arange(mask.shape[-1])
     last = jnp.max(jnp.where(mask, index, -1), axis=-1, keepdims=True)
     return jnp.where(index == last, reward[..., None], 0.0)
+
+
+def _values(
+    critic: PyTree | None, rollout: Rollout, model: ModelConfig, config: AlgorithmConfig
+) -> tuple[Array | None, Array | None]:
+    """(V before each token [P, G, N], V after the last token of truncated rows [P, G]), None if unused."""
+    if not config.needs_critic:
+        return None, None
+    args = (rollout.prompt, rollout.prompt_length)
+    if not config.bootstrap_truncated:
+        return token_values(critic, model, *args, rollout.completion), None
+    # One more column: the state after token N - 1 predicts a token that is not there.
+    longer = jnp.pad(rollout.completion, ((0, 0), (0, 0), (0, 1)))
+    value = token_values(critic, model, *args, longer)
+    after = jnp.take_along_axis(value, rollout.length[..., None], axis=-1)[..., 0]
+    return value[..., :-1], jnp.where(rollout.finished, 0.0, after)

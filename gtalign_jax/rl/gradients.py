@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gtalign_jax.errors import UserError
 from gtalign_jax.types import Array, Learner, PyTree, Ratio
 
 LossFn = Callable[[PyTree, PyTree], tuple[Ratio, dict[str, Ratio]]]
@@ -19,7 +20,7 @@ def accumulate(
     """(gradient of the mean loss, metrics) over a batch cut into equal parts along its first axis.
 
     Sums are added over the parts and divided once, so the result does not depend on the number of
-    parts, whatever the lengths of their rows.
+    parts, whatever the lengths of their rows. UserError if the parts would not be equal.
     """
 
     def total(params, part):
@@ -33,6 +34,9 @@ def accumulate(
     if microbatches == 1:
         grads, count, metrics = of_part(batch)
     else:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if rows % microbatches:
+            raise UserError(f"microbatches={microbatches} must divide the {rows} prompts of an update")
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
         zero = jax.tree.map(
             lambda s: jnp.zeros(s.shape, s.dtype),
@@ -45,26 +49,29 @@ def accumulate(
 
 
 def apply(
-    learner: Learner, grads: PyTree, optimizer: optax.GradientTransformation
+    learner: Learner,
+    grads: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    frozen: Array | bool = False,
+    name: str = "",
 ) -> tuple[Learner, dict[str, Ratio]]:
-    """One optimizer step; a non-finite gradient changes nothing and is counted."""
+    """One optimizer step; a non-finite gradient changes nothing and is counted.
+
+    frozen [] bool: change nothing on purpose. name: prefix of the metrics' second part.
+    """
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(norm)
     grads = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
     updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
     stepped = Learner(optax.apply_updates(learner.params, updates), opt_state)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, learner)
-    one = jnp.ones(())
+    moves = finite & jnp.logical_not(frozen)
+    kept = jax.tree.map(lambda new, old: jnp.where(moves, new, old), stepped, learner)
     metrics = {
-        "grad/norm": Ratio(jnp.where(finite, norm, 0.0), finite.astype(jnp.float32)),
-        "update/skipped": Ratio(1.0 - finite, one),
+        f"grad/{name}norm": Ratio(jnp.where(finite, norm, 0.0), finite.astype(jnp.float32)),
+        f"update/{name}skipped": Ratio(1.0 - finite, jnp.ones(())),
     }
     return kept, metrics
-
-
-def merge(first: dict[str, Ratio], second: dict[str, Ratio]) -> dict[str, Ratio]:
-    """Add metrics of the same names."""
-    return {name: first[name] + second[name] for name in first}
 
 
 def mean_columns(x: Array, mask: Array) -> Ratio:

@@ -8,19 +8,32 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from gtalign_jax.rl.algorithm import AlgorithmConfig
+from gtalign_jax.rl.algorithm import AlgorithmConfig, load_function
 from gtalign_jax.types import Array, Ratio
+
+# exp of a larger log-ratio is cut here: one broken token must not turn the whole step into inf.
+_MAX_LOG = 20.0
 
 
 def kl_estimate(logp: Array, ref_logp: Array, kind: str) -> Array:
     """Per-token estimate of KL(policy || reference) from samples of the policy.
 
-    With d = log p - log ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d.
+    With d = log p - log ref: k1 = d, k2 = d^2 / 2, k3 = exp(-d) - 1 + d. As estimates, k1 and k3 are
+    unbiased. As a loss on samples of the policy, the expected gradient of k2 is that of
+    KL(policy || reference), that of k3 is that of KL(reference || policy), and that of k1 is zero.
     """
     d = logp - ref_logp
     if kind == "k1":
         return d
-    return d**2 / 2 if kind == "k2" else jnp.exp(-d) - 1 + d
+    return d**2 / 2 if kind == "k2" else jnp.exp(jnp.minimum(-d, _MAX_LOG)) - 1 + d
+
+
+def adapt_kl_coef(coef: Array, kl: Array, target: float, horizon: float, samples: int) -> Array:
+    """The next KL coefficient (arXiv 1909.08593): raised when kl is over its target, lowered when under.
+
+    coef (1 + clip(kl / target - 1, -0.2, 0.2) samples / horizon)
+    """
+    return coef * (1 + jnp.clip(kl / target - 1, -0.2, 0.2) * samples / horizon)
 
 
 def aggregate(x: Array, mask: Array, how: str, max_tokens: int) -> Ratio:
@@ -48,65 +61,96 @@ def policy_loss(
     ref_logp: Array | None = None,
     entropy: Array | None = None,
     is_weight: Array | None = None,
+    kl_coef: Array | float | None = None,
 ) -> tuple[Ratio, dict[str, Ratio]]:
-    """The policy's loss as one Ratio, and its diagnostics.
+    """The policy's loss as one Ratio, and its diagnostics; logp, old_logp, advantage, mask [..., N].
 
     clip:  -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)      r = exp(logp - old_logp)
-    cispo: -stop(clip(r)) A logp
+           and, with dual_clip c, not above -c A where A < 0 (arXiv 1912.09729)
+    cispo: -stop(clip(r)) A logp                                  (arXiv 2506.13585)
     + kl_coef KL(policy || reference) - entropy_coef H
+
+    kl_coef: in place of the config's. is_weight multiplies the first term only. Constant aggregation
+    divides by config.max_tokens, or N when that is 0.
     """
-    log_ratio = jnp.where(mask, logp - old_logp, 0.0)
-    if config.ratio == "sequence":
-        log_ratio = _sequence_log_ratio(log_ratio, mask)
-    ratio = jnp.exp(log_ratio)
-    bounded = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
-    if config.loss == "cispo":
-        objective = stop_gradient(bounded) * advantage * logp
-        clipped = bounded != ratio
-    else:
-        objective = jnp.minimum(ratio * advantage, bounded * advantage)
-        clipped = bounded * advantage < ratio * advantage
-        if config.dual_clip > 0:
-            floor = config.dual_clip * advantage
-            objective = jnp.where(advantage < 0, jnp.maximum(objective, floor), objective)
+    mean = lambda x: aggregate(x, mask, "token", 0)
+    objective, metrics = _objective(logp, old_logp, advantage, mask, config)
     loss = -objective if is_weight is None else -objective * is_weight
-    mean = lambda x: aggregate(x, mask, "token", logp.shape[-1])
-    metrics = {
-        "ratio/clipped": mean(clipped.astype(jnp.float32)),
-        "ratio/mean": mean(ratio),
-        "kl/old": mean(kl_estimate(logp, old_logp, "k3")),
-    }
+    metrics = {name: mean(x) for name, x in metrics.items()}
+    metrics["kl/old"] = mean(kl_estimate(logp, old_logp, "k3"))
     if ref_logp is not None:
         metrics["kl/ref"] = mean(kl_estimate(logp, ref_logp, "k3"))
         if config.kl_place == "loss" and config.kl_coef:
-            loss = loss + config.kl_coef * kl_estimate(logp, ref_logp, config.kl_estimator)
+            coef = config.kl_coef if kl_coef is None else kl_coef
+            loss = loss + coef * kl_estimate(logp, ref_logp, config.kl_estimator)
     if entropy is not None:
         metrics["entropy/mean"] = mean(entropy)
         loss = loss - config.entropy_coef * entropy
-    total = aggregate(loss, mask, config.aggregation, logp.shape[-1])
+    total = aggregate(loss, mask, config.aggregation, config.max_tokens or logp.shape[-1])
     return total, metrics | {"loss/policy": total}
 
 
-def _sequence_log_ratio(log_ratio: Array, mask: Array) -> Array:
-    """GSPO (arXiv 2507.18071): the row's mean log-ratio, with each token's own gradient."""
-    mean = jnp.sum(log_ratio, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1)
-    return jnp.broadcast_to(mean, log_ratio.shape)
+def _objective(
+    logp: Array, old_logp: Array, advantage: Array, mask: Array, config: AlgorithmConfig
+) -> tuple[Array, dict[str, Array]]:
+    """(what each token adds to the objective, how its ratio was clipped), all [..., N]."""
+    log_ratio = jnp.where(mask, logp - old_logp, 0.0)
+    if config.ratio == "sequence":
+        log_ratio = sequence_log_ratio(log_ratio, mask)
+    ratio = jnp.exp(jnp.minimum(log_ratio, _MAX_LOG))
+    bounded = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
+    low, high = bounded > ratio, bounded < ratio
+    dual = jnp.zeros_like(low)
+    if config.loss == "cispo":
+        objective = stop_gradient(bounded) * advantage * logp
+    elif config.loss == "clip":
+        objective = jnp.minimum(ratio * advantage, bounded * advantage)
+        low, high = low & (advantage < 0), high & (advantage > 0)  # elsewhere the minimum is r A
+        if config.dual_clip > 0:
+            dual = (advantage < 0) & (ratio > config.dual_clip)
+            objective = jnp.where(dual, config.dual_clip * advantage, objective)
+    else:
+        objective = load_function(config.loss, "loss")(ratio, bounded, advantage, logp)
+    share = {"clipped": low | high | dual, "clip_low": low, "clip_high": high, "clip_dual": dual}
+    metrics = {f"ratio/{name}": x.astype(jnp.float32) for name, x in share.items()}
+    return objective, metrics | {"ratio/mean": ratio}
 
 
-def value_loss(value: Array, old_value: Array, returns: Array, mask: Array, clip: float) -> Ratio:
-    """Half the squared error, the worse of the free and the clipped prediction (clip 0: free only)."""
+def sequence_log_ratio(log_ratio: Array, mask: Array) -> Array:
+    """GSPO (arXiv 2507.18071): log s = the row's mean log-ratio, in every column [..., N].
+
+    In column t its gradient is that of logp_t alone (the paper's GSPO-token form). Where the advantage
+    is one number a row, the sum over t is the gradient of s itself.
+    """
+    length = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    mean = jnp.sum(jnp.where(mask, log_ratio, 0.0), axis=-1, keepdims=True) / length
+    return stop_gradient(mean - log_ratio) + log_ratio
+
+
+def value_loss(
+    value: Array, old_value: Array, returns: Array, mask: Array, clip: float
+) -> tuple[Ratio, Array]:
+    """(half the squared error, where the clipped prediction decides it [..., N] bool).
+
+    The error is the worse of the free prediction's and the one kept within `clip` of the old value
+    (clip 0: the free one's).
+    """
     error = (value - returns) ** 2
+    clipped = jnp.zeros(error.shape, bool)
     if clip > 0:
-        bounded = old_value + jnp.clip(value - old_value, -clip, clip)
-        error = jnp.maximum(error, (bounded - returns) ** 2)
-    return aggregate(0.5 * error, mask, "token", value.shape[-1])
+        moved = value - old_value
+        bounded = (old_value + jnp.clip(moved, -clip, clip) - returns) ** 2
+        clipped = (jnp.abs(moved) > clip) & (bounded > error)
+        error = jnp.where(clipped, bounded, error)
+    return aggregate(0.5 * error, mask, "token", 0), clipped
 
 
 def truncated_is_weight(trainer_logp: Array, sampler_logp: Array, cap: float) -> Array:
     """min(p_trainer / p_sampler, cap) per token: corrects for a sampler that computes otherwise."""
-    return stop_gradient(jnp.minimum(jnp.exp(trainer_logp - sampler_logp), cap))
+    log_ratio = jnp.minimum(trainer_logp - sampler_logp, _MAX_LOG)
+    return stop_gradient(jnp.minimum(jnp.exp(log_ratio), cap))
 
 
-def soft_overlong_penalty(length: Array, limit: int, margin: int) -> Array:
+def soft_overlong_penalty(length: Array, limit: int, margin: float) -> Array:
     """DAPO's length penalty [...]: 0 up to limit - margin, then linear down to -1 at limit."""
     return -jnp.clip((length - (limit - margin)) / margin, 0.0, 1.0)

@@ -3,8 +3,10 @@
 for each epoch, for each mini-batch of prompts:
     logp, entropy  = token_logprobs(policy, mini-batch)         prompt computed once per group
     gradient       = of policy_loss, summed over micro-batches, divided once
-    policy         = AdamW step, skipped when the gradient is not finite
+    policy         = AdamW step, skipped when the gradient is not finite, the KL limit is met, or
+                     only the critic is warming up
     critic         = the same with value_loss, when there is one
+then, when the algorithm says so, the KL coefficient and the reference move
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import token_values
 from gtalign_jax.rl import gradients
 from gtalign_jax.rl.algorithm import AlgorithmConfig
 from gtalign_jax.rl.logprobs import token_logprobs
-from gtalign_jax.rl.losses import policy_loss, value_loss
+from gtalign_jax.rl.losses import adapt_kl_coef, kl_estimate, policy_loss, value_loss
+from gtalign_jax.state import AlignState
 from gtalign_jax.types import Array, Experience, PyTree, Ratio, TrainState
 
 Metrics = dict[str, Ratio]
@@ -34,75 +38,128 @@ def make_update(
     critic_optimizer: optax.GradientTransformation | None,
     temperature: float,
 ) -> Callable[[TrainState, Experience], tuple[TrainState, Metrics]]:
-    """The jitted update of one algorithm; the state is donated."""
+    """The jitted update of one algorithm; the state is donated.
+
+    An algorithm with kl_target or reference_every needs an `AlignState` (see `state.init_state`). Raises
+    UserError at the first call when mini- or micro-batches do not divide the prompts.
+    """
     policy_fn = functools.partial(policy_step_loss, model=model, config=config, temperature=temperature)
     value_fn = functools.partial(value_step_loss, model=model, clip=config.value_clip)
 
-    def step(state: TrainState, rows: Array, experience: Experience) -> tuple[TrainState, Metrics]:
-        batch = jax.tree.map(lambda x: x[rows], experience)
-        grads, metrics = gradients.accumulate(policy_fn, state.policy.params, batch, config.microbatches)
-        policy, step_metrics = gradients.apply(state.policy, grads, optimizer)
+    def minibatch(carry: tuple[TrainState, Array], rows: Array | None, experience: Experience):
+        state, stopped = carry
+        batch = experience if rows is None else jax.tree.map(lambda x: x[rows], experience)
+        coef = state.kl_coef if config.kl_target > 0 else None
+        loss = functools.partial(policy_fn, kl_coef=coef)
+        grads, metrics = gradients.accumulate(loss, state.policy.params, batch, config.microbatches)
+        if config.kl_stop > 0:
+            stopped |= metrics["kl/old"].value > config.kl_stop
+            metrics["update/stopped"] = Ratio(stopped.astype(jnp.float32), jnp.ones(()))
+        frozen = stopped | (state.step <= config.critic_warmup)
+        policy, step_metrics = gradients.apply(state.policy, grads, optimizer, frozen=frozen)
+        metrics |= step_metrics
         critic = state.critic
         if critic is not None:
             grads, value_metrics = gradients.accumulate(value_fn, critic.params, batch, config.microbatches)
-            critic, _ = gradients.apply(critic, grads, critic_optimizer)
-            metrics |= value_metrics
-        return state.replace(policy=policy, critic=critic), metrics | step_metrics
+            critic, step_metrics = gradients.apply(critic, grads, critic_optimizer, name="critic_")
+            metrics |= value_metrics | step_metrics
+        return (state.replace(policy=policy, critic=critic), stopped), metrics
 
     def update(state: TrainState, experience: Experience) -> tuple[TrainState, Metrics]:
         rng, key = jax.random.split(state.rng)
-        state = state.replace(rng=rng, step=state.step + 1)
+        carry = (state.replace(rng=rng, step=state.step + 1), jnp.zeros((), bool))
         rows = minibatch_rows(key, experience.prompt.shape[0], config)
-        if rows.shape[0] == 1:
-            return step(state, rows[0], experience)
-        state, metrics = jax.lax.scan(lambda s, r: step(s, r, experience), state, rows)
-        return state, {name: Ratio(m.total.sum(), m.count.sum()) for name, m in metrics.items()}
+        if rows is None:
+            (state, _), metrics = minibatch(carry, None, experience)
+        else:
+            step = lambda carry, rows: minibatch(carry, rows, experience)
+            (state, _), metrics = jax.lax.scan(step, carry, rows)
+            metrics = {name: Ratio(m.total.sum(), m.count.sum()) for name, m in metrics.items()}
+        return move_slow_parts(state, metrics, experience.length.size, config)
 
     return jax.jit(update, donate_argnums=0)
 
 
-def minibatch_rows(key: Array, prompts: int, config: AlgorithmConfig) -> Array:
-    """Prompt numbers [epochs * minibatches, prompts / minibatches], newly shuffled each epoch."""
+def minibatch_rows(key: Array, prompts: int, config: AlgorithmConfig) -> Array | None:
+    """Prompt numbers [epochs * minibatches, prompts / minibatches], newly shuffled each epoch.
+
+    None when one update takes all prompts as they are. UserError when the parts would not be equal.
+    """
+    if prompts % config.minibatches:
+        raise UserError(
+            f"algorithm.minibatches={config.minibatches} must divide the {prompts} prompts of a rollout"
+        )
     if config.on_policy:
-        return jnp.arange(prompts)[None]
+        return None
     keys = jax.random.split(key, config.epochs)
     order = jax.vmap(lambda k: jax.random.permutation(k, prompts))(keys)
     return order.reshape(config.epochs * config.minibatches, -1)
 
 
+def move_slow_parts(
+    state: TrainState, metrics: Metrics, samples: int, config: AlgorithmConfig
+) -> tuple[TrainState, Metrics]:
+    """The KL coefficient follows the measured KL; the reference is refreshed when its time has come."""
+    if config.kl_target > 0:
+        metrics = metrics | {"kl/coef": Ratio(state.kl_coef, jnp.ones(()))}
+        coef = adapt_kl_coef(
+            state.kl_coef, metrics["kl/ref"].value, config.kl_target, config.kl_horizon, samples
+        )
+        # A step that was not finite says nothing about the KL.
+        state = state.replace(kl_coef=jnp.where(jnp.isfinite(coef), coef, state.kl_coef))
+    if isinstance(state, AlignState) and state.reference is not None:
+        due = state.step % config.reference_every == 0
+        newest = lambda new, old: jnp.where(due, new, old)
+        state = state.replace(reference=jax.tree.map(newest, state.policy.params, state.reference))
+    return state, metrics
+
+
 def policy_step_loss(
-    params: PyTree, batch: Experience, *, model: ModelConfig, config: AlgorithmConfig, temperature: float
+    params: PyTree,
+    batch: Experience,
+    *,
+    model: ModelConfig,
+    config: AlgorithmConfig,
+    temperature: float,
+    kl_coef: Array | None = None,
 ) -> tuple[Ratio, Metrics]:
-    """`policy_loss` of a mini-batch under `params`."""
+    """`policy_loss` of a mini-batch under `params`, and how far the sampler was from the trainer."""
     logp, entropy = token_logprobs(
         params, model, batch.prompt, batch.prompt_length, batch.completion, temperature=temperature
     )
     old_logp = jax.lax.stop_gradient(logp) if config.on_policy else batch.old_logp
+    mask = batch.action_mask
     loss, metrics = policy_loss(
         logp,
         old_logp,
         batch.advantage,
-        batch.action_mask,
+        mask,
         config,
         ref_logp=batch.ref_logp,
         entropy=entropy,
         is_weight=batch.is_weight,
+        kl_coef=kl_coef,
     )
-    # Sampler and trainer compute the same distribution in different programs: this should stay near 0.
-    gap = gradients.mean_columns(jnp.abs(logp - batch.old_logp), batch.action_mask)
-    return loss, metrics | ({"sampler/gap": gap} if config.on_policy and not config.is_cap else {})
+    if batch.sampler_logp is not None:
+        # Sampler and trainer compute the same distribution in different programs: both stay near 0.
+        sampler = batch.sampler_logp
+        metrics["sampler/gap"] = gradients.mean_columns(jnp.abs(old_logp - sampler), mask)
+        metrics["kl/sampler"] = gradients.mean_columns(kl_estimate(sampler, old_logp, "k3"), mask)
+    return loss, metrics
 
 
 def value_step_loss(
     params: PyTree, batch: Experience, *, model: ModelConfig, clip: float
 ) -> tuple[Ratio, Metrics]:
-    """`value_loss` of a mini-batch under the critic's `params`."""
+    """`value_loss` of a mini-batch under the critic's `params`, and what explained variance is made of."""
     value = token_values(params, model, batch.prompt, batch.prompt_length, batch.completion)
     mask = batch.action_mask
-    loss = value_loss(value, batch.old_value, batch.returns, mask, clip)
+    loss, clipped = value_loss(value, batch.old_value, batch.returns, mask, clip)
+    mean = lambda x: gradients.mean_columns(x, mask)
     return loss, {
         "loss/value": loss,
-        "value/error": gradients.mean_columns((value - batch.returns) ** 2, mask),
-        "value/return": gradients.mean_columns(batch.returns, mask),
-        "value/return_square": gradients.mean_columns(batch.returns**2, mask),
+        "value/error": mean((value - batch.returns) ** 2),
+        "value/return": mean(batch.returns),
+        "value/return_square": mean(batch.returns**2),
+        "value/clipped": mean(clipped.astype(jnp.float32)),
     }
