@@ -6,17 +6,24 @@ Completions are parsed, judged and measured; what comes out has a fixed schema, 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from gtalign_jax.chain.parse import ACTIONS, Chain, chosen_action, parse_chain, payoff_array
+from gtalign_jax.chain.matrix import to_row
+from gtalign_jax.chain.parse import ACTIONS, PLAYERS, USER_MOVES, Chain, named_choice
 from gtalign_jax.errors import UserError
-from gtalign_jax.game.payoff import pareto_frontier
+from gtalign_jax.rewards import reading
 from gtalign_jax.rewards.judges.base import Judge, JudgeRequest, Verdict
-from gtalign_jax.rewards.tasks import SCORERS, TASKS
+from gtalign_jax.rewards.reading import Answer, Reading
+from gtalign_jax.rewards.tasks import TASKS
 from gtalign_jax.types import Features
+
+_SHAPE = (len(USER_MOVES), len(ACTIONS), len(PLAYERS))
+_NOTHING = [0.0] * math.prod(_SHAPE)
 
 
 class Judged(Protocol):
@@ -29,13 +36,26 @@ class Judged(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureConfig:
-    """missing: what a missing verdict does, `drop` the sample from training or count it as `zero`."""
+    """How completions become numbers.
+
+    missing: what a missing verdict does, `drop` the sample from training or count it as `zero`.
+    chain: `gtalign`, the four blocks; or `plain`, the baseline without them: the whole completion is the
+    response, and the format, payoff and frontier terms are zero.
+    code_fences: whether a matrix inside a ``` fence counts. workers: processes that read texts and
+    compute BLEU; 0 does it here.
+    """
 
     missing: str = "drop"
+    chain: str = "gtalign"
+    code_fences: bool = False
+    workers: int = 0
 
     def __post_init__(self):
-        if self.missing not in ("drop", "zero"):
-            raise UserError(f"features.missing={self.missing!r}: must be drop or zero")
+        for name, choices in (("missing", ("drop", "zero")), ("chain", ("gtalign", "plain"))):
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(f"features.{name}={value!r}: must be {' or '.join(choices)}")
+        if self.workers < 0:
+            raise UserError(f"features.workers={self.workers}: must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,57 +75,101 @@ def extract(
     """Features of completions [B] that answer items [B].
 
     Only completions with a response and a valid matrix are judged: the others earn nothing either way.
+    Raises UserError when the judge does not give one verdict a request.
     """
-    chains = [parse_chain(text) for text in completions]
-    verdicts = _verdicts(chains, items, judge)
-    answers = np.zeros((len(chains), 3), np.float32)
-    for i, (chain, item, verdict) in enumerate(zip(chains, items, verdicts, strict=True)):
-        if verdict.score is not None and chain.reward_ok:
-            answers[i] = SCORERS[item.task](verdict.score, chain.response, item.ground_truth)
-    missing = np.array([v.score is None for v in verdicts])
-    matrices = [payoff_array(chain) for chain in chains]
-    payoff = np.stack([matrix for matrix, _ in matrices]).astype(np.float32)
-    action = [chosen_action(chain.analyze) for chain in chains]
-    due = np.array([chain.reward_ok for chain in chains])
+    plain = config.chain == "plain"
+    read = reading.read_plain if plain else functools.partial(reading.read, code_fences=config.code_fences)
+    readings = reading.spread(read, completions, config.workers)
+    chains = [r.chain for r in readings]
+    due = [c.response is not None and (plain or c.payoff is not None) for c in chains]
+    verdicts = _verdicts(chains, due, items, judge)
+    answers, missing = _answers(chains, due, verdicts, items, config.workers)
+    rows = [to_row(c.payoff) if d and c.payoff else _NOTHING for c, d in zip(chains, due, strict=True)]
+    payoff = np.array(rows, np.float64).reshape(-1, *_SHAPE)
+    choice = [None if plain else named_choice(c.analyze) for c in chains]
+    due = np.array(due, bool)
     features = Features(
         valid=~missing if config.missing == "drop" else np.ones(len(chains), bool),
-        format_ok=np.array([chain.format_ok for chain in chains]),
+        format_ok=np.array([c.format_ok for c in chains], bool),
         answer_user=answers[:, 0],
         answer_llm=answers[:, 1],
-        payoff=payoff,
+        payoff=payoff.astype(np.float32),
         payoff_ok=due,
-        frontier=frontier_consistency(payoff, action) * due,
-        reasoning_chars=np.array([_reasoning_chars(text) for text in completions], np.float32),
-        response_words=np.array([_words(chain.response) for chain in chains], np.float32),
-        total_words=np.array([_words(text) for text in completions], np.float32),
+        frontier=frontier_consistency(payoff, choice) * due,
         source=np.array([TASKS.index(item.task) for item in items], np.int32),
+        analyze_ok=np.array([plain or c.analyze is not None for c in chains], bool),
+        **_lengths(readings),
     )
-    return FeatureBatch(features, answers[:, 2], action, verdicts, chains)
+    return FeatureBatch(features, answers[:, 2], [c and c[-2:] for c in choice], verdicts, chains)
 
 
-def frontier_consistency(payoff: np.ndarray, action: Sequence[str | None]) -> np.ndarray:
-    """P [B] in {0, 1}: the action named in <analyze> has a cell on the frontier of its own matrix."""
-    on_frontier = np.asarray(pareto_frontier(payoff)).any(axis=-2)  # [B, A]
-    index = np.array([ACTIONS.index(a) if a else -1 for a in action])
-    return np.where(index >= 0, on_frontier[np.arange(len(index)), index], False).astype(np.float32)
+def frontier_consistency(payoff: np.ndarray, choice: Sequence[str | None]) -> np.ndarray:
+    """P [B] in {0, 0.5, 1}: whether what <analyze> settles on lies on the frontier of its own matrix.
+
+    payoff [B, 2, 3, 2]; choice [B]: the action (`AQ`) or cell (`DQ_AQ`) named last, or None.
+    1: that cell is on the Pareto frontier, or, for an action, one of its cells is. 0.5: the cell is not,
+    but the other cell of the same action is: the right action for a wrong reason. 0 otherwise.
+    """
+    on_frontier = _frontier(np.asarray(payoff, np.float64))
+    index = np.array([ACTIONS.index(c[-2:]) if c else 0 for c in choice], int)
+    moves = np.array([USER_MOVES.index(c[:2]) if c and "_" in c else -1 for c in choice], int)
+    rows = np.arange(len(index))
+    action_on = on_frontier.any(axis=1)[rows, index]
+    cell_on = np.where(moves < 0, action_on, on_frontier[rows, moves, index])
+    named = np.array([c is not None for c in choice], bool)
+    return (named * np.where(cell_on, 1.0, 0.5 * action_on)).astype(np.float32)
 
 
-def _verdicts(chains: Sequence[Chain], items: Sequence[Judged], judge: Judge) -> list[Verdict]:
-    asked = [i for i, chain in enumerate(chains) if chain.reward_ok]
+def _frontier(payoff: np.ndarray) -> np.ndarray:
+    """Cells that no other dominates, bool [B, 2, 3]: `game.payoff.pareto_frontier` in float64, for any B.
+
+    On the host, because a jitted call would compile anew for each batch size.
+    """
+    points = payoff.reshape(len(payoff), -1, payoff.shape[-1])
+    mine, other = points[:, :, None, :], points[:, None, :, :]
+    dominated = ((other >= mine).all(-1) & (other > mine).any(-1)).any(-1)
+    return ~dominated.reshape(payoff.shape[:-1])
+
+
+def _verdicts(
+    chains: Sequence[Chain], due: Sequence[bool], items: Sequence[Judged], judge: Judge
+) -> list[Verdict]:
+    asked = [i for i, is_due in enumerate(due) if is_due]
     requests = [
         JudgeRequest(items[i].task, items[i].intent, chains[i].response or "", items[i].ground_truth)
         for i in asked
     ]
+    given = judge(requests)
+    if len(given) != len(requests):
+        raise UserError(f"judge: {len(given)} verdicts for {len(requests)} requests; one each is due")
     verdicts = [Verdict(0.0, "not judged: no response or no valid matrix")] * len(chains)
-    for i, verdict in zip(asked, judge(requests), strict=True):
+    for i, verdict in zip(asked, given, strict=True):
         verdicts[i] = verdict
     return verdicts
 
 
-def _reasoning_chars(text: str) -> int:
-    """Characters before the first <response>: what the user waits for."""
-    return len(text.partition("<response>")[0])
+def _answers(
+    chains: Sequence[Chain],
+    due: Sequence[bool],
+    verdicts: Sequence[Verdict],
+    items: Sequence[Judged],
+    workers: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(Q_u, Q_l, reported score) [B, 3] float32, and which verdicts are missing [B]."""
+    missing = np.array([v.score is None or not math.isfinite(v.score) for v in verdicts], bool)
+    known = [i for i, is_due in enumerate(due) if is_due and not missing[i]]
+    inputs = [
+        Answer(items[i].task, verdicts[i].score, chains[i].response, items[i].ground_truth) for i in known
+    ]
+    answers = np.zeros((len(chains), 3), np.float32)
+    if known:
+        # Only BLEU is worth the way to another process and back.
+        heavy = any(a.task in reading.HEAVY_TASKS for a in inputs)
+        answers[known] = reading.spread(reading.score, inputs, workers if heavy else 0)
+    return answers, missing
 
 
-def _words(text: str | None) -> int:
-    return len((text or "").split())
+def _lengths(readings: Sequence[Reading]) -> dict[str, np.ndarray]:
+    names = ("reasoning_chars", "response_words", "total_words")
+    table = np.array([r[1:] for r in readings], np.float32).reshape(-1, len(names))
+    return dict(zip(names, table.T, strict=True))

@@ -3,7 +3,9 @@
 band(n; lo, hi) = sigmoid(k (n - lo)) sigmoid(k (hi - n))
 U = eps + w_answer Q_u + w_band band(response words) + w_brevity exp(-reasoning chars / scale)
 L = eps + w_format F + w_payoff M + w_answer Q_l + w_band band(total words) [+ w_frontier P]
-W = sqrt(U L)
+W = U^alpha L^(1 - alpha), or another welfare function of `game.welfare`
+
+Every symbol, its unit and source: docs/rewards.md.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.game import welfare
 from gtalign_jax.types import Array, Features, Reward
 
 
@@ -24,8 +27,8 @@ class RewardConfig:
     """Every number of the formulas above; the defaults are the paper's.
 
     *_words: (lo, hi) of a band, in words. band_k: its steepness per word. brevity_chars: the scale of
-    the brevity term, in characters. alpha: weight of the user in Cobb-Douglas; linear_user likewise.
-    rho: the CES exponent. disagreement: (U, L) without agreement, for Nash bargaining.
+    the brevity term, in characters. alpha: weight of the user in Cobb-Douglas and CES; linear_user
+    likewise. rho: the CES exponent. disagreement: (U, L) without agreement, for Nash bargaining.
     """
 
     eps: float = 1e-4
@@ -51,6 +54,8 @@ class RewardConfig:
         return dataclasses.replace(self, llm_answer=0.35, llm_band=0.05, llm_frontier=0.2)
 
 
+ROUNDING = 2e-6  # a few float32 steps
+
 RewardFn = Callable[[Features, RewardConfig], Reward]
 """A reward: features [B] and the numbers of the config in, `Reward` [B] out. Pure, jit- and vmap-able."""
 
@@ -65,12 +70,13 @@ def payoff_score(payoff: Array) -> Array:
     """M in [0, 1] of matrices [B, U, A, 2]: the share of cells whose two payoffs truly differ.
 
     Identical payoffs collapse the incentive structure: a cell earns half for any difference and half
-    for a relative difference above 0.1.
+    for a relative difference above 0.1. A difference of exactly a tenth (1.0 and 0.9) does not count,
+    whichever way its binary fractions round.
     """
     llm, user = payoff[..., 0], payoff[..., 1]
     gap = jnp.abs(user - llm)
     scale = jnp.maximum(jnp.maximum(jnp.abs(user), jnp.abs(llm)), 1e-8)
-    return jnp.mean(0.5 * (gap > 0) + 0.5 * (gap / scale > 0.1), axis=(-2, -1))
+    return jnp.mean(0.5 * (gap > 0) + 0.5 * (gap > (0.1 + ROUNDING) * scale), axis=(-2, -1))
 
 
 def welfare_parts(features: Features, c: RewardConfig) -> tuple[Array, Array, dict[str, Array]]:
@@ -104,6 +110,21 @@ def welfare_parts(features: Features, c: RewardConfig) -> tuple[Array, Array, di
     return user * due, llm * due, {name: value * due for name, value in parts.items()}
 
 
+def component_weights(config: RewardConfig) -> dict[str, float]:
+    """The weight in U or L of each of `Reward.parts`, for decoupled normalisation (GDPO): each part is
+    normalised in its group, then the parts are summed with these weights (`rl.advantages`)."""
+    return {
+        "format": config.llm_format,
+        "payoff": config.llm_payoff,
+        "frontier": config.llm_frontier,
+        "user_band": config.user_band,
+        "llm_band": config.llm_band,
+        "brevity": config.user_brevity,
+        "answer_user": config.user_answer,
+        "answer_llm": config.llm_answer,
+    }
+
+
 def _reward(aggregate: Callable[[Array, Array, RewardConfig], Array]) -> RewardFn:
     """A reward function from a welfare function of (U, L)."""
 
@@ -114,28 +135,25 @@ def _reward(aggregate: Callable[[Array, Array, RewardConfig], Array]) -> RewardF
     return reward
 
 
-def cobb_douglas_of(user: Array, llm: Array, config: RewardConfig) -> Array:
-    """U^alpha L^(1 - alpha), with a finite gradient at zero."""
-    positive = (user > 0) & (llm > 0)
-    u, v = jnp.where(positive, user, 1.0), jnp.where(positive, llm, 1.0)
-    value = jnp.exp(config.alpha * jnp.log(u) + (1 - config.alpha) * jnp.log(v))
-    return jnp.where(positive, value, 0.0)
-
-
-mutual_welfare = _reward(cobb_douglas_of)
+mutual_welfare = _reward(lambda u, v, c: welfare.cobb_douglas(u, v, c.alpha))
 
 
 def _with_frontier(features: Features, config: RewardConfig) -> Reward:
+    """The evaluation variant; it also needs an <analyze> block (paper section 3)."""
+    if features.analyze_ok is not None:
+        features = features.replace(payoff_ok=features.payoff_ok & features.analyze_ok)
     return mutual_welfare(features, config.with_frontier())
 
 
 REWARDS: dict[str, RewardFn] = {
     "cobb_douglas": mutual_welfare,
     "cobb_douglas_frontier": _with_frontier,
-    "linear": _reward(lambda u, v, c: c.linear_user * u + (1 - c.linear_user) * v),
-    "user": _reward(lambda u, v, c: u),
-    "llm": _reward(lambda u, v, c: v),
-    "rawlsian": _reward(lambda u, v, c: jnp.minimum(u, v)),
+    "linear": _reward(lambda u, v, c: welfare.linear(u, v, c.linear_user)),
+    "user": _reward(lambda u, v, c: welfare.user_only(u, v)),
+    "llm": _reward(lambda u, v, c: welfare.llm_only(u, v)),
+    "rawlsian": _reward(lambda u, v, c: welfare.rawlsian(u, v)),
+    "ces": _reward(lambda u, v, c: welfare.ces(u, v, c.rho, c.alpha)),
+    "nash_bargaining": _reward(lambda u, v, c: welfare.nash_bargaining(u, v, c.disagreement)),
 }
 
 
@@ -144,9 +162,12 @@ def resolve_reward(name: str) -> RewardFn:
     if name in REWARDS:
         return REWARDS[name]
     module, _, function = name.partition(":")
-    if not function:
+    if not module or not function:
         raise UserError(f"config.reward.fn={name!r}: use one of {', '.join(REWARDS)}, or module:function")
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise UserError(f"config.reward.fn={name!r}: {error}") from error
+    if not callable(found):
+        raise UserError(f"config.reward.fn={name!r}: not a function of (features, config)")
+    return found

@@ -48,3 +48,12 @@ SCORERS: dict[str, Callable[[float, str, str], AnswerScore]] = {
 }
 TASKS = tuple(SCORERS)  # the index of a task is Features.source
 VERDICT_SCALE = {task: (0.0, 1.0) for task in TASKS} | {"medium": (0.0, 4.0)}
+
+
+def answer_score(task: str, score: float, response: str, truth: str) -> AnswerScore:
+    """The answer score of a finite verdict, which is first clamped to its task's scale.
+
+    A verdict off its scale (100 out of 1) is a judge's slip, not a better answer.
+    """
+    low, high = VERDICT_SCALE[task]
+    return SCORERS[task](min(max(score, low), high), response, truth)
