@@ -1,5 +1,6 @@
 """The reference reproduces what the published code returned on every recorded input, and is linear."""
 
+import dataclasses
 import json
 import math
 import re
@@ -8,7 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtalign_jax.errors import UserError
@@ -68,8 +69,9 @@ def test_it_raises_exactly_where_the_published_code_raised(records, recorded):
 
 def test_jitted_float32_formulas_agree_with_host_float64(records):
     """The same features through `mutual_welfare`: U, L, W to 1e-6 of the float64 path."""
-    for variant in ("cobb_douglas", "linear", "user", "llm", reward.FRONTIER):
-        chosen, readings, matrices = _comparable(records, variant)
+    comparable = {name: _comparable(records, name) for name in ("cobb_douglas", reward.FRONTIER)}
+    for variant in reward.VARIANTS:
+        chosen, readings, matrices = comparable.get(variant, comparable["cobb_douglas"])
         measures = score.collect(readings)
         want = reward.formulas(measures, variant)
         features = _features(measures, matrices, [r["task"] for r in chosen])
@@ -113,19 +115,20 @@ def _on_threshold(matrix) -> bool:
 def _features(m, matrices, tasks) -> Features:
     """Cells in any order will do: M is a sum over them."""
     f32 = lambda x: np.asarray(x, np.float32)
-    return Features(
-        valid=np.ones(len(tasks), bool),
-        format_ok=m.format_ok,
-        answer_user=f32(m.answer_user),
-        answer_llm=f32(m.answer_llm),
-        payoff=f32(matrices).reshape(-1, 2, 3, 2),
-        payoff_ok=m.due,
-        frontier=f32(m.frontier),
-        reasoning_chars=f32(m.reasoning_chars),
-        response_words=f32(m.response_words),
-        total_words=f32(m.total_words),
-        source=np.array([TASKS.index(task) for task in tasks], np.int32),
-    )
+    columns = {
+        "valid": np.ones(len(tasks), bool),
+        "answer_user": f32(m.answer_user),
+        "answer_llm": f32(m.answer_llm),
+        "payoff": f32(matrices).reshape(-1, 2, 3, 2),
+        "frontier": f32(m.frontier),
+        "reasoning_chars": f32(m.reasoning_chars),
+        "response_words": f32(m.response_words),
+        "total_words": f32(m.total_words),
+        "source": np.array([TASKS.index(task) for task in tasks], np.int32),
+        "format_ok": m.format_ok,
+    }
+    flags = {field.name: m.due for field in dataclasses.fields(Features) if field.name not in columns}
+    return Features(**columns, **flags)  # the other flags say which blocks are there
 
 
 # The published behaviour as one expression, against which the linear reading is checked on short texts.
@@ -149,6 +152,7 @@ def test_format_and_blocks_equal_the_regular_expressions(text):
         assert chain.first_block(text, name) == (found and found[1])
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=60), st.sampled_from(["", '{"DQ_AQ": ', "[" * 300, "-" * 9000, '"\\']))
 def test_reading_never_raises(text, start):
     chain.read_chain(f"<payoff>{start}{text}</payoff><response>{text}")
