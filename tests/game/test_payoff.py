@@ -1,0 +1,85 @@
+"""The matrix's own rules: the paper's tie-break, welfare of a cell, choices, pricing edits."""
+
+import jax
+import numpy as np
+import pytest
+
+from gtalign_jax.game import payoff, pricing
+from gtalign_jax.game.payoff import LLM, USER
+
+
+def matrix(cells: dict[str, tuple[float, float]]) -> np.ndarray:
+    """[2, 3, 2] from (user, llm) pairs by key; other cells are (-5, -5)."""
+    found = np.full((2, 3, 2), -5.0, np.float32)
+    for key, (user, llm) in cells.items():
+        found[payoff.GTALIGN.cell(key)] = (llm, user)
+    return found
+
+
+def key_of(table) -> str:
+    move, action = payoff.welfare_optimal(table)
+    return f"{payoff.USER_MOVES[int(move)]}_{payoff.ACTIONS[int(action)]}"
+
+
+def test_names_and_places():
+    assert payoff.GTALIGN.keys == ("DQ_AQ", "DQ_CQ", "DQ_DA", "VQ_AQ", "VQ_CQ", "VQ_DA")
+    assert payoff.GTALIGN.cell("DQ_AQ") == (1, 2)
+    wide = payoff.Game(user_moves=("a", "b", "c"), actions=("x", "y"))
+    assert len(wide.keys) == 6 and wide.cell("c_y") == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("cells", "winner"),
+    [
+        ({"VQ_DA": (1, 1), "DQ_AQ": (3, 3), "DQ_DA": (2.9, 3)}, "DQ_AQ"),
+        ({"VQ_CQ": (1, 3), "DQ_DA": (3, 1)}, "DQ_DA"),  # equal welfare: larger user payoff
+        ({"DQ_CQ": (2, 2), "VQ_AQ": (2, 2)}, "VQ_AQ"),  # equal in all: array order
+        ({"VQ_DA": (-4.9, 5), "DQ_DA": (1, 1)}, "DQ_DA"),  # two losses or a split never beat balance
+        # 6.3 x 6.0 = 5.4 x 7.0 above the floor, which float32 does not see as equal.
+        ({"VQ_DA": (1.3, 1.0), "VQ_CQ": (0.4, 2.0)}, "VQ_DA"),
+        ({"VQ_DA": (1.0, 1.3), "VQ_CQ": (2.0, 0.4)}, "VQ_CQ"),
+        # One decimal more is a true difference.
+        ({"VQ_DA": (1.3, 1.0), "VQ_CQ": (0.4, 2.1)}, "VQ_CQ"),
+    ],
+)
+def test_the_tie_break(cells, winner):
+    assert key_of(matrix(cells)) == winner
+
+
+def test_the_optimal_cell_is_on_the_frontier_and_of_largest_welfare():
+    tables = np.random.default_rng(0).integers(-50, 51, (5000, 2, 3, 2)) / 10
+    move, action = jax.jit(payoff.welfare_optimal)(np.float32(tables))
+    rows = np.arange(len(tables))
+    # In whole hundredths: exact products of gains above the floor of -5.
+    gains = np.round(tables * 10).astype(int) + 50
+    product = gains[..., 0] * gains[..., 1]
+    front = np.asarray(payoff.pareto_frontier(np.float32(tables)))
+    assert front[rows, move, action].all()
+    best = np.where(front, product, -1).reshape(len(tables), -1).max(1)
+    np.testing.assert_array_equal(product[rows, move, action], best)
+    np.testing.assert_array_equal(payoff.choose(np.float32(tables)), action)
+
+
+def test_cell_welfare_counts_gains_above_the_floor():
+    table = matrix({"VQ_DA": (-1, 4), "DQ_AQ": (-7, 4)})
+    found = payoff.cell_welfare(table)
+    assert found[0, 0] == pytest.approx(6.0) and found[1, 2] == 0.0
+
+
+def test_a_side_may_choose_for_itself():
+    table = matrix({"VQ_DA": (1, 4), "DQ_AQ": (4, 1), "VQ_CQ": (3, 3)})
+    actions = {rule: payoff.ACTIONS[int(payoff.choose(table, rule))] for rule in ("welfare", "llm", "user")}
+    assert actions == {"welfare": "CQ", "llm": "DA", "user": "AQ"}
+
+
+def test_pricing_takes_the_cost_of_text_off_the_side_that_pays():
+    table = np.zeros((2, 3, 2), np.float32)
+    user_pays = pricing.apply_policy(table, "per_token", 2.0)
+    llm_pays = pricing.apply_policy(table, "subscription", 2.0)
+    cost = -2.0 * np.float32(pricing.RELATIVE_TOKENS)
+    for edited, payer, other in ((user_pays, USER, LLM), (llm_pays, LLM, USER)):
+        np.testing.assert_allclose(edited[..., payer], np.tile(cost, (2, 1)))
+        assert not np.any(edited[..., other])
+    np.testing.assert_array_equal(pricing.apply_policy(table, "none", 2.0), table)
+    delta = np.arange(12.0).reshape(2, 3, 2)
+    np.testing.assert_array_equal(pricing.custom(pricing.custom(table, delta), delta), 2 * delta)
