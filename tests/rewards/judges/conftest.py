@@ -18,7 +18,7 @@ class FaultServer:
 
     def __init__(self, barrier=1):
         self.asks = collections.Counter()
-        self.bodies = []
+        self.bodies, self.keys = [], set()
         self.in_flight = self.peak = 0
         self.barrier = barrier
         self.default = None  # a fault for every request, such as an outage
@@ -52,6 +52,7 @@ class FaultServer:
         self._tasks.add(asyncio.current_task())
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
+                self.keys.update(re.findall(rb"authorization: (.+?)\r", head, re.IGNORECASE))
                 size = int(re.search(rb"content-length: (\d+)", head, re.IGNORECASE)[1])
                 body = json.loads(await reader.readexactly(size))
                 self.in_flight += 1

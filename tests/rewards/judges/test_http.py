@@ -313,6 +313,7 @@ def test_more_connections_than_open_files_is_one_line():
 def test_the_key_is_read_from_the_environment(server, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "secret")
     assert make_http_judge(config(server.url, api_key_env="JUDGE_KEY"))([ask("a")])[0].score == 1
+    assert server.keys == {b"Bearer secret"}
 
 
 MIXTURE = st.lists(st.sampled_from(["", "http500", "reset", "prose", "half_json", "http400"]), max_size=12)

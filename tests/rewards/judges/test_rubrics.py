@@ -1,5 +1,6 @@
 """Hostile responses: nothing between the tags can close them, start a chat turn or pass for a verdict."""
 
+import pathlib
 import re
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.rewards.judges import rubrics
 from gtalign_jax.rewards.judges.base import JudgeRequest
 from gtalign_jax.rewards.judges.rubrics import consistency_prompt, escape, judge_prompt
 from gtalign_jax.rewards.judges.verdict import SCALES, read_consistency, read_on_scale, read_verdict
@@ -142,3 +144,10 @@ def test_consistency_prompt_escapes_both_fields():
 def test_an_unknown_task_is_one_line():
     with pytest.raises(UserError, match=r"^task 'maths' has no judge; known: math"):
         judge_prompt(request("maths"))
+
+
+def test_the_documented_texts_are_the_texts_in_use():
+    page = (pathlib.Path(rubrics.__file__).parents[3] / "docs" / "judges.md").read_text()
+    blocks = re.findall(r"```text\n(.*?)\n```", page, re.DOTALL)
+    names = "FRAME MATH MINERVA WRITING AMBIGUOUS CLEAR HARMFUL HARMLESS FRONTIER".split()
+    assert blocks == [getattr(rubrics, name) for name in names]
