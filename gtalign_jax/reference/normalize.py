@@ -43,11 +43,11 @@ def _minmax(x: np.ndarray, pooled: np.ndarray) -> np.ndarray:
 
 
 def _robustz(x: np.ndarray, pooled: np.ndarray) -> np.ndarray:
-    """tanh(z / 2) of the winsorised score, z by median and MAD."""
+    """tanh(z / 2) of the winsorised score, z by median and MAD; all statistics are float32."""
     single = x.astype(np.float32)
-    low, high = np.percentile(single, [1, 99])
+    low, high = np.percentile(single, [1, 99]).astype(np.float32)
     clipped = np.clip(single, low, high)
-    median = np.median(clipped)
+    median = float(np.median(clipped))
     scale = 1.4826 * float(np.median(np.abs(clipped - median)))
     return np.tanh((np.clip(x, low, high) - median) / (scale if scale >= EPS else 1.0) / 2)
 

@@ -111,7 +111,10 @@ def read_line(line: Mapping[str, Any], variant: str) -> Reading:
         "response_words": chain.response_words,
         "total_words": chain.total_words,
     }
-    return Reading(measures, verdict, chain.errors)
+    errors = chain.errors
+    if variant == FRONTIER and measures["in_domain"] and not line.get("pareto_judge_text"):
+        errors += ("pareto_judge_text: missing, so P is 0",)
+    return Reading(measures, verdict, errors)
 
 
 def _payoff(chain: PublishedChain) -> float:

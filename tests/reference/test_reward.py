@@ -188,11 +188,14 @@ def test_character_bleu_on_values_known_by_hand():
     assert score.character_bleu("abcd", "abcde") == pytest.approx(math.exp(1 - 5 / 4))
 
 
-def test_a_negative_llm_reward_scores_zero_with_the_reason(records):
+def test_a_negative_llm_reward_scores_zero_and_a_missing_p_counts_zero_with_the_reason(records):
     line = next(r for r in records if r["task"] == "math" and r["expected"]["ablation"].get("utility"))
     (fields,) = score.score_lines([{**line, "pareto_judge_text": "<po>-30</po>"}], reward.FRONTIER)
     assert fields["score"] == fields["user_reward"] == 0
     assert any("complex" in reason for reason in fields["errors"])
+    (fields,) = score.score_lines([{**line, "pareto_judge_text": None}], reward.FRONTIER)
+    assert fields["score"] > fields["pareto_score"] == 0
+    assert any("pareto_judge_text" in reason for reason in fields["errors"])
 
 
 def test_variants_the_published_code_lacks_are_refused():
