@@ -63,17 +63,17 @@ def welfare_optimal(payoff: Array, floor: float = -5.0) -> tuple[Array, Array]:
     """(user move, action) [...] int32 of the best frontier cell.
 
     Order (paper section 2): larger welfare, then larger user payoff, then larger LLM payoff; cells that
-    tie in all three are taken in array order. Welfare ties within 1e-6 of its value: rounding must not
-    decide between (6.3, 6.0) and (5.4, 7.0), and payoffs of one decimal differ by more than that.
+    tie in all three are taken in array order. Welfare W ties within 1e-5 (1 + W): for payoffs of one
+    decimal on [-5, 5] that is more than rounding and less than any true difference.
     """
     shape = payoff.shape[:-1]
     flat = lambda x: x.reshape(*shape[:-2], -1)
     best = flat(pareto_frontier(payoff))
-    criteria = ((cell_welfare(payoff, floor), 1e-6), (payoff[..., USER], 0.0), (payoff[..., LLM], 0.0))
+    criteria = ((cell_welfare(payoff, floor), 1e-5), (payoff[..., USER], 0.0), (payoff[..., LLM], 0.0))
     for criterion, slack in criteria:
         value = jnp.where(best, flat(criterion), -jnp.inf)
         top = jnp.max(value, axis=-1, keepdims=True)
-        best &= value >= top - slack * jnp.abs(top)
+        best &= value >= top - slack * (1.0 + jnp.abs(top))
     index = jnp.argmax(best, axis=-1).astype(jnp.int32)
     return index // shape[-1], index % shape[-1]
 

@@ -167,6 +167,17 @@ def test_rock_paper_scissors_and_matching_pennies_are_mixed():
     assert not equilibrium.pure_nash(game([[1, -1], [-1, 1]], [[-1, 1], [1, -1]])).any()
 
 
+@pytest.mark.parametrize("n", [3, 5])
+def test_a_coordination_game_has_one_equilibrium_for_every_set_of_moves(n):
+    found = jax.device_get(mixed_nash(game(np.eye(n), np.eye(n))))
+    assert found.mask.sum() == 2**n - 1 and not found.degenerate
+    user, llm = found.user[found.mask], found.llm[found.mask]
+    np.testing.assert_allclose(user, llm, atol=1e-6)
+    support = user > 0
+    assert len(np.unique(support, axis=0)) == 2**n - 1
+    np.testing.assert_allclose(user, support / support.sum(1, keepdims=True), atol=1e-6)
+
+
 def test_larger_games_list_true_equilibria_and_an_odd_number_of_them():
     tables = np.random.default_rng(1).integers(-5, 6, (2000, 3, 4, 2))
     found = jax.device_get(mixed_nash(np.float32(tables)))
