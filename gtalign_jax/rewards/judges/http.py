@@ -240,7 +240,8 @@ def _count(value: Any) -> int:
 
 def _status_failure(response: Any) -> AttemptFailed:
     status = response.status_code
-    kind, reason = f"http_{status}", f"http {status}"
+    said = " ".join(response.text.split())[:120]
+    kind, reason = f"http_{status}", f"http {status}" + (f": {said}" if said else "")
     if status in (408, 409, 425, 429) or status >= 500:
         return AttemptFailed(kind, reason, blame=status != 429, pause_s=_retry_after(response))
     if status in (401, 403, 404, 405):  # the key, the model or the path: another endpoint may do

@@ -97,13 +97,28 @@ class FaultServer:
     async def _http429(self, writer):
         send(writer, {"error": "slow down"}, "429 Too Many Requests", ("Retry-After: 0.2",))
 
+    async def _http429_long(self, writer):
+        send(writer, {"error": "come back tomorrow"}, "429 Too Many Requests", ("Retry-After: 3600",))
+
     async def _http400(self, writer):
         send(writer, {"error": "too long"}, "400 Bad Request")
 
     async def _http404(self, writer):
         send(writer, {"error": "no such model"}, "404 Not Found")
 
-    async def _loop302(self, writer):
+    async def _gzip200(self, writer):
+        """Says that it is compressed, and is not."""
+        send(writer, completion(r"\boxed{1}"), headers=("Content-Encoding: gzip",))
+
+    async def _gzip500(self, writer):
+        send(writer, "oops", "500 Internal Server Error", ("Content-Encoding: gzip",))
+
+    async def _bytes500(self, writer):
+        writer.write(
+            b"HTTP/1.1 503 Busy\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n\xff\xfe\x00\n"
+        )
+
+    async def _loop307(self, writer):
         send(writer, {}, "307 Temporary Redirect", (f"Location: {self.url}/chat/completions",))
 
     async def _reset(self, writer):

@@ -24,10 +24,14 @@ from gtalign_jax.rewards.judges.pool import JudgeStats
 
 # How a request to each fault ends when its tries are used up, and how often it is asked in 2 tries.
 FAULTS = {
-    "http500": ("http 500", 2),
-    "http429": ("http 429", 2),
-    "http400": ("http 400", 1),
-    "http404": ("http 404", 1),
+    "http500": ('http 500: {"error": {"message": "out of memory"}}', 2),
+    "http429": ('http 429: {"error": "slow down"}', 2),
+    "http400": ('http 400: {"error": "too long"}', 1),
+    "http404": ('http 404: {"error": "no such model"}', 1),
+    "gzip200": ("connection failed (DecodingError)", 2),
+    "gzip500": ("connection failed (DecodingError)", 2),
+    "bytes500": ("http 503: ", 2),
+    "loop307": ("connection failed (TooManyRedirects)", None),
     "reset": ("connection failed", 2),
     "hang": ("timeout", 2),
     "drip": ("timeout", 2),
@@ -54,7 +58,7 @@ def ask(id, fault="", flaky="", want=1, task="math"):
 
 
 def config(*urls, **changes):
-    quick = dict(timeout_s=1.0, wait_s=0.01, max_wait_s=0.5, tries=2, skip_after=10**6)
+    quick = dict(timeout_s=2.0, wait_s=0.01, max_wait_s=0.5, tries=2, skip_after=10**6)
     return HttpJudgeConfig(endpoints=urls, model="judge", **(quick | changes))
 
 
@@ -80,13 +84,14 @@ def test_every_fault_ends_as_missing_with_its_reason_and_the_others_are_scored(s
         else:
             want, asks = float(request.response[-1]), 1
             assert (verdict.score, verdict.reason) == (want, ""), (id, verdict)
-        assert server.asks[id] == asks, id
+        if asks is not None:  # followed redirects are more requests than tries
+            assert server.asks[id] == asks, id
     numbers = stats.numbers()
     assert numbers["requests"] == len(requests) == numbers["scored"] + numbers["missing"]
     assert numbers["missing"] == 3 * len(FAULTS)
     assert numbers["failed/http_500"] == numbers["failed/http_429"] == numbers["failed/bad_json"] / 3 == 6
     assert numbers["failed/timeout"] == 12 and numbers["failed/cut_off"] == 12
-    assert numbers["attempts"] == sum(server.asks.values()) == numbers["asked"] + numbers["retries"]
+    assert numbers["attempts"] == numbers["asked"] + numbers["retries"]
 
 
 def test_one_more_try_heals_what_can_be_healed(server):
@@ -173,14 +178,11 @@ def test_load_is_spread_over_healthy_endpoints(start_server):
 
 
 def test_retry_after_is_obeyed_up_to_the_longest_wait(server):
-    judge = make_http_judge(config(server.url, wait_s=0.0))
-    started = time.monotonic()
-    assert judge([ask("a", flaky="http429")])[0].score == 1
-    assert 0.18 <= time.monotonic() - started < 5  # the server asked for 0.2 s
-    short = make_http_judge(config(server.url, wait_s=0.0, max_wait_s=0.0))
-    started = time.monotonic()
-    assert short([ask("b", flaky="http429")])[0].score == 1
-    assert time.monotonic() - started < 0.18
+    judge = make_http_judge(config(server.url, wait_s=0.0, max_wait_s=0.5))
+    for fault, seconds in (("http429", 0.2), ("http429_long", 0.5)):  # the second asked for an hour
+        started = time.monotonic()
+        assert judge([ask(fault, flaky=fault)])[0].score == 1
+        assert 0.9 * seconds <= time.monotonic() - started < 20
 
 
 def test_a_call_ends_within_its_own_limit(server):

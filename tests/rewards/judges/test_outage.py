@@ -35,7 +35,7 @@ def test_an_outage_drops_every_judged_row_and_keeps_the_rest(server):
     texts = [completion(f"id={i}") for i in range(4)] + ["no chain at all"]
     batch = extract(texts, [Item()] * 5, quick_judge(server), FeatureConfig(missing="drop"))
     np.testing.assert_array_equal(batch.features.valid, [False] * 4 + [True])
-    assert {v.reason for v in batch.verdicts[:4]} == {"http 500"}
+    assert {v.reason[:8] for v in batch.verdicts[:4]} == {"http 500"}
     assert sum(server.asks.values()) == 8  # the broken chain earns nothing either way: never asked
 
 
