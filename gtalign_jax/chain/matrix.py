@@ -1,9 +1,9 @@
 """The payoff matrix as text: read tolerantly, held strictly, and told exactly why it fails.
 
 Reading takes JSON and Python-style literals (single or curly quotes, trailing commas, `+1`, `.5`), and
-code fences when asked. Nothing is evaluated: a canonical matrix goes through the JSON parser, any other
-through a flat reader of its own, so depth, size and time are bounded whatever the text is. What was read
-must then be six cells of two finite numbers, each written once.
+code fences when asked. Nothing is evaluated: a matrix in the instructed order is one regular expression,
+any other text goes through a flat reader of two levels, so depth, size and time are bounded whatever the
+text is. What was read must then be six cells of two finite numbers, each written once.
 """
 
 from __future__ import annotations
@@ -21,19 +21,34 @@ MAX_PAYOFF_CHARS = 4_000
 MAX_PAYOFF = 1e6  # far above the written range of about [-5, 5], far below float32 trouble
 
 Payoff = dict[str, dict[str, float]]
+Row = tuple[float, ...]
 
 _QUOTES = str.maketrans({"“": '"', "”": '"', "„": '"', "‘": "'", "’": "'"})
 _FENCE = re.compile(r"\s*```[A-Za-z0-9]*[ \t]*\n(.*)```\s*", re.DOTALL)
 _TOKEN = re.compile(
     r"""\s*(?:(?P<mark>[{}:,])
-      |"(?P<double>[^"\\\n]*)"
+      |(?P<double>"(?:[^"\\\n]|\\.)*")
       |'(?P<single>[^'\\\n]*)'
       |(?P<number>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)
       |(?P<word>\w+))""",
     re.VERBOSE,
 )
 _CELLS = frozenset(KEYS)
-_OBJECTS, _PAIRS = 1 + len(KEYS), len(KEYS) * (1 + len(PLAYERS))
+# Where each number of a row stands: the array's order, and its place in the written order.
+_ORDER = tuple(
+    (f"{move}_{action}", player) for move in USER_MOVES for action in ACTIONS for player in PLAYERS
+)
+_WRITTEN_ORDER = tuple((key, player) for key in KEYS for player in PLAYERS)
+_PLACES = tuple(_WRITTEN_ORDER.index(place) for place in _ORDER)
+_NUMBER = r"\s*(-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*"
+_WRITTEN = re.compile(
+    r"\{\s*"
+    + r"\s*,\s*".join(
+        rf'"{key}"\s*:\s*\{{\s*' + r",\s*".join(rf'"{p}"\s*:{_NUMBER}' for p in PLAYERS) + r"\}"
+        for key in KEYS
+    )
+    + r"\s*\}"
+)
 
 
 class _Unreadable(Exception):
@@ -46,54 +61,48 @@ def parse_payoff(text: str, code_fences: bool = False) -> tuple[Payoff | None, l
     code_fences: whether a matrix inside one ``` fence counts. A reason names the key and the value, or
     the character where reading stopped.
     """
+    row, errors = parse_row(text, code_fences)
+    return (None if row is None else to_payoff(row)), errors
+
+
+def parse_row(text: str, code_fences: bool = False) -> tuple[Row | None, list[str]]:
+    """`parse_payoff` with the matrix as its twelve numbers in the array's order."""
     if len(text) > MAX_PAYOFF_CHARS:
         return None, [f"payoff: {len(text)} characters, over {MAX_PAYOFF_CHARS}"]
     if code_fences and (fenced := _FENCE.fullmatch(text)):
         text = fenced.group(1)
     text = (text if text.isascii() else text.translate(_QUOTES)).strip()
-    payoff = _read_canonical(text)
-    return (payoff, []) if payoff is not None else _read_tolerantly(text)
+    row = _read_written(text)
+    return (row, []) if row is not None else _read_tolerantly(text)
+
+
+def to_payoff(row: Row) -> Payoff:
+    """{key: {player: number}} of twelve numbers, keys in sorted order."""
+    payoff: Payoff = {key: {} for key in KEYS}
+    for (key, player), number in zip(_ORDER, row, strict=True):
+        payoff[key][player] = number
+    return payoff
 
 
 def to_array(payoff: Payoff) -> np.ndarray:
     """The matrix [2, 3, 2] float64 of a parsed payoff, in (user move, action, player) order."""
-    return np.array(to_row(payoff), np.float64).reshape(len(USER_MOVES), len(ACTIONS), len(PLAYERS))
+    row = [payoff[key][player] for key, player in _ORDER]
+    return np.array(row, np.float64).reshape(len(USER_MOVES), len(ACTIONS), len(PLAYERS))
 
 
-def to_row(payoff: Payoff) -> list[float]:
-    """The same numbers as one flat list, in the array's order."""
-    return [payoff[f"{m}_{a}"][p] for m in USER_MOVES for a in ACTIONS for p in PLAYERS]
-
-
-def _read_canonical(text: str) -> Payoff | None:
-    """The matrix of valid JSON, or None for the flat reader to find out why.
-
-    The counts bound the depth before the parser runs, and show repeated keys, which it would merge.
-    """
-    if text.count("{") != _OBJECTS or text.count(":") != _PAIRS or "[" in text:
+def _read_written(text: str) -> Row | None:
+    """The numbers of a matrix in the instructed order, or None for the flat reader to look closer."""
+    match = _WRITTEN.fullmatch(text)
+    if match is None:
         return None
-    try:
-        value = json.loads(text)
-    except ValueError:
+    numbers = list(map(float, match.groups()))
+    # The sum is small only when no number is infinite or large; the flat reader says which one is.
+    if sum(map(abs, numbers)) > MAX_PAYOFF:
         return None
-    if type(value) is not dict or value.keys() != _CELLS:
-        return None
-    payoff = {}
-    for key in KEYS:
-        cell = value[key]
-        if type(cell) is not dict or len(cell) != len(PLAYERS):
-            return None
-        payoff[key] = numbers = {}
-        for player in PLAYERS:
-            number = cell.get(player)
-            # The type test leaves booleans out, the comparison NaN and infinities.
-            if type(number) not in (float, int) or not -MAX_PAYOFF <= number <= MAX_PAYOFF:
-                return None
-            numbers[player] = float(number)
-    return payoff
+    return tuple([numbers[place] for place in _PLACES])
 
 
-def _read_tolerantly(text: str) -> tuple[Payoff | None, list[str]]:
+def _read_tolerantly(text: str) -> tuple[Row | None, list[str]]:
     try:
         pairs = _whole(_tokens(text))
     except _Unreadable as why:
@@ -110,7 +119,7 @@ def _read_tolerantly(text: str) -> tuple[Payoff | None, list[str]]:
             errors += _cell_errors(key, cells[key])
     if errors:
         return None, errors
-    return {key: {player: dict(cells[key])[player] for player in PLAYERS} for key in KEYS}, []
+    return tuple(dict(cells[key])[player] for key, player in _ORDER), []
 
 
 def _cell_errors(key: str, cell: Any) -> list[str]:
@@ -136,10 +145,21 @@ def _tokens(text: str) -> Iterator[Token]:
     scan, end = _TOKEN.scanner(text).match, 0
     while match := scan():
         kind, end = match.lastgroup, match.end()
-        yield kind, match.group(kind), match.start(kind)
+        value, at = match.group(kind), match.start(kind)
+        yield kind, _unescaped(value, at) if kind == "double" else value, at
     if end < len(text):
         raise _Unreadable(f"unreadable at character {end}: {ascii(text[end : end + 12])}")
     yield "end", "", end
+
+
+def _unescaped(quoted: str, at: int) -> str:
+    """The inside of a string in double quotes."""
+    if "\\" not in quoted:
+        return quoted[1:-1]
+    try:
+        return json.loads(quoted)
+    except ValueError as error:
+        raise _Unreadable(f"a broken string stands at character {at}") from error
 
 
 def _whole(tokens: Iterator[Token]) -> list[tuple[str, Any]]:

@@ -6,8 +6,8 @@ another block makes both blocks void, because it could hide a second answer: nei
 
 from __future__ import annotations
 
-import dataclasses
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,11 @@ from gtalign_jax.chain.matrix import (
     PLAYERS,
     USER_MOVES,
     Payoff,
+    Row,
     parse_payoff,
+    parse_row,
     to_array,
+    to_payoff,
 )
 
 # The matrix's names belong to this room's front door too.
@@ -47,32 +50,35 @@ MAX_CHARS = 200_000
 MAX_ERRORS = 20
 
 _TAG = re.compile(r"<(/?)(thinking|payoff|analyze|response)>")
-_OPEN = tuple(f"<{name}>" for name in BLOCKS)
-_CLOSE = tuple(f"</{name}>" for name in BLOCKS)
+_TAGS = tuple((f"<{name}>", f"</{name}>") for name in BLOCKS)
 _CHOICE = re.compile(r"\b((?:(?:VQ|DQ)_)?(?:DA|CQ|AQ))\b")
 
 
-@dataclasses.dataclass(frozen=True)
-class Chain:
+class Chain(NamedTuple):
     """A parsed completion. A block that is absent, repeated or nested is None, and `errors` says so.
 
-    format_ok: the four blocks once each, in order, with only white space between and around them.
-    payoff: the valid matrix as {key: {"LLM": x, "user": y}}, or None.
-    errors: at most MAX_ERRORS reasons and a count of the others.
+    row: the valid matrix as twelve numbers in the array's order, or None. format_ok: the four blocks once
+    each, in order, with only white space between and around them. errors: at most MAX_ERRORS reasons and a
+    count of the others.
     """
 
     thinking: str | None
     payoff_text: str | None
     analyze: str | None
     response: str | None
-    payoff: Payoff | None
+    row: Row | None
     format_ok: bool
     errors: tuple[str, ...]
 
     @property
+    def payoff(self) -> Payoff | None:
+        """The valid matrix as {key: {"LLM": x, "user": y}}, or None."""
+        return None if self.row is None else to_payoff(self.row)
+
+    @property
     def reward_ok(self) -> bool:
         """Whether any reward is due: a response and a valid matrix (paper section 3)."""
-        return self.response is not None and self.payoff is not None
+        return self.response is not None and self.row is not None
 
 
 def parse_chain(text: str, code_fences: bool = False) -> Chain:
@@ -89,13 +95,13 @@ def parse_chain(text: str, code_fences: bool = False) -> Chain:
     if blocks is None:
         blocks, format_ok = _split_blocks(text, errors)
     thinking, payoff_text, analyze, response = blocks
-    payoff = None
+    row = None
     if payoff_text is not None:
-        payoff, payoff_errors = parse_payoff(payoff_text, code_fences)
+        row, payoff_errors = parse_row(payoff_text, code_fences)
         errors += payoff_errors
     if len(errors) > MAX_ERRORS:
         errors[MAX_ERRORS:] = [f"text: {len(errors) - MAX_ERRORS} more errors"]
-    return Chain(thinking, payoff_text, analyze, response, payoff, format_ok, tuple(errors))
+    return Chain(thinking, payoff_text, analyze, response, row, format_ok, tuple(errors))
 
 
 def plain_chain(text: str) -> Chain:
@@ -109,17 +115,18 @@ Blocks = tuple[str | None, str | None, str | None, str | None]
 def _canonical_blocks(text: str) -> Blocks | None:
     """The blocks of a well-formed completion; None for any other, whose faults `_split_blocks` finds."""
     blocks, at = [], 0
-    for opening, closing in zip(_OPEN, _CLOSE, strict=True):
+    for opening, closing in _TAGS:
         start = text.find(opening, at)
         end = text.find(closing, start)
-        gap = text[at:start]
-        if start < 0 or end < 0 or (gap and not gap.isspace()):
+        if start < 0 or end < 0 or (start > at and not text[at:start].isspace()):
             return None
         blocks.append(text[start + len(opening) : end].strip())
         at = end + len(closing)
-    if text[at:].strip() or len(_TAG.findall(text)) != 2 * len(BLOCKS):
+    if at < len(text) and not text[at:].isspace():
         return None
-    return tuple(blocks)
+    # Eight tags were found; with no other "<" there is no ninth.
+    others = text.count("<") > 2 * len(_TAGS) and len(_TAG.findall(text)) > 2 * len(_TAGS)
+    return None if others else tuple(blocks)
 
 
 def _split_blocks(text: str, errors: list[str]) -> tuple[Blocks, bool]:
@@ -167,14 +174,18 @@ def _only(name: str, parts: list[str], void: bool, errors: list[str]) -> str | N
 
 def payoff_array(chain: Chain) -> tuple[np.ndarray, bool]:
     """(matrix [2, 3, 2] float64 in (user move, action, player) order, True), or (zeros, False)."""
-    if chain.payoff is None:
-        return np.zeros((len(USER_MOVES), len(ACTIONS), len(PLAYERS))), False
-    return to_array(chain.payoff), True
+    shape = (len(USER_MOVES), len(ACTIONS), len(PLAYERS))
+    if chain.row is None:
+        return np.zeros(shape), False
+    return np.array(chain.row, np.float64).reshape(shape), True
 
 
 def named_choice(analyze: str | None) -> str | None:
     """What <analyze> settles on: the last action (`AQ`) or cell (`DQ_AQ`) that it names, as written."""
-    named = _CHOICE.findall(analyze or "")
+    text = analyze or ""
+    last = max(map(text.rfind, ACTIONS))
+    # Nearly always the last letters that look like an action are one; "AQUA" sends us through the text.
+    named = _CHOICE.findall(text, max(last - 3, 0)) or _CHOICE.findall(text)
     return named[-1] if named else None
 
 

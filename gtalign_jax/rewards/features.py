@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from gtalign_jax.chain.matrix import to_row
 from gtalign_jax.chain.parse import ACTIONS, PLAYERS, USER_MOVES, Chain, named_choice
 from gtalign_jax.errors import UserError
 from gtalign_jax.rewards import reading
 from gtalign_jax.rewards.judges.base import Judge, JudgeRequest, Verdict
-from gtalign_jax.rewards.reading import Answer, Reading
+from gtalign_jax.rewards.reading import Answer
 from gtalign_jax.rewards.tasks import TASKS
 from gtalign_jax.types import Features
 
 _SHAPE = (len(USER_MOVES), len(ACTIONS), len(PLAYERS))
-_NOTHING = [0.0] * math.prod(_SHAPE)
+_NOTHING = (0.0,) * math.prod(_SHAPE)
+_SOURCE = {task: i for i, task in enumerate(TASKS)}
 
 
 class Judged(Protocol):
@@ -81,10 +82,10 @@ def extract(
     read = reading.read_plain if plain else functools.partial(reading.read, code_fences=config.code_fences)
     readings = reading.spread(read, completions, config.workers)
     chains = [r.chain for r in readings]
-    due = [c.response is not None and (plain or c.payoff is not None) for c in chains]
+    due = [c.response is not None and (plain or c.row is not None) for c in chains]
     verdicts = _verdicts(chains, due, items, judge)
     answers, missing = _answers(chains, due, verdicts, items, config.workers)
-    rows = [to_row(c.payoff) if d and c.payoff else _NOTHING for c, d in zip(chains, due, strict=True)]
+    rows = [c.row if d and c.row else _NOTHING for c, d in zip(chains, due, strict=True)]
     payoff = np.array(rows, np.float64).reshape(-1, *_SHAPE)
     choice = [None if plain else named_choice(c.analyze) for c in chains]
     due = np.array(due, bool)
@@ -96,9 +97,11 @@ def extract(
         payoff=payoff.astype(np.float32),
         payoff_ok=due,
         frontier=frontier_consistency(payoff, choice) * due,
-        source=np.array([TASKS.index(item.task) for item in items], np.int32),
+        reasoning_chars=np.array([r.reasoning_chars for r in readings], np.float32),
+        response_words=reading.count_words([c.response for c in chains]).astype(np.float32),
+        total_words=reading.count_words(completions).astype(np.float32),
+        source=np.array([_SOURCE[item.task] for item in items], np.int32),
         analyze_ok=np.array([plain or c.analyze is not None for c in chains], bool),
-        **_lengths(readings),
     )
     return FeatureBatch(features, answers[:, 2], [c and c[-2:] for c in choice], verdicts, chains)
 
@@ -123,12 +126,15 @@ def frontier_consistency(payoff: np.ndarray, choice: Sequence[str | None]) -> np
 def _frontier(payoff: np.ndarray) -> np.ndarray:
     """Cells that no other dominates, bool [B, 2, 3]: `game.payoff.pareto_frontier` in float64, for any B.
 
-    On the host, because a jitted call would compile anew for each batch size.
+    On the host, because a jitted call would compile anew for each batch size; cell by cell, because rows of
+    length B are what NumPy is quick at.
     """
-    points = payoff.reshape(len(payoff), -1, payoff.shape[-1])
-    mine, other = points[:, :, None, :], points[:, None, :, :]
-    dominated = ((other >= mine).all(-1) & (other > mine).any(-1)).any(-1)
-    return ~dominated.reshape(payoff.shape[:-1])
+    llm, user = np.ascontiguousarray(payoff.reshape(len(payoff), -1, 2).transpose(2, 1, 0))  # [C, B] each
+    on_frontier = np.ones(llm.shape, bool)
+    for cell, other in itertools.permutations(range(len(llm)), 2):
+        no_worse = (llm[other] >= llm[cell]) & (user[other] >= user[cell])
+        on_frontier[cell] &= ~(no_worse & ((llm[other] > llm[cell]) | (user[other] > user[cell])))
+    return on_frontier.T.reshape(payoff.shape[:-1])
 
 
 def _verdicts(
@@ -167,9 +173,3 @@ def _answers(
         heavy = any(a.task in reading.HEAVY_TASKS for a in inputs)
         answers[known] = reading.spread(reading.score, inputs, workers if heavy else 0)
     return answers, missing
-
-
-def _lengths(readings: Sequence[Reading]) -> dict[str, np.ndarray]:
-    names = ("reasoning_chars", "response_words", "total_words")
-    table = np.array([r[1:] for r in readings], np.float32).reshape(-1, len(names))
-    return dict(zip(names, table.T, strict=True))

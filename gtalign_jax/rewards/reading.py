@@ -11,25 +11,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
 from gtalign_jax.chain.parse import Chain, parse_chain, plain_chain
 from gtalign_jax.rewards.tasks import AnswerScore, answer_score
 
 CHUNK = 256
 HEAVY_TASKS = ("medium",)
+_SPACE = bytes(code < 128 and chr(code).isspace() for code in range(256))
 A, R = TypeVar("A"), TypeVar("R")
 
 
 class Reading(NamedTuple):
-    """A completion's chain and lengths.
-
-    reasoning_chars: characters before the first <response>, which is what the user waits for.
-    response_words, total_words: white-space words.
-    """
+    """A completion's chain, and the characters before its first <response>: what the user waits for."""
 
     chain: Chain
     reasoning_chars: int
-    response_words: int
-    total_words: int
 
 
 class Answer(NamedTuple):
@@ -42,22 +39,35 @@ class Answer(NamedTuple):
 
 
 def read(text: str, code_fences: bool = False) -> Reading:
-    """Parse and measure a completion that follows the protocol."""
-    chain = parse_chain(text, code_fences)
+    """Parse a completion that follows the protocol."""
     start = text.find("<response>")
-    return Reading(chain, start if start >= 0 else len(text), words(chain.response), words(text))
+    return Reading(parse_chain(text, code_fences), start if start >= 0 else len(text))
 
 
 def read_plain(text: str) -> Reading:
-    """Measure a plain answer: nothing stands before the response."""
-    chain = plain_chain(text)
-    count = words(text)
-    return Reading(chain, 0, count, count)
+    """A plain answer: nothing stands before the response."""
+    return Reading(plain_chain(text), 0)
 
 
-def words(text: str | None) -> int:
-    """White-space words."""
-    return len(text.split()) if text else 0
+def count_words(texts: Sequence[str | None]) -> np.ndarray:
+    """White-space words [B] int64 of each text, as `str.split` counts them; None has none."""
+    parts = [texts[i : i + CHUNK] for i in range(0, len(texts), CHUNK)]
+    return np.concatenate([np.zeros(0, np.int64), *(_count([t or "" for t in part]) for part in parts)])
+
+
+def _count(texts: list[str]) -> np.ndarray:
+    """ASCII texts are counted together: a word starts where a byte is no white space and the last one is."""
+    joined = " ".join(texts)
+    if not joined.isascii():
+        counts = _count([text if text.isascii() else "" for text in texts])
+        for i, text in enumerate(texts):
+            if not text.isascii():
+                counts[i] = len(text.split())
+        return counts
+    space = np.frombuffer((" " + joined).encode("ascii").translate(_SPACE), bool)
+    starts = np.flatnonzero(space[:-1] > space[1:])
+    ends = np.cumsum([len(text) + 1 for text in texts])
+    return np.diff(np.searchsorted(starts, ends), prepend=0)
 
 
 def score(answer: Answer) -> AnswerScore:
