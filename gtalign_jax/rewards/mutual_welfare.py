@@ -73,10 +73,16 @@ def payoff_score(payoff: Array) -> Array:
     for a relative difference above 0.1. A difference of exactly a tenth (1.0 and 0.9) does not count,
     whichever way its binary fractions round.
     """
-    llm, user = payoff[..., 0], payoff[..., 1]
+    cells = payoff.reshape(*payoff.shape[:-3], -1, 2)
+    count = cells.shape[-2]
+    # Cell by cell: XLA on CPUs does not vectorise a reduction over such a short inner axis.
+    return sum(_cell_score(cells[..., i, 0], cells[..., i, 1]) for i in range(count)) / count
+
+
+def _cell_score(llm: Array, user: Array) -> Array:
     gap = jnp.abs(user - llm)
     scale = jnp.maximum(jnp.maximum(jnp.abs(user), jnp.abs(llm)), 1e-8)
-    return jnp.mean(0.5 * (gap > 0) + 0.5 * (gap > (0.1 + ROUNDING) * scale), axis=(-2, -1))
+    return 0.5 * (gap > 0) + 0.5 * (gap > (0.1 + ROUNDING) * scale)
 
 
 def welfare_parts(features: Features, c: RewardConfig) -> tuple[Array, Array, dict[str, Array]]:
