@@ -1,0 +1,66 @@
+"""Optimizers as configured, and states that can be donated."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.state import AlignState, OptimizerConfig, init_state, make_optimizer
+from gtalign_jax.types import TrainState
+
+
+def rates(config, steps):
+    """The step sizes actually taken: with a constant gradient, Adam moves by the learning rate."""
+    optimizer = make_optimizer(config, steps)
+
+    def step(carry, _):
+        params, opt_state = carry
+        updates, opt_state = optimizer.update(jnp.ones(1), opt_state, params)
+        return (params + updates, opt_state), -updates[0]
+
+    return jax.lax.scan(step, (jnp.zeros(1), optimizer.init(jnp.zeros(1))), None, length=steps)[1]
+
+
+def test_constant_with_warmup():
+    got = rates(OptimizerConfig(lr=0.1, warmup=4, clip_norm=0.0), 8)
+    np.testing.assert_allclose(got, 0.1 * np.minimum(np.arange(8) / 4, 1.0), rtol=1e-4, atol=1e-8)
+
+
+def test_cosine_ends_at_a_tenth():
+    got = rates(OptimizerConfig(lr=0.1, schedule="cosine", clip_norm=0.0), 9)
+    want = 0.1 * (0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * np.arange(9) / 9)))
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_decay_of_matrices_only():
+    params = {"matrix": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    optimizer = make_optimizer(OptimizerConfig(lr=0.1, weight_decay=0.5), 1)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["matrix"], -0.05 * np.ones((2, 2)), rtol=1e-6)
+    assert not updates["bias"].any()
+
+
+@pytest.mark.parametrize("fields", [dict(schedule="linear"), dict(lr=0.0)])
+def test_wrong_settings_are_refused(fields):
+    with pytest.raises(UserError, match=f"optimizer.{next(iter(fields))}="):
+        OptimizerConfig(**fields)
+
+
+def test_a_plain_state_and_one_with_slow_parts():
+    params, sgd = {"w": jnp.ones((2, 2))}, optax.sgd(0.1)
+    plain = init_state(jax.random.key(0), params, sgd)
+    assert type(plain) is TrainState and plain.critic is None and int(plain.step) == 0
+    state = init_state(jax.random.key(0), params, sgd, (params, sgd), kl_coef=0.25, reference=params)
+    assert type(state) is AlignState and float(state.kl_coef) == 0.25
+    assert state.reference["w"] is not params["w"]
+
+
+def test_the_reference_in_a_state_survives_donation():
+    params, sgd = {"w": jnp.ones((2, 2))}, optax.sgd(0.1)
+    state = init_state(jax.random.key(0), params, sgd, reference=params)
+    step = jax.jit(lambda s: s.replace(policy=jax.tree.map(lambda x: x + 1, s.policy)), donate_argnums=0)
+    state = step(step(state))
+    np.testing.assert_array_equal(state.policy.params["w"], 3.0)
+    np.testing.assert_array_equal(state.reference["w"], 1.0)
