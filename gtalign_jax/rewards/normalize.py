@@ -8,8 +8,8 @@ With m_s, sd_s of a source's valid scores, m, sd of all valid scores and n_s the
                   range; a source whose MAD is below e has scale 1
     cdf           2 r / n_s - 1, r = average rank - 1/2 of the tied scores
     quantile      the pooled score at position floor((r + 1/2) / n_s (N - 1)), r = (scores not above x) - 1
-    james         (x - mu) / (sqrt(v) + e), mu = k m_s + (1 - k) m and v = k sd_s^2 + (1 - k) sd^2,
-                  k = n_s / (n_s + 50)
+    james         (x - mu) / (sqrt(v) + e), mu = k m_s + (1 - k) m, k = n_s / (n_s + 50) and
+                  v = k (sd_s + e)^2 + (1 - k) (sd + e)^2
     decentralize  (x - m_s) / (sd + e)
     selfadapt     tanh((x - m_s) / 2)
 
@@ -131,8 +131,8 @@ def _james(b: Batch) -> Array:
     pooled_mean, pooled_variance = _pooled(b)
     count = b.count[b.segment]
     own = count / (count + SHRINK)
-    centre = own * mean + (1 - own) * pooled_mean
-    spread = own * variance + (1 - own) * pooled_variance
+    centre = pooled_mean + own * (mean - pooled_mean)  # exact when both are equal
+    spread = own * (jnp.sqrt(variance) + EPS) ** 2 + (1 - own) * (jnp.sqrt(pooled_variance) + EPS) ** 2
     return (b.scores - centre) / (jnp.sqrt(spread) + EPS)
 
 
