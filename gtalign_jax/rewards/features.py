@@ -129,7 +129,8 @@ def _frontier(payoff: np.ndarray) -> np.ndarray:
     On the host, because a jitted call would compile anew for each batch size; cell by cell, because rows of
     length B are what NumPy is quick at.
     """
-    llm, user = np.ascontiguousarray(payoff.reshape(len(payoff), -1, 2).transpose(2, 1, 0))  # [C, B] each
+    points = payoff.reshape(len(payoff), math.prod(payoff.shape[1:-1]), 2)
+    llm, user = np.ascontiguousarray(points.T)  # [C, B] each
     on_frontier = np.ones(llm.shape, bool)
     for cell, other in itertools.permutations(range(len(llm)), 2):
         no_worse = (llm[other] >= llm[cell]) & (user[other] >= user[cell])
