@@ -60,7 +60,7 @@ def test_kl_in_the_reward(make, rollout, reward, valid, logps):
     """k1 times the coefficient comes off each row's reward before its group is centred."""
     config = AlgorithmConfig(scale="none", kl_coef=0.5, kl_place="reward", kl_estimator="k1")
     mask = np.asarray(rollout.action_mask & valid[..., None])
-    for coef, extra in ((0.5, {}), (0.125, {"kl_coef": jnp.asarray(0.125)})):
+    for coef, extra in ((0.5, {}), (0.125, {"kl_coef": jnp.asarray(0.125)})):  # a controller's replaces it
         got = make(config, reward, **extra)
         total = np.asarray(reward) - coef * np.sum((logps[0] - logps[1]) * mask, axis=-1)
         want = np.asarray(group_advantages(total, valid, "none"))[..., None] * mask
@@ -90,10 +90,9 @@ def critic(model, params):
     return value | {"head": head, "bias": jnp.asarray(0.3)}
 
 
-@pytest.mark.parametrize("bootstrap", [False, True])
-def test_gae_of_a_critic(make, model, rollout, reward, valid, critic, bootstrap):
+def test_gae_of_a_critic(make, model, rollout, reward, valid, critic):
     """Truncated rows go on with the value after their last token, also in the last column of the bucket."""
-    config = AlgorithmConfig(advantage="gae", gamma=0.9, lam=0.8, bootstrap_truncated=bootstrap)
+    config = AlgorithmConfig(advantage="gae", gamma=0.9, lam=0.8, bootstrap_truncated=True)
     got = make(config, reward, critic)
     mask = rollout.action_mask & valid[..., None]
     longer = jnp.pad(rollout.completion, ((0, 0), (0, 0), (0, 3)), constant_values=5)
@@ -102,7 +101,7 @@ def test_gae_of_a_critic(make, model, rollout, reward, valid, critic, bootstrap)
     )
     last = jnp.arange(4) == rollout.length[..., None] - 1
     after = jnp.take_along_axis(value, rollout.length[..., None], -1)[..., 0]
-    after = jnp.where(rollout.finished, 0.0, after) * bootstrap
+    after = jnp.where(rollout.finished, 0.0, after)
     want, returns = gae(last * reward[..., None], value[..., :4], mask, 0.9, 0.8, after)
     np.testing.assert_allclose(got.returns, returns, atol=1e-5)
     np.testing.assert_allclose(got.advantage, whiten(want, mask), atol=1e-5)
@@ -136,7 +135,7 @@ def test_gdpo_counts_length_as_one_more_component(valid):
     overlong = jnp.zeros(valid.shape).at[:, 0].set(0.4)
     known = jnp.ones((*valid.shape, 1), bool)
     equal = jnp.ones((1, *valid.shape))
-    got, _ = experience.compute_advantages(
+    got, _ = jax.jit(experience.compute_advantages, static_argnums=0)(
         config, equal[0], valid, known, known, components=equal, overlong=overlong
     )
     pairs = np.asarray(valid).all(-1)
