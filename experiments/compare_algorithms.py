@@ -1,0 +1,169 @@
+"""Compare algorithms on the embedded tasks: presets x seeds from one shared SFT model, with intervals.
+
+    python -m experiments.compare_algorithms --config=configs/quickstart.py --workdir=runs/compare \
+        --config.critic_optimizer.lr=1e-3 [--presets=grpo,ppo] [--seeds=0,1,2]
+
+The SFT model is trained once in WORKDIR/sft; every other run starts from it, in WORKDIR/PRESET_SEED, with
+the preset as it is (fields of config.algorithm are not applied). Each run resumes like any other, so the
+same command finishes a comparison that was stopped. Writes comparison.json and comparison.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import math
+import pathlib
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from gtalign_jax.config import parse_command, writable_directory
+from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.reporting import jsonl
+from gtalign_jax.rl.algorithm import PRESETS, resolve_algorithm
+
+COLUMNS = {"utility": "welfare", "answer_reward": "answer", "format_reward": "format", "n_tokens": "tokens"}
+EXPLAINED = "explained variance"
+LAST_STEPS = 10  # the critic is judged by its mean over the last steps of a run
+
+Interval = dict[str, float]
+
+
+@exit_on_user_error
+def main(argv: list[str]) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    optional = {"presets": "names, or module:function, after commas", "seeds": "numbers after commas"}
+    config, flags = parse_command(argv, {"workdir": "folder of all runs"}, optional)
+    presets = flags["presets"].split(",") if flags["presets"] else list(PRESETS)
+    for name in presets:
+        resolve_algorithm(name)  # a misspelt one is refused before hours of work
+    seeds = _seeds(flags["seeds"] or "0,1,2")
+    workdir = writable_directory(flags["workdir"], "workdir")
+    sft = shared_start(config, workdir / "sft")
+    runs = {}
+    for name in presets:
+        for seed in seeds:
+            run = workdir / f"{name.replace(':', '.')}_{seed}"
+            align_from(config, workdir / "sft", run, name, seed)
+            runs.setdefault(name, []).append(run_numbers(run))
+    table = compare(sft, runs)
+    jsonl.write_atomic(workdir / "comparison.json", json.dumps(jsonl.plain(table), indent=1) + "\n")
+    text = format_markdown(table, len(seeds))
+    jsonl.write_atomic(workdir / "comparison.md", text)
+    print(text)
+
+
+def shared_start(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, Interval]:
+    """Train the SFT model once; its overall metrics, with intervals over prompts."""
+    config = _copy(config)
+    config.align.steps = 0
+    _train(config, folder)
+    return json.loads((folder / "summary.json").read_text())["sft"]["overall"]
+
+
+def align_from(
+    config: ml_collections.ConfigDict, start: pathlib.Path, folder: pathlib.Path, preset: str, seed: int
+) -> None:
+    """One alignment run from the SFT model in `start`."""
+    changed = _copy(config)
+    changed.seed = seed
+    changed.start.path = str(start / "hf")
+    changed.sft.steps = 0
+    changed.align.algorithm = preset
+    for field in changed.algorithm:
+        changed.algorithm[field] = None
+    # Every run starts from the same model: its evaluation is that of the shared run, made once.
+    baseline = folder / "rollouts" / "sft_0.jsonl"
+    if not baseline.is_file():
+        baseline.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(start / "rollouts" / f"sft_{config.sft.steps}.jsonl", baseline)
+    _train(changed, folder)
+
+
+def run_numbers(folder: pathlib.Path) -> dict[str, float]:
+    """The aligned model's overall means, and the critic's explained variance where there is one."""
+    summary = json.loads((folder / "summary.json").read_text())["aligned"]["overall"]
+    numbers = {metric: summary[metric]["mean"] for metric in COLUMNS if metric in summary}
+    lines = [line for line in jsonl.read(folder / "metrics.jsonl") if line["phase"] == "align"]
+    explained = [line.get("value/explained_variance") for line in lines[-LAST_STEPS:]]
+    explained = [x for x in explained if x is not None]
+    return numbers | ({EXPLAINED: float(np.mean(explained))} if explained else {})
+
+
+def compare(
+    sft: Mapping[str, Interval], runs: Mapping[str, Sequence[Mapping[str, float]]]
+) -> dict[str, dict[str, Any]]:
+    """{model: {metric: {mean, lo, hi, n}}}; the presets' also hold `gain`, welfare over the SFT model's."""
+    table = {"sft": {metric: sft[metric] for metric in COLUMNS if metric in sft}}
+    for name, numbers in runs.items():
+        table[name] = {
+            metric: over_seeds([run[metric] for run in numbers])
+            for metric in (*COLUMNS, EXPLAINED)
+            if all(metric in run for run in numbers)
+        }
+        table[name]["gain"] = over_seeds([run["utility"] - sft["utility"]["mean"] for run in numbers])
+    return table
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Mean and 95 % Student interval over independent runs; lo and hi are NaN for a single one."""
+    from scipy import stats
+
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return {"mean": mean, "lo": math.nan, "hi": math.nan, "n": n}
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+    return {"mean": mean, "lo": mean - half, "hi": mean + half, "n": n}
+
+
+def format_markdown(table: Mapping[str, Mapping[str, Interval]], seeds: int) -> str:
+    """The comparison as a Markdown table, the best welfare first."""
+    metrics = ("utility", "gain", "answer_reward", "format_reward", "n_tokens", EXPLAINED)
+    heads = [COLUMNS.get(metric, metric) for metric in metrics]
+    lines = [f"| algorithm | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name in sorted(table, key=lambda name: -table[name]["utility"]["mean"]):
+        cells = [_cell(table[name].get(metric)) for metric in metrics]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    note = f"Means over {seeds} seeds with 95 % Student intervals; `sft` is one model, its intervals are"
+    return "\n".join([*lines, "", f"{note} bootstrapped over prompts.", ""])
+
+
+def _cell(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    digits = 3 if abs(interval["mean"]) < 10 else 1
+    mean, lo, hi = (f"{interval[k]:.{digits}f}" for k in ("mean", "lo", "hi"))
+    return mean if math.isnan(interval["lo"]) else f"{mean} [{lo}, {hi}]"
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds={text}: give whole numbers after commas, such as 0,1,2") from error
+
+
+def _copy(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    copied = copy.deepcopy(config)  # ConfigDict(config) would share its sections
+    copied.unlock()
+    return copied
+
+
+def _train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+    """One run of the training job; its own table goes to stderr, standard output is for the comparison."""
+    from gtalign_jax.train import train  # JAX starts only when the command line is right
+
+    folder = writable_directory(str(folder), "workdir")
+    with contextlib.redirect_stdout(sys.stderr):
+        train(config, folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv)
