@@ -5,16 +5,11 @@ import dataclasses
 import ml_collections
 from ml_collections import config_dict
 
-from gtalign_jax import job
+from gtalign_jax import settings
 from gtalign_jax.config import section
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
 from gtalign_jax.rl.algorithm import AlgorithmConfig
-
-SECTIONS = (
-    "data start sft align sft_optimizer policy_optimizer critic_optimizer sampling buckets features "
-    "evaluate steer checkpoint metrics health"
-).split()
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -23,8 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     # Completion slots N of training and evaluation, in tokens.
     config.max_new_tokens = 512
-    for name in SECTIONS:
-        config[name] = section(job.SECTIONS[name])
+    for name, cls in settings.SECTIONS.items():
+        config[name] = section(cls)
     # The architecture made when config.start.path is empty.
     config.model = section(ModelConfig)
     for name in ("source", "vocab_size", "compute_dtype", "remat", "scan_layers"):

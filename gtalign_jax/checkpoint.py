@@ -22,9 +22,7 @@ log = logging.getLogger(__name__)
 
 def open_manager(folder: pathlib.Path, *, keep: int) -> ocp.CheckpointManager:
     """The manager of one phase's folder: saves are atomic and asynchronous, the newest `keep` stay."""
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, enable_async_checkpointing=True
-    )
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
@@ -53,9 +51,7 @@ def restore_latest(manager: ocp.CheckpointManager, like: PyTree) -> tuple[int, P
                 reason,
             )
     if steps:
-        raise UserError(
-            f"{manager.directory}: no checkpoint can be read; remove the folder to start over"
-        )
+        raise UserError(f"{manager.directory}: no checkpoint can be read; remove the folder to start over")
     return None
 
 

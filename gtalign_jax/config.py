@@ -97,9 +97,7 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    text = str(error).removeprefix(
-        "Configuration is not available because of an earlier failure to load:"
-    )
+    text = str(error).removeprefix("Configuration is not available because of an earlier failure to load:")
     return " ".join(text.strip("'\" ").split()) or type(error).__name__
 
 

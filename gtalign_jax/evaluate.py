@@ -12,7 +12,8 @@ import numpy as np
 
 from gtalign_jax.data.item import Item
 from gtalign_jax.job import Job
-from gtalign_jax.reporting.rollouts import rollout_line
+from gtalign_jax.reporting import jsonl
+from gtalign_jax.reporting.rollouts import rollout_line, write_rollouts
 from gtalign_jax.rewards.features import FeatureBatch, extract
 from gtalign_jax.rewards.mutual_welfare import RewardConfig, RewardFn
 from gtalign_jax.rollout import engine as engine_lib
@@ -98,3 +99,11 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
         )
         lines += rollout_lines(job, rollout, score(job, rollout, items), step)
     return lines
+
+
+def evaluate_once(job: Job, name: str, params: PyTree, step: int) -> list[dict[str, Any]]:
+    """The rollout lines of a model's evaluation, from its file when a run before this one made it."""
+    path = job.workdir / "rollouts" / f"{name}_{step}.jsonl"
+    if not path.is_file():
+        write_rollouts(job.workdir, name, step, evaluate(job, params, step))
+    return jsonl.read(path)

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.data import loader, sources, synthetic, teacher
@@ -22,139 +23,30 @@ from gtalign_jax.data.item import Item, item_of
 from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from gtalign_jax.errors import UserError
-from gtalign_jax.health import HealthConfig
-from gtalign_jax.metrics import MetricsConfig
 from gtalign_jax.models import hf, transformer
 from gtalign_jax.models.config import ModelConfig, read_config
-from gtalign_jax.rewards.features import FeatureConfig
+from gtalign_jax.reporting import jsonl
 from gtalign_jax.rewards.judges.base import Judge
+from gtalign_jax.rewards.judges.http import make_http_judge
+from gtalign_jax.rewards.judges.pool import JudgeStats
 from gtalign_jax.rewards.judges.rules import judge_by_rules
-from gtalign_jax.rewards.mutual_welfare import RewardConfig, RewardFn, resolve_reward
-from gtalign_jax.rl.algorithm import AlgorithmConfig, resolve_algorithm
+from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import end_tokens
-from gtalign_jax.rollout.sampling import SamplingConfig
-from gtalign_jax.state import OptimizerConfig
+from gtalign_jax.settings import DataConfig, Settings, make_settings
+from gtalign_jax.sharding import batch_shards, make_mesh, shard_tree
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """source: `synthetic` (the embedded tasks) or `gtalign` (parquet files under root).
-
-    train_per_task, test_per_task: items of each task (0: all there are, real data only). seed: of the
-    embedded items, the demonstrations and the order of batches.
-    """
-
-    source: str = "synthetic"
-    root: str = ""
-    tasks: tuple[str, ...] = ("math", "medium", "ambig_qa", "wildguard")
-    train_per_task: int = 512
-    test_per_task: int = 64
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.source not in ("synthetic", "gtalign"):
-            raise UserError(f"config.data.source={self.source!r}: must be synthetic or gtalign")
-
-
-@dataclasses.dataclass(frozen=True)
-class StartConfig:
-    """The starting model: an HF folder or hub name, or "" to make one from `config.model` here.
-
-    vocab_size: entries of the tokenizer that is then trained on the run's own text. compute_dtype,
-    remat, scan_layers: run-time switches, for loaded models too.
-    """
-
-    path: str = ""
-    vocab_size: int = 1024
-    compute_dtype: str = "float32"
-    remat: str = "none"
-    scan_layers: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class SftConfig:
-    """The cold start: `steps` updates on `chains` demonstrations of each of `prompts` prompts."""
-
-    steps: int = 0
-    prompts: int = 16
-    chains: int = 4
-    microbatches: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class AlignConfig:
-    """Alignment: `steps` rollouts of `group_size` samples for each of `prompts` prompts.
-
-    algorithm: a preset of `rl.algorithm` or module:function. dump_every: steps between rollout files.
-    """
-
-    algorithm: str = "grpo"
-    steps: int = 0
-    prompts: int = 16
-    group_size: int = 8
-    dump_every: int = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalConfig:
-    """Held-out evaluation: `samples` completions of each test prompt, `prompts` at a time."""
-
-    samples: int = 2
-    prompts: int = 64
-    temperature: float = 1.0
-    seed: int = 1234
-
-
-@dataclasses.dataclass(frozen=True)
-class SteerConfig:
-    """Steered examples of the report: the pricing policy, its price, and prompts tried per task."""
-
-    policy: str = "per_token"
-    price: float = 3.0
-    tries: int = 6
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """A checkpoint every `every` steps and at the end of a phase; the newest `keep` stay."""
-
-    every: int = 50
-    keep: int = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The frozen parts of a config; one field a section."""
-
-    seed: int
-    max_new_tokens: int
-    data: DataConfig
-    start: StartConfig
-    sft: SftConfig
-    align: AlignConfig
-    algorithm: AlgorithmConfig
-    sft_optimizer: OptimizerConfig
-    policy_optimizer: OptimizerConfig
-    critic_optimizer: OptimizerConfig
-    sampling: SamplingConfig
-    buckets: BucketConfig
-    reward: RewardConfig
-    features: FeatureConfig
-    evaluate: EvalConfig
-    steer: SteerConfig
-    checkpoint: CheckpointConfig
-    metrics: MetricsConfig
-    health: HealthConfig
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """A run's surroundings. model_folder: the HF folder training starts from."""
+    """A run's surroundings. model_folder: the HF folder training starts from.
+
+    judge: over HTTP when `config.judge.endpoints` names a server, else by rules; judge_stats counts it.
+    """
 
     settings: Settings
     workdir: pathlib.Path
@@ -164,68 +56,39 @@ class Job:
     test: PromptSet
     demonstrations: Sequence[Demonstration]
     judge: Judge
+    judge_stats: JudgeStats
     reward_fn: RewardFn
 
     @property
     def model(self) -> ModelConfig:
         return self.engine.model_config
 
-
-def make_settings(config: ml_collections.ConfigDict) -> Settings:
-    """Every section of the config as its frozen dataclass; UserError names a field that is wrong."""
-    chosen = resolve_algorithm(config.align.algorithm)
-    overrides = {k: v for k, v in config.algorithm.items() if v is not None}
-    parts = {
-        field.name: config_lib.build(cls, config[field.name], field.name)
-        for field in dataclasses.fields(Settings)
-        if field.name not in ("seed", "max_new_tokens", "algorithm", "reward")
-        and (cls := SECTIONS[field.name])
-    }
-    reward = {k: v for k, v in config.reward.items() if k != "fn"}
-    return Settings(
-        seed=config.seed,
-        max_new_tokens=config.max_new_tokens,
-        algorithm=config_lib.build(AlgorithmConfig, dataclasses.asdict(chosen) | overrides, "algorithm"),
-        reward=config_lib.build(RewardConfig, reward, "reward"),
-        **parts,
-    )
-
-
-SECTIONS = {
-    "data": DataConfig,
-    "start": StartConfig,
-    "sft": SftConfig,
-    "align": AlignConfig,
-    "sft_optimizer": OptimizerConfig,
-    "policy_optimizer": OptimizerConfig,
-    "critic_optimizer": OptimizerConfig,
-    "sampling": SamplingConfig,
-    "buckets": BucketConfig,
-    "features": FeatureConfig,
-    "evaluate": EvalConfig,
-    "steer": SteerConfig,
-    "checkpoint": CheckpointConfig,
-    "metrics": MetricsConfig,
-    "health": HealthConfig,
-}
+    @property
+    def mesh(self) -> Mesh:
+        return self.engine.mesh
 
 
 def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     """Read the data, make or find the starting model, and prepare prompts and demonstrations."""
     settings = make_settings(config)
+    mesh = make_mesh(settings.mesh)
+    _check_batches(settings, batch_shards(mesh))
     reward_fn = resolve_reward(config.reward.fn)
-    train_items = load_items(settings.data, "train")
+    judge, stats = judge_by_rules, JudgeStats()
+    if settings.judge.endpoints:
+        judge = make_http_judge(settings.judge, stats)
+    trains = settings.sft.steps or settings.align.steps
+    train_items = load_items(settings.data, "train") if trains else []
     test_items = load_items(settings.data, "test")
     chains = _write_chains(train_items, settings)
-    if settings.start.path:
-        folder = hf.resolve_folder(settings.start.path)
-    else:
-        folder = workdir / "init"
+    folder = start_folder(settings, workdir)
+    if not settings.start.path:
         _make_model(folder, config.model, settings, train_items, chains)
-    engine = load_folder_engine(folder, settings)
+    engine = load_folder_engine(folder, settings, mesh)
     encode = lambda messages: engine_lib.encode(engine, messages)
     fits = lambda tokens: engine_lib.fits(engine, tokens)
-    train, test = (loader.encode_prompts(items, encode, fits) for items in (train_items, test_items))
+    test = loader.encode_prompts(test_items, encode, fits)
+    train = loader.encode_prompts(train_items, encode, fits) if trains else PromptSet([], [], 0)
     for name, part in (("train", train), ("test", test)):
         if part.dropped:
             longest = settings.buckets.prompt[-1]
@@ -238,7 +101,8 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         train=train,
         test=test,
         demonstrations=_demonstrations(engine, train, chains, settings),
-        judge=judge_by_rules,
+        judge=judge,
+        judge_stats=stats,
         reward_fn=reward_fn,
     )
 
@@ -260,7 +124,28 @@ def load_items(config: DataConfig, split: str) -> list[Item]:
     return kept
 
 
-def load_folder_engine(folder: pathlib.Path, settings: Settings) -> Engine:
+def _check_batches(settings: Settings, shards: int) -> None:
+    """Every batch of prompts must be split evenly over the mesh."""
+    for name in ("sft", "align"):
+        prompts, microbatches = getattr(settings, name).prompts, 1
+        if name == "sft":
+            microbatches = settings.sft.microbatches
+        else:
+            microbatches = settings.algorithm.minibatches * settings.algorithm.microbatches
+        if prompts % (microbatches * shards):
+            raise UserError(
+                f"config.{name}.prompts={prompts}: must be a multiple of {microbatches} (mini- and "
+                f"micro-batches) times {shards} (devices that split the batch)"
+            )
+
+
+def load_start(job: Job) -> PyTree:
+    """The parameters training starts from, on the mesh."""
+    axes, shapes = transformer.logical_axes(job.model), hf.abstract_params(job.model)
+    return hf.load_params(job.model_folder, job.model, shard_tree(axes, job.mesh, shapes))
+
+
+def load_folder_engine(folder: pathlib.Path, settings: Settings, mesh: Mesh) -> Engine:
     """An engine for an HF folder at the run's sampling and buckets; parameters are loaded apart."""
     switches = {k: getattr(settings.start, k) for k in ("compute_dtype", "remat", "scan_layers")}
     tokenizer = load_tokenizer(folder)
@@ -270,7 +155,13 @@ def load_folder_engine(folder: pathlib.Path, settings: Settings) -> Engine:
         eos_ids=end_tokens(folder, tokenizer.eos_token_id),
         sampling=settings.sampling,
         buckets=settings.buckets,
+        mesh=mesh,
     )
+
+
+def start_folder(settings: Settings, workdir: pathlib.Path) -> pathlib.Path:
+    """The HF folder a run starts from: the one it was given, or the one it makes in its workdir."""
+    return hf.resolve_folder(settings.start.path) if settings.start.path else workdir / "init"
 
 
 def _write_chains(items: Sequence[Item], settings: Settings) -> dict[int, list[str]]:
@@ -326,15 +217,17 @@ def _demonstrations(
     return kept
 
 
-def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Record the config of a run; a workdir that holds another run's is refused, untouched."""
+def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuse a workdir that holds another run, before anything in it is touched."""
     path, text = workdir / "config.json", config_lib.to_json(config)
-    if not path.is_file():
-        path.write_text(text)
-    elif path.read_text() != text:
-        old, new = json.loads(path.read_text()), json.loads(text)
-        field = next(_differences(old, new))
+    if path.is_file() and path.read_text() != text:
+        field = next(_differences(json.loads(path.read_text()), json.loads(text)))
         raise UserError(f"{path}: holds a run with another {field}; name a new --workdir or remove this one")
+
+
+def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Record the config of a run."""
+    jsonl.write_atomic(workdir / "config.json", config_lib.to_json(config))
 
 
 def _differences(old: dict, new: dict, prefix: str = "config"):

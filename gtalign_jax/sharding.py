@@ -189,6 +189,27 @@ def shard_state(state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map_with_path(place, state)
 
 
+def spread(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The tree with every leaf on the mesh: leaves that are not laid out on it yet are replicated.
+
+    For states whose large parts were made with their shardings: what remains are counters and keys,
+    which a checkpoint would otherwise bring back to one device.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    on_mesh = lambda x: isinstance(x, jax.Array) and getattr(x.sharding, "mesh", None) == mesh
+    return jax.tree.map(lambda x: x if on_mesh(x) else jax.device_put(x, everywhere), tree)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Over how many devices the prompts of a batch are split."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def place_batch(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Arrays [P, ...] with their prompts split over the mesh; `batch_shards` must divide P."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(RULES["batch"])))
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """x with its axes split over the current mesh as the table says (see `partition_spec`)."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -218,9 +239,7 @@ def _check_divides(where: str, names: Sequence[str], shape: Sequence[int], mesh:
             )
 
 
-def _unmet(
-    names: Sequence[str], shape: Sequence[int], mesh: Mesh
-) -> Iterator[tuple[str, str, int]]:
+def _unmet(names: Sequence[str], shape: Sequence[int], mesh: Mesh) -> Iterator[tuple[str, str, int]]:
     """(name, mesh axis, size) wherever the table wants a split that the size does not allow."""
     used: set[str] = set()
     for name, size in zip(names, shape, strict=True):

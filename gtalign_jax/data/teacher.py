@@ -30,9 +30,10 @@ class TeacherConfig:
     right_answer: float = 0.8
     broken_matrix: float = 0.08
     equal_payoffs: float = 0.25
-    max_sentences: int = 4
+    max_sentences: int = 3
 
 
+MARGIN = 0.1  # a closer call would be noise to a small model
 IDEAL = TeacherConfig(1.0, 1.0, 0.0, 0.0, 1)
 
 _THOUGHTS = (
@@ -85,23 +86,30 @@ def analysis(matrix: np.ndarray) -> str:
 
 
 def _matrix(action: str, rng: np.random.Generator, shared: bool) -> np.ndarray:
-    """A matrix [2, 3, 2] on one decimal whose best action is `action`, by a varying margin.
+    """A matrix [2, 3, 2] in steps of one half whose best action is `action`, by a clear margin.
 
     Detailed questions are better for both than vague ones, so the best cell is in that row. One matrix
     in three is drawn as if a price had been taken off one player, so that edited ones look familiar.
     """
     best = ACTIONS.index(action)
     while True:
-        detailed = rng.uniform(-1.5, 3.0, (3, 2))
-        detailed[best] += rng.uniform(0.5, 2.0, 2)
+        detailed = rng.integers(-3, 6, (3, 2)) / 2
+        detailed[best] += rng.integers(1, 5, 2) / 2
         if rng.random() < 1 / 3:
-            detailed[:, rng.integers(2)] -= rng.uniform(0, 3) * rng.uniform(0.2, 1.3, 3)
+            detailed[:, rng.integers(2)] -= rng.integers(0, 6, 3) / 2
         if shared:
             detailed[:, 0] = detailed[:, 1]
-        matrix = np.stack([detailed - rng.uniform(0.1, 1.0, (3, 1)), detailed])
-        matrix = np.clip(matrix, -5, 5).round(1)
-        if best_action(matrix) == action:
+        detailed = np.clip(detailed, -4.5, 5.0)
+        matrix = np.stack([detailed - rng.integers(1, 3, (3, 1)) / 2, detailed])
+        matrix = np.maximum(matrix, -5.0)
+        if best_action(matrix) == action and _margin(detailed) > MARGIN:
             return matrix
+
+
+def _margin(cells: np.ndarray) -> float:
+    """By how much the largest product of gains exceeds the second, as a share of it; cells [A, 2]."""
+    second, first = np.sort(np.prod(np.maximum(cells + 5.0, 0.0), axis=-1))[-2:]
+    return (first - second) / max(second, 1e-6)
 
 
 def _real_response(item: Item, action: str) -> str:

@@ -1,17 +1,21 @@
-"""A byte-level BPE tokenizer for models made from scratch, saved and loaded as any Hugging Face one.
+"""A byte-level BPE tokenizer for models made from scratch: Qwen2's own kind, trained on the run's text.
 
-Tags, newlines, one-decimal payoffs and digits are always cut out first, so that the text around a
-payoff matrix tokenises the same whatever the numbers are: a matrix can be edited and spliced back.
+It is a `Qwen2Tokenizer`, so `AutoTokenizer` reads it back as the very same one beside a Qwen2 model.
+The strings of the chain protocol (tags, the JSON between two payoffs, one-decimal payoffs) are added
+tokens: they are cut out before anything else, so the text around a payoff matrix tokenises the same
+whatever the numbers are, and a matrix can be edited and spliced back.
 """
 
 from __future__ import annotations
 
 import pathlib
+import re
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
+from gtalign_jax.chain.parse import BLOCKS, KEYS, PLAYERS
 from gtalign_jax.errors import UserError
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -19,38 +23,28 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# In order: a tag; a newline; a payoff; the JSON between two payoffs; a digit; a word; marks; spaces.
-_PIECES = "|".join(
-    (
-        r"</?(?:thinking|payoff|analyze|response)>",
-        r"\n",
-        r" ?-?[0-9]\.[0-9](?![0-9])",
-        r"[{}\",][^0-9<\n]{0,40}?:(?= -?[0-9]\.[0-9])",
-        r"[0-9]",
-        r" ?[\p{L}\p{M}']+",
-        r" ?[^\s\p{L}\p{M}0-9<\n]+",
-        r"<",
-        r"[^\S\n]+",
-    )
-)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def protocol_strings() -> tuple[str, ...]:
+    """The tags and the pieces of a canonical payoff matrix, as `chain.prompt` writes them."""
+    tags = [f"<{slash}{block}>" for block in BLOCKS for slash in ("", "/")]
+    first, second = PLAYERS
+    cells = [f'{"{" if i == 0 else "}, "}"{key}": {{"{first}":' for i, key in enumerate(KEYS)]
+    payoffs = [f" {tenths / 10:.1f}" for tenths in range(-50, 51)]
+    return (*tags, *cells, f', "{second}":', "}}", *payoffs)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """A tokenizer with a ChatML template, of at most vocab_size entries; deterministic in the texts."""
-    core = Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
-    core.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    protocol = protocol_strings()
+    cut = re.compile("|".join(map(re.escape, protocol)))
+    pieces = (piece for text in texts for piece in cut.split(text) if piece)
+    base = Qwen2Tokenizer()
+    wrapped = base.train_new_from_iterator(
+        pieces, vocab_size - len(protocol), new_special_tokens=[START, END], show_progress=False
     )
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[PAD, START, END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    core.train_from_iterator(texts, trainer)
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=PAD)
+    wrapped.add_tokens([AddedToken(text, normalized=False) for text in protocol])
+    wrapped.eos_token, wrapped.pad_token = END, PAD
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
+from gtalign_jax.errors import UserError
 from gtalign_jax.game.payoff import LLM, USER
 from gtalign_jax.types import Array
 
 # Typical length of what each action makes the assistant write (DA, CQ, AQ), in units of a direct answer.
-RELATIVE_TOKENS = (1.0, 0.3, 1.3)
+RELATIVE_TOKENS = (1.0, 0.25, 1.25)
 
 
 def per_token(payoff: Array, price: float, tokens: Sequence[float] = RELATIVE_TOKENS) -> Array:
@@ -28,7 +29,17 @@ def custom(payoff: Array, delta: Array) -> Array:
     return payoff + jnp.asarray(delta, payoff.dtype)
 
 
+def unchanged(payoff: Array, price: float) -> Array:
+    """No edit: the branch that a steered one is compared with."""
+    del price
+    return payoff
+
+
+POLICIES = {"per_token": per_token, "subscription": subscription, "none": unchanged}
+
+
 def apply_policy(payoff: Array, policy: str, price: float) -> Array:
-    """The edit of a named pricing policy: `per_token`, `subscription` or `none`."""
-    edits = {"per_token": per_token, "subscription": subscription, "none": lambda p, _: p}
-    return edits[policy](jnp.asarray(payoff), price)
+    """The edit of a named pricing policy. Raises UserError when there is no such policy."""
+    if policy not in POLICIES:
+        raise UserError(f"pricing policy {policy!r}: use one of {', '.join(POLICIES)}")
+    return POLICIES[policy](jnp.asarray(payoff), price)

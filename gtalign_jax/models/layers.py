@@ -11,8 +11,10 @@ import jax.numpy as jnp
 
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.rope import rotate
+from gtalign_jax.sharding import constrain
 
 Array = jax.Array
+BATCH = ("batch", "group")  # logical names of the first two axes of every activation
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 
@@ -65,9 +67,10 @@ class Projection(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and gated MLP.
 
-    x [..., T, D]; tables: cos, sin [..., T, H/2]; attend(q [..., T, Q, H], k, v [..., T, K, H]) returns
-    (out [..., T, Q, H], aux): it holds everything that differs between training, prefill and decoding.
-    Returns (x, aux).
+    x [P, G, T, D]; tables: cos, sin [..., T, H/2]; attend(q [P, G, T, Q, H], k, v [P, G, T, K, H])
+    returns (out [P, G, T, Q, H], aux): it holds everything that differs between training, prefill and
+    decoding. Returns (x, aux). Activations keep the batch and length split over the mesh; with a
+    context axis each query's device gathers the keys.
     """
 
     config: ModelConfig
@@ -84,12 +87,16 @@ class Block(nn.Module):
         if c.qk_norm:
             q = RMSNorm(c, "head_dim", name="query_norm")(q)
             k = RMSNorm(c, "head_dim", name="key_norm")(k)
-        out, aux = attend(rotate(q, tables), rotate(k, tables), v)
+        q = constrain(rotate(q, tables), *BATCH, "length", "heads", "head_dim")
+        k, v = (constrain(y, *BATCH, "keys", "kv", "head_dim") for y in (rotate(k, tables), v))
+        out, aux = attend(q, k, v)
         axes = ("heads", "head_dim", "embed")
         x = x + Projection(c, (c.hidden_size,), axes, 2, c.output_bias, name="output")(out)
+        x = constrain(x, *BATCH, "length", "width")
         h = RMSNorm(c, name="mlp_norm")(x)
         axes = ("embed", "mlp")
         gate = Projection(c, (c.intermediate_size,), axes, bias=c.mlp_bias, name="gate")(h)
         up = Projection(c, (c.intermediate_size,), axes, bias=c.mlp_bias, name="up")(h)
         down = Projection(c, (c.hidden_size,), ("mlp", "embed"), bias=c.mlp_bias, name="down")
-        return x + down(jax.nn.silu(gate) * up), aux
+        inner = constrain(jax.nn.silu(gate) * up, *BATCH, "length", "mlp")
+        return constrain(x + down(inner), *BATCH, "length", "width"), aux

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 
 from gtalign_jax.models.attention import Keys, attend, visible
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.layers import Block, RMSNorm
+from gtalign_jax.models.layers import BATCH, Block, RMSNorm
 from gtalign_jax.models.rope import rope_tables
+from gtalign_jax.sharding import constrain
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -202,7 +203,8 @@ def prefill(
 def init_decode_cache(config: ModelConfig, prompts: int, group: int, slots: int) -> DecodeCache:
     """An empty cache for `slots` completion tokens of `group` samples of each prompt."""
     shape = (prompts, group, slots, config.num_kv_heads, config.head_dim)
-    empty = lambda: jnp.zeros(shape, config.compute_dtype)
+    axes = (*BATCH, "keys", "kv", "head_dim")
+    empty = lambda: constrain(jnp.zeros(shape, config.compute_dtype), *axes)
     return DecodeCache(tuple((empty(), empty()) for _ in range(config.num_layers)))
 
 
@@ -258,7 +260,8 @@ def unembed(params: Params, config: ModelConfig, hidden: Array) -> Array:
     """Logits [..., V] float32 of hidden states [..., D]."""
     table = params["embedding" if config.tie_embeddings else "unembedding"]
     table = table.astype(config.compute_dtype)
-    return jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
+    return constrain(logits, *[None] * (logits.ndim - 1), "vocab")
 
 
 def _final_norm(params: Params, config: ModelConfig, x: Array) -> Array:
@@ -282,6 +285,7 @@ def _run_layers(params: Params, config: ModelConfig, layer: Callable, x: Any) ->
     """
     layers = params["layers"]
     stacked = not isinstance(layers, tuple)
+    x = jax.tree.map(lambda y: constrain(y, *BATCH, "length", "width"), x)
 
     def step(x, scanned):
         layer_params, window = scanned

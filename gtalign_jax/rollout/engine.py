@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import jinja2
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
@@ -24,13 +23,13 @@ from gtalign_jax.rollout import compaction, programs
 from gtalign_jax.rollout.decode import DecodeState, Ending, Forced
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.rollout.stop import stop_table
+from gtalign_jax.sharding import batch_shards, place_batch
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[Mapping[str, str]]
-_BATCH_AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,16 +173,14 @@ def _place(engine: Engine, prompts: PromptBatch) -> PromptBatch:
             length=np.pad(prompts.length, extra),
             id=np.pad(prompts.id, extra, constant_values=-1),
         )
-    where = jax.devices()[0]
-    if engine.mesh is not None:
-        where = NamedSharding(engine.mesh, PartitionSpec(_BATCH_AXES))
     # A copy: the decode state takes these buffers over and gives them up when it is resumed.
-    return jax.device_put(prompts, where, may_alias=False)
+    prompts = jax.tree.map(np.array, jax.device_get(prompts))
+    return jax.device_put(prompts) if engine.mesh is None else place_batch(prompts, engine.mesh)
 
 
 def _shards(engine: Engine) -> int:
     """Over how many devices the prompts of a batch are spread."""
-    return 1 if engine.mesh is None else math.prod(engine.mesh.shape[axis] for axis in _BATCH_AXES)
+    return 1 if engine.mesh is None else batch_shards(engine.mesh)
 
 
 # --- generation ----------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import optax
 
 from gtalign_jax.models.config import ModelConfig
@@ -45,8 +44,3 @@ def sft_loss(params: PyTree, batch: SftBatch, *, model: ModelConfig) -> tuple[Ra
     logp, entropy = token_logprobs(params, model, batch.prompt, batch.prompt_length, batch.completion)
     loss = gradients.mean_columns(-logp, batch.mask)
     return loss, {"loss/sft": loss, "entropy/mean": gradients.mean_columns(entropy, batch.mask)}
-
-
-def completion_mask(completion: Array, length: Array) -> Array:
-    """[P, G, N] bool: tokens before each row's length."""
-    return jnp.arange(completion.shape[-1]) < length[..., None]

@@ -1,0 +1,36 @@
+"""Evaluate a Hugging Face folder, or a run's checkpoints, on the held-out split of a config's datasets:
+
+    python -m experiments.evaluate --config=configs/quickstart.py --model=runs/quickstart/hf \\
+        --workdir=runs/evaluation
+
+Writes the rollouts, summary.json, figures and report.html, and prints the table. The same command again
+reads the recorded rollouts instead of generating them.
+"""
+
+import logging
+import pathlib
+import sys
+
+from gtalign_jax.config import parse_command, writable_directory
+from gtalign_jax.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main(argv: list[str]) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    required = {"model": "HF folder or checkpoints folder", "workdir": "folder for the results"}
+    config, flags = parse_command(argv, required, {"name": "the model's name in the table"})
+    workdir = writable_directory(flags["workdir"], "workdir")
+    from gtalign_jax.train import evaluate_model  # JAX starts only when the command line is right
+
+    model = pathlib.Path(flags["model"])
+    if model.name == "checkpoints" and model.is_dir():
+        from gtalign_jax.export import export_checkpoint
+
+        export_checkpoint(model, workdir / "model")
+        model = workdir / "model"
+    evaluate_model(config, str(model), workdir, flags["name"] or "model")
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,35 @@
+"""Export the newest policy of a run: python -m experiments.export --checkpoint=RUN/checkpoints --out=DIR
+
+DIR becomes a Hugging Face folder: config.json, generation_config.json, tokenizer and chat template, and
+sharded safetensors, written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+
+from gtalign_jax.config import writable_directory
+from gtalign_jax.errors import exit_on_user_error
+from gtalign_jax.export import export_checkpoint
+
+
+def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--checkpoint", required=True, help="the checkpoints folder of a run")
+    parser.add_argument("--out", required=True, help="Hugging Face folder to write")
+    return parser.parse_args(argv)
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    flags = parse_flags(argv)
+    out = pathlib.Path(flags.out).absolute()
+    writable_directory(str(out.parent), "out")
+    source = export_checkpoint(pathlib.Path(flags.checkpoint), out)
+    print(f"{source} written to {out}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

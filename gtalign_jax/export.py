@@ -1,0 +1,55 @@
+"""From a run's checkpoints to a Hugging Face folder, without its data, judge or engine."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+
+import jax
+
+from gtalign_jax import checkpoint
+from gtalign_jax.align import start_state
+from gtalign_jax.data.tokenizer import load_tokenizer
+from gtalign_jax.errors import UserError
+from gtalign_jax.job import read_config_json, save_model, start_folder
+from gtalign_jax.models import hf
+from gtalign_jax.models.config import ModelConfig, read_config
+from gtalign_jax.settings import Settings, make_settings
+from gtalign_jax.train import PHASES, sft_state
+from gtalign_jax.types import PyTree, TrainState
+
+log = logging.getLogger(__name__)
+
+
+def export_checkpoint(checkpoints: pathlib.Path, out: pathlib.Path) -> str:
+    """Write the newest policy under `RUN/checkpoints` as the HF folder `out`; returns "phase step n".
+
+    The newest readable checkpoint of the last phase that has one is taken. Raises UserError when there
+    is none, or when the folder is not one of a run.
+    """
+    workdir = checkpoints.absolute().parent
+    settings = make_settings(read_config_json(workdir))
+    folder = start_folder(settings, workdir)
+    model = read_config(folder)
+    for phase in reversed(PHASES):
+        if not (checkpoints / phase).is_dir():
+            continue
+        manager = checkpoint.open_manager(checkpoints / phase, keep=settings.checkpoint.keep)
+        found = checkpoint.restore_latest(manager, _like(phase, settings, model))
+        manager.close()
+        if found is not None:
+            step, state = found
+            save_model(state.policy.params, model, out, load_tokenizer(folder))
+            return f"{phase} step {step}"
+    raise UserError(f"{checkpoints}: holds no checkpoint; name the checkpoints folder of a run")
+
+
+def _like(phase: str, settings: Settings, model: ModelConfig) -> TrainState:
+    """A state of the phase as shapes on the first device; nothing is computed."""
+
+    def make(params: PyTree) -> TrainState:
+        return sft_state(settings, params) if phase == "sft" else start_state(settings, model, params)
+
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+    return jax.tree.map(place, jax.eval_shape(make, hf.abstract_params(model)))

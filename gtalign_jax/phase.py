@@ -1,0 +1,151 @@
+"""A resumable phase of training: steps 0..n-1, checkpoints between them, metrics read one step late.
+
+Data order and random keys are functions of the step, so a phase that was killed goes on from its newest
+checkpoint and ends with the bytes of one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from gtalign_jax import checkpoint, health
+from gtalign_jax.compiles import CompileCount, counting_compiles
+from gtalign_jax.errors import UserError
+from gtalign_jax.metrics import RunLog
+from gtalign_jax.reporting.progress import Progress
+from gtalign_jax.sharding import spread
+from gtalign_jax.signals import stop_requests
+from gtalign_jax.types import Ratio, TrainState
+
+Metrics = Mapping[str, Any]
+Step = Callable[[TrainState, int], tuple[TrainState, Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint every `every` steps and at the end of a phase; the newest `keep` stay."""
+
+    every: int = 50
+    keep: int = 2
+
+    def __post_init__(self):
+        for name in ("every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"config.checkpoint.{name}={getattr(self, name)}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What all phases of a run share: where it writes, its log, and whether it was asked to stop."""
+
+    workdir: pathlib.Path
+    mesh: Mesh
+    checkpoint: CheckpointConfig
+    health: health.HealthConfig
+    log: RunLog
+    stop: Callable[[], bool]
+    compiles: CompileCount
+
+
+@contextmanager
+def open_session(
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    log: RunLog,
+    checkpoints: CheckpointConfig,
+    health_config: health.HealthConfig,
+) -> Iterator[Session]:
+    """A session with the mesh made current, the log open and signals caught."""
+    with jax.set_mesh(mesh), log, stop_requests() as stop, counting_compiles() as compiles:
+        yield Session(workdir, mesh, checkpoints, health_config, log, stop, compiles)
+
+
+def run_phase(session: Session, name: str, state: TrainState, steps: int, step: Step) -> TrainState:
+    """The state after `steps` steps of a phase, from its newest checkpoint on.
+
+    A stop that was asked for saves the state and ends the process with status 0.
+    """
+    folder, config = session.workdir / "checkpoints" / name, session.checkpoint
+    manager = checkpoint.open_manager(folder, keep=config.keep)
+    state = spread(state, session.mesh)
+    first, state = checkpoint.restore_latest(manager, state) or (0, state)
+    if first >= steps:
+        return state
+    checkpoint.drop_after(manager, first)
+    session.log.begin(name, first)
+    session.compiles.take()
+    with Progress(name, steps, first) as progress:
+        recorder = _Recorder(session, name, progress)
+        for k in range(first, steps):
+            state, metrics = step(state, k)
+            recorder.add(k, metrics)
+            done = k + 1
+            if done % config.every == 0 or done == steps or session.stop():
+                checkpoint.save(manager, done, state, {"phase": name, "step": done})
+            if session.stop() and done < steps:
+                manager.wait_until_finished()
+                recorder.flush()
+                progress.say(f"stopped on request after step {k} of {name}; run the same command to go on")
+                sys.exit(0)
+        recorder.flush()
+    manager.wait_until_finished()
+    manager.close()
+    return state
+
+
+class _Recorder:
+    """Fetches the metrics of a step while the next one runs, logs and checks them."""
+
+    def __init__(self, session: Session, phase: str, progress: Progress):
+        self._session, self._phase, self._progress = session, phase, progress
+        self._late: tuple[int, Metrics] | None = None
+        self._began = time.monotonic()
+        self._history: list[dict[str, Any]] = []
+
+    def add(self, k: int, metrics: Metrics) -> None:
+        """Step k has been started; its metrics are fetched at the next call."""
+        compiled, now = self._session.compiles.take(), time.monotonic()
+        self.flush()
+        self._late = k, {**metrics, "compile/programs": compiled, "seconds": now - self._began}
+        self._began = now
+
+    def flush(self) -> None:
+        """Log what is still to be logged; a health rule may end the run with a UserError."""
+        if self._late is None:
+            return
+        (k, metrics), self._late = self._late, None
+        values = to_numbers(metrics)
+        self._session.log.write(self._phase, k, values)
+        self._progress.update(k + 1, values)
+        self._history.append({"phase": self._phase, "step": k, **values})
+        for finding in health.check(self._history, self._session.health):
+            self._progress.say(str(finding))
+            if finding.stop:
+                raise UserError(f"{finding}; metrics are in {self._session.workdir / 'metrics.jsonl'}")
+
+
+def to_numbers(metrics: Metrics) -> dict[str, float]:
+    """Device metrics as plain numbers, with those that follow from several of them."""
+    # Divided here and not by `Ratio.value`, which would compile a division outside any step.
+    divide = lambda ratio: float(ratio.total) / max(float(ratio.count), 1e-30) if ratio.count > 0 else 0.0
+    values = {
+        key: divide(value) if isinstance(value, Ratio) else float(np.asarray(value))
+        for key, value in jax.device_get(dict(metrics)).items()
+    }
+    seconds = values.pop("seconds")
+    if "tokens" in values:
+        values["tokens_per_s"] = values.pop("tokens") / max(seconds, 1e-9)
+    if "value/return_square" in values:
+        spread_of_returns = values.pop("value/return_square") - values["value/return"] ** 2
+        values["value/explained_variance"] = 1.0 - values["value/error"] / max(spread_of_returns, 1e-8)
+    return values

@@ -1,0 +1,176 @@
+"""Everything a config can set, as frozen dataclasses: one `Settings`, a field a section."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_collections
+
+from gtalign_jax import config as config_lib
+from gtalign_jax.errors import UserError
+from gtalign_jax.game.pricing import POLICIES
+from gtalign_jax.health import HealthConfig
+from gtalign_jax.metrics import MetricsConfig
+from gtalign_jax.phase import CheckpointConfig
+from gtalign_jax.rewards.features import FeatureConfig
+from gtalign_jax.rewards.judges.http import HttpJudgeConfig
+from gtalign_jax.rewards.mutual_welfare import RewardConfig
+from gtalign_jax.rewards.normalize import METHODS
+from gtalign_jax.rl.algorithm import AlgorithmConfig, resolve_algorithm
+from gtalign_jax.rollout.engine import BucketConfig
+from gtalign_jax.rollout.sampling import SamplingConfig
+from gtalign_jax.sharding import MeshConfig
+from gtalign_jax.state import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """source: `synthetic` (the embedded tasks) or `gtalign` (parquet files under root).
+
+    train_per_task, test_per_task: items of each task (0: all there are, real data only). seed: of the
+    embedded items, the demonstrations and the order of batches.
+    """
+
+    source: str = "synthetic"
+    root: str = ""
+    tasks: tuple[str, ...] = ("math", "medium", "ambig_qa", "wildguard")
+    train_per_task: int = 512
+    test_per_task: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.source not in ("synthetic", "gtalign"):
+            raise UserError(f"config.data.source={self.source!r}: must be synthetic or gtalign")
+
+
+@dataclasses.dataclass(frozen=True)
+class StartConfig:
+    """The starting model: an HF folder or hub name, or "" to make one from `config.model` here.
+
+    vocab_size: entries of the tokenizer that is then trained on the run's own text. compute_dtype,
+    remat, scan_layers: run-time switches, for loaded models too.
+    """
+
+    path: str = ""
+    vocab_size: int = 1024
+    compute_dtype: str = "float32"
+    remat: str = "none"
+    scan_layers: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """The cold start: `steps` updates on `chains` demonstrations of each of `prompts` prompts."""
+
+    steps: int = 0
+    prompts: int = 16
+    chains: int = 4
+    microbatches: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignConfig:
+    """Alignment: `steps` rollouts of `group_size` samples for each of `prompts` prompts.
+
+    algorithm: a preset of `rl.algorithm` or module:function. normalize: how rewards are made comparable
+    between the tasks of a batch, one of `rewards.normalize.METHODS`. dump_every: steps between rollout
+    files.
+    """
+
+    algorithm: str = "grpo"
+    steps: int = 0
+    prompts: int = 16
+    group_size: int = 8
+    normalize: str = "none"
+    dump_every: int = 10
+
+    def __post_init__(self):
+        if self.normalize not in METHODS:
+            raise UserError(f"config.align.normalize={self.normalize!r}: use one of {', '.join(METHODS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Held-out evaluation: `samples` completions of each test prompt, `prompts` at a time."""
+
+    samples: int = 2
+    prompts: int = 64
+    temperature: float = 1.0
+    seed: int = 1234
+
+
+@dataclasses.dataclass(frozen=True)
+class SteerConfig:
+    """Steered examples of the report: the pricing policy, its price, and prompts tried per task."""
+
+    policy: str = "per_token"
+    price: float = 2.0
+    tries: int = 6
+
+    def __post_init__(self):
+        if self.policy not in POLICIES:
+            raise UserError(f"config.steer.policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The frozen parts of a config; one field a section."""
+
+    seed: int
+    max_new_tokens: int
+    mesh: MeshConfig
+    data: DataConfig
+    start: StartConfig
+    sft: SftConfig
+    align: AlignConfig
+    algorithm: AlgorithmConfig
+    sft_optimizer: OptimizerConfig
+    policy_optimizer: OptimizerConfig
+    critic_optimizer: OptimizerConfig
+    sampling: SamplingConfig
+    buckets: BucketConfig
+    reward: RewardConfig
+    features: FeatureConfig
+    judge: HttpJudgeConfig
+    evaluate: EvalConfig
+    steer: SteerConfig
+    checkpoint: CheckpointConfig
+    metrics: MetricsConfig
+    health: HealthConfig
+
+
+# Config section → the dataclass it becomes; `algorithm`, `reward` and `model` are built apart.
+SECTIONS = {
+    "mesh": MeshConfig,
+    "data": DataConfig,
+    "start": StartConfig,
+    "sft": SftConfig,
+    "align": AlignConfig,
+    "sft_optimizer": OptimizerConfig,
+    "policy_optimizer": OptimizerConfig,
+    "critic_optimizer": OptimizerConfig,
+    "sampling": SamplingConfig,
+    "buckets": BucketConfig,
+    "features": FeatureConfig,
+    "judge": HttpJudgeConfig,
+    "evaluate": EvalConfig,
+    "steer": SteerConfig,
+    "checkpoint": CheckpointConfig,
+    "metrics": MetricsConfig,
+    "health": HealthConfig,
+}
+
+
+def make_settings(config: ml_collections.ConfigDict) -> Settings:
+    """Every section of the config as its frozen dataclass; UserError names a field that is wrong."""
+    chosen = resolve_algorithm(config.align.algorithm)
+    overrides = {k: v for k, v in config.algorithm.items() if v is not None}
+    parts = {name: config_lib.build(cls, config[name], name) for name, cls in SECTIONS.items()}
+    reward = {k: v for k, v in config.reward.items() if k != "fn"}
+    return Settings(
+        seed=config.seed,
+        max_new_tokens=config.max_new_tokens,
+        algorithm=config_lib.build(AlgorithmConfig, dataclasses.asdict(chosen) | overrides, "algorithm"),
+        reward=config_lib.build(RewardConfig, reward, "reward"),
+        **parts,
+    )

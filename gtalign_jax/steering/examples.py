@@ -1,0 +1,68 @@
+"""Steered examples of a trained model for the report: the same prompts under an edited matrix."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from gtalign_jax.data.item import Item
+from gtalign_jax.errors import UserError
+from gtalign_jax.game.pricing import apply_policy
+from gtalign_jax.job import Job
+from gtalign_jax.rollout.sampling import GREEDY
+from gtalign_jax.steering.steer import Branch, Steered, steer, stop_ending
+from gtalign_jax.types import PyTree
+
+
+def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
+    """One line of steering.jsonl a task, of the first test prompt whose action changes.
+
+    When none of `config.steer.tries` prompts changes, the first that has a usable matrix is shown.
+    Decoding is greedy, so the two branches differ by the edit alone.
+    """
+    engine = dataclasses.replace(job.engine, sampling=GREEDY)
+    stop = stop_ending(engine)
+    config = job.settings.steer
+    edit = lambda payoff: np.asarray(apply_policy(payoff, config.policy, config.price)).round(1)
+
+    def attempt(item: Item) -> Steered | None:
+        key, slots = jax.random.key(0), job.settings.max_new_tokens
+        try:
+            return steer(engine, params, item.messages, edit, key, max_new_tokens=slots, stop=stop)
+        except UserError:
+            return None  # this chain has no usable matrix to edit; another prompt's may
+
+    examples = []
+    for task in dict.fromkeys(item.task for item in job.test.items):
+        shown = None
+        for item in [item for item in job.test.items if item.task == task][: config.tries]:
+            steered = attempt(item)
+            if steered is None:
+                continue
+            changed = steered.edited.action != steered.original.action
+            if shown is None or changed:
+                shown = _line(item, steered, config.policy, config.price)
+            if changed:
+                break
+        if shown is not None:
+            examples.append(shown)
+    return examples
+
+
+def _line(item: Item, steered: Steered, policy: str, price: float) -> dict[str, Any]:
+    return {
+        "task": item.task,
+        "prompt": item.messages[-1]["content"],
+        "policy": policy,
+        "price": price,
+        "before": branch_fields(steered.original),
+        "after": branch_fields(steered.edited),
+    }
+
+
+def branch_fields(branch: Branch) -> dict[str, Any]:
+    """A branch as steering.jsonl holds it."""
+    return {"payoff": branch.payoff.tolist(), "action": branch.action, "text": branch.text}

@@ -1,0 +1,42 @@
+"""Step k is a function of (seed, k), hosts split one batch, and what does not fit is counted."""
+
+import numpy as np
+import pytest
+
+from gtalign_jax.data.item import Item
+from gtalign_jax.data.loader import encode_prompts, pad_completions, step_rows
+from gtalign_jax.errors import UserError
+
+
+def test_an_epoch_visits_every_row_once_in_a_new_order():
+    first = np.concatenate([step_rows(12, 4, 0, k) for k in range(3)])
+    second = np.concatenate([step_rows(12, 4, 0, k) for k in range(3, 6)])
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first.tolist() != second.tolist()
+    assert step_rows(12, 4, 0, 5).tolist() == second[8:].tolist()
+    assert step_rows(12, 4, 1, 0).tolist() != first[:4].tolist()
+
+
+def test_hosts_take_parts_of_the_same_batch():
+    parts = [step_rows(10, 4, 3, 7, (host, 2)) for host in range(2)]
+    assert np.concatenate(parts).tolist() == step_rows(10, 4, 3, 7).tolist()
+
+
+def item(i, text):
+    return Item(i, ({"role": "user", "content": text},), "math-hard", "math", "1", text)
+
+
+def test_long_prompts_are_dropped_and_counted_never_cut():
+    items = [item(0, "abc"), item(1, "abcdefgh"), item(2, "ab")]
+    encode = lambda messages: list(messages[-1]["content"].encode())
+    kept = encode_prompts(items, encode, lambda tokens: len(tokens) <= 4)
+    assert [i.id for i in kept.items] == [0, 2] and kept.dropped == 1
+    assert kept.tokens == [list(b"abc"), list(b"ab")]
+    with pytest.raises(UserError, match="the shortest has 2 tokens; raise the last of config.buckets.prompt"):
+        encode_prompts(items, encode, lambda tokens: False)
+
+
+def test_completions_are_padded_on_the_right():
+    tokens, length = pad_completions([[[1, 2], [3]], [[4, 5, 6], []]], 4)
+    assert tokens.tolist() == [[[1, 2, 0, 0], [3, 0, 0, 0]], [[4, 5, 6, 0], [0, 0, 0, 0]]]
+    assert length.tolist() == [[2, 1], [3, 0]]

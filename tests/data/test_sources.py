@@ -1,0 +1,85 @@
+"""The published parquet files become items; every kind of damage is one line that names the file."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gtalign_jax.data import sources
+from gtalign_jax.errors import UserError
+
+
+def write(folder, task, split, rows):
+    (folder / task).mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / task / f"{split}.parquet")
+
+
+def row(text="What?", source="math-hard", truth="4"):
+    prompt = [{"role": "system", "content": "s"}, {"role": "user", "content": text}]
+    extra = {"single_turn_prompt": "intent", "index": 0}
+    truth = {"ground_truth": truth, "style": "rule"}
+    return {"prompt": prompt, "data_source": source, "reward_model": truth, "extra_info": extra}
+
+
+def test_rows_become_items_and_empty_prompts_are_counted(tmp_path):
+    write(tmp_path, "math", "train", [row(), row("  "), row(truth=None)])
+    loaded = sources.read_split(str(tmp_path), ["math"], "train")
+    assert [(i.id, i.task, i.ground_truth, i.intent) for i in loaded.items] == [
+        (0, "math", "4", "intent"),
+        (1, "math", "", "intent"),
+    ]
+    assert loaded.empty == 1
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda root: (str(root / "gone"), ["math"]), "no such folder"),
+        (lambda root: ("", ["math"]), "config.data.root=''"),
+        (lambda root: (str(root), ["poetry"]), "'poetry' is not a task"),
+        (lambda root: (str(root), ["medium"]), "leave 'medium' out of config.data.tasks"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, break_it, message):
+    write(tmp_path, "math", "train", [row()])
+    with pytest.raises(UserError, match=message):
+        sources.read_split(*break_it(tmp_path), "train")
+
+
+def test_an_unknown_source_names_file_and_row(tmp_path):
+    write(tmp_path, "math", "train", [row(), row(source="riddles")])
+    with pytest.raises(UserError, match=r"train.parquet, row 1: data_source 'riddles'"):
+        sources.read_split(str(tmp_path), ["math"], "train")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "math").mkdir()
+    (tmp_path / "math" / "train.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match="train.parquet: cannot be read"):
+        sources.read_split(str(tmp_path), ["math"], "train")
+
+
+# Counts from the data's own README: rows, rows with an empty last message.
+REAL = {
+    ("math", "train"): (3176, 0),
+    ("math", "test"): (353, 0),
+    ("medium", "test"): (248, 0),
+    ("ambig_qa", "test"): (300, 0),
+    ("wildguard", "test"): (300, 0),
+    ("minerva_math", "test"): (272, 0),
+    ("ambig_coqa", "test"): (1055, 0),
+    ("advbench", "test"): (520, 0),
+}
+
+
+def test_the_published_files_are_read_whole(shared):
+    root = str(shared / "data" / "gtalign")
+    for (task, split), (rows, empty) in REAL.items():
+        loaded = sources.read_split(root, [task], split)
+        assert (len(loaded.items) + loaded.empty, loaded.empty) == (rows, empty), (task, split)
+        assert {item.task for item in loaded.items} == {task}
+
+
+def test_the_math_split_leaks_as_documented(shared):
+    root = str(shared / "data" / "gtalign")
+    train, test = (sources.read_split(root, ["math"], split).items for split in ("train", "test"))
+    assert len(sources.unseen(test, train)) == 79

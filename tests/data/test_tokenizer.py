@@ -1,0 +1,66 @@
+"""The tokenizer made from scratch: read back by AutoTokenizer as itself, and stable around a matrix."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gtalign_jax.chain.prompt import format_chain, payoff_json
+from gtalign_jax.data.tokenizer import END, load_tokenizer, protocol_strings, train_tokenizer
+from gtalign_jax.errors import UserError
+
+TEXT = "How many apples has Ann now? Ann has 10 apples, and Zoë said “hello” 漢字 🙂.\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer([TEXT] * 4, 600)
+
+
+@pytest.fixture(scope="module")
+def reloaded(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    return load_tokenizer(folder)
+
+
+def chain(seed):
+    matrix = np.random.default_rng(seed).uniform(-5, 5, (2, 3, 2))
+    return format_chain("Think 1.5 times.", matrix, "DA 1.0 2.0: choose DA.", TEXT)
+
+
+def test_a_saved_tokenizer_comes_back_with_the_same_tokens(tokenizer, reloaded):
+    assert len(tokenizer) == len(reloaded) <= 600
+    for text in (TEXT, chain(0), TEXT + chain(1)):
+        ids = tokenizer(text)["input_ids"]
+        assert ids == reloaded(text)["input_ids"]
+        assert reloaded.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) == text
+
+
+def test_protocol_strings_are_single_tokens(reloaded):
+    for text in protocol_strings():
+        assert len(reloaded(text)["input_ids"]) == 1, text
+
+
+def test_matrices_differ_only_in_their_payoffs(reloaded):
+    a, b = (reloaded(payoff_json(np.full((2, 3, 2), x)))["input_ids"] for x in (1.5, -4.0))
+    assert len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) == 12
+
+
+def test_the_chat_template_ends_turns_with_the_end_token(reloaded):
+    text = reloaded.apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert reloaded.eos_token == END and reloaded(END)["input_ids"] == [reloaded.eos_token_id]
+
+
+def test_training_is_deterministic(tokenizer):
+    again = train_tokenizer([TEXT] * 4, 600)
+    assert tokenizer.backend_tokenizer.to_str() == again.backend_tokenizer.to_str()
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer can be loaded"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,190 @@
+"""The whole path on the tiny quickstart: files, resume after kills, HF export, no recompilation."""
+
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from gtalign_jax import config as config_lib
+from gtalign_jax.errors import UserError
+from gtalign_jax.job import check_config, make_job
+from gtalign_jax.reporting import jsonl
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout.engine import BucketConfig
+from gtalign_jax.rollout.folder import load_engine
+from gtalign_jax.rollout.sampling import GREEDY
+
+REPO = pathlib.Path(__file__).resolve().parent.parent
+CONFIG = "--config=configs/quickstart.py:tiny"
+CLOCK = ("time", "tokens_per_s", "compile/programs")
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """start(workdir) begins the job in a process of its own; compiled programs are shared by a cache."""
+    cache = tmp_path_factory.mktemp("compiled")
+    env = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XLA_FLAGS": "",
+    }
+    command = [sys.executable, "-m", "experiments.train", CONFIG]
+
+    def begin(workdir: pathlib.Path) -> subprocess.Popen:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=REPO, env=env, **options)
+
+    return begin
+
+
+@pytest.fixture(scope="module")
+def run(start, tmp_path_factory):
+    """(workdir, stdout) of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("run")
+    process = start(workdir)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return workdir, out
+
+
+def digests(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def steps(workdir):
+    lines = jsonl.read(workdir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
+
+
+def test_a_run_leaves_the_files_of_the_contract(run):
+    workdir, out = run
+    for name in "config.json metrics.jsonl summary.json report.html steering.jsonl".split():
+        assert (workdir / name).is_file(), name
+    for name in ("checkpoints", "rollouts", "figures", "tensorboard", "hf"):
+        assert any((workdir / name).iterdir()), name
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert list(summary) == ["sft", "aligned"]
+    tasks = {"math", "medium", "ambig_qa", "wildguard", "overall"}
+    assert set(summary["aligned"]) == tasks
+    assert {"mean", "lo", "hi", "n"} == set(summary["aligned"]["overall"]["utility"])
+    assert "overall" in out and str(workdir / "hf") in out
+    rollouts = jsonl.read(workdir / "rollouts" / "train_3.jsonl")
+    assert len(rollouts) == 2 * 8 and rollouts[0]["judge"].keys() == {"verdict", "reason", "latency_s"}
+
+
+def test_nothing_is_compiled_after_the_first_step_of_a_phase(run):
+    lines = jsonl.read(run[0] / "metrics.jsonl")
+    assert [(line["phase"], line["step"]) for line in lines] == [
+        (phase, k) for phase in ("sft", "align") for k in range(4)
+    ]
+    assert all(line["compile/programs"] > 0 for line in lines if line["step"] == 0)
+    assert all(line["compile/programs"] == 0 for line in lines if line["step"] > 0)
+
+
+def kill_at(process, workdir, phase, step):
+    """SIGKILL once the step is on record."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        seen = jsonl.read(workdir / "metrics.jsonl")
+        if any(line["phase"] == phase and line["step"] >= step for line in seen):
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_killed_run_ends_with_the_same_bytes(run, start, tmp_path):
+    kill_at(start(tmp_path), tmp_path, "sft", 2)
+    kill_at(start(tmp_path), tmp_path, "align", 2)
+    process = start(tmp_path)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert digests(tmp_path / "hf") == digests(run[0] / "hf")
+    assert digests(tmp_path / "rollouts") == digests(run[0] / "rollouts")
+    assert steps(tmp_path) == steps(run[0])
+    assert (tmp_path / "summary.json").read_text() == (run[0] / "summary.json").read_text()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(start, tmp_path):
+    process = start(tmp_path)
+    while not (tmp_path / "metrics.jsonl").is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0 and "run the same command to go on" in err
+    assert any((tmp_path / "checkpoints" / "sft").iterdir())
+
+
+def test_the_export_generates_the_same_greedy_tokens_in_pytorch(run):
+    folder, new = run[0] / "hf", 64
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    buckets = BucketConfig(prompt=(96,), completion=(new,))
+    engine, params = load_engine(str(folder), sampling=GREEDY, buckets=buckets)
+    lines = jsonl.read(run[0] / "rollouts" / "aligned_4.jsonl")
+    texts = list(dict.fromkeys(line["input"] for line in lines))[:8]
+    ids = [engine_lib.encode(engine, [{"role": "user", "content": text}]) for text in texts]
+    batch = engine_lib.prompt_batch(engine, ids)
+    rollout = engine_lib.rollout(engine, params, batch, jax.random.key(0), 1, new)
+    ours = engine_lib.completion_ids(rollout)
+    for mine, prompt, text in zip(ours, ids, texts, strict=True):
+        chat = [{"role": "user", "content": text}]
+        rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        assert tokenizer(rendered, add_special_tokens=False)["input_ids"] == prompt
+        with torch.no_grad():
+            out = theirs.generate(torch.tensor([prompt]), max_new_tokens=new, do_sample=False)
+        np.testing.assert_array_equal(mine, out[0, len(prompt) :].numpy())
+
+
+def test_the_report_is_one_page_without_a_network(run):
+    page = (run[0] / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    for part in ("Results", "Pareto", "Training", "Samples", "Settings"):
+        assert part in page
+
+
+def test_another_config_in_the_same_folder_is_refused_untouched(run):
+    before = digests(run[0])
+    config, _ = config_lib.parse_command(
+        ["prog", CONFIG, "--config.sft.steps=9", "--workdir=x"], {"workdir": ""}
+    )
+    with pytest.raises(UserError, match=r"config.sft.steps \(4, now 9\)"):
+        check_config(config, run[0])
+    assert digests(run[0]) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.data.source=web"], "config.data.source='web'"),
+        (["--config.data.source=gtalign", "--config.data.root=/nowhere"], "config.data.root='/nowhere'"),
+        (["--config.data.tasks=('math','poetry')"], "'poetry' is not an embedded task"),
+        (["--config.buckets.prompt=(8,)"], "raise the last of config.buckets.prompt"),
+        (["--config.max_new_tokens=20"], "config.max_new_tokens=20: no demonstration fits"),
+        (["--config.align.algorithm=reinforce"], "'reinforce': use one of"),
+        (["--config.reward.fn=fame"], "config.reward.fn='fame'"),
+        (["--config.align.prompts=3", "--config.algorithm.minibatches=2"], "config.align.prompts=3"),
+        (["--config.mesh.fsdp=16"], "needs 16 devices"),
+        (["--config.start.path=/no/model"], "/no/model"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_it(tmp_path, flags, message):
+    config, _ = config_lib.parse_command(["prog", CONFIG, "--workdir=x", *flags], {"workdir": ""})
+    with pytest.raises(UserError, match=message.replace("(", r"\(")) as error:
+        make_job(config, tmp_path)
+    assert "\n" not in str(error.value)
