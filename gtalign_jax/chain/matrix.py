@@ -9,6 +9,7 @@ text is. What was read must then be six cells of two finite numbers, each writte
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -39,15 +40,16 @@ _ORDER = tuple(
     (f"{move}_{action}", player) for move in USER_MOVES for action in ACTIONS for player in PLAYERS
 )
 _WRITTEN_ORDER = tuple((key, player) for key in KEYS for player in PLAYERS)
-_PLACES = tuple(_WRITTEN_ORDER.index(place) for place in _ORDER)
-_NUMBER = r"\s*(-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*"
+_in_array_order = operator.itemgetter(*(_WRITTEN_ORDER.index(place) for place in _ORDER))
+# Possessive (`++`): nothing given back, so a mismatch is found in one pass.
+_NUMBER = r"\s*+(-?+[0-9]++(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+)\s*+"
 _WRITTEN = re.compile(
-    r"\{\s*"
-    + r"\s*,\s*".join(
-        rf'"{key}"\s*:\s*\{{\s*' + r",\s*".join(rf'"{p}"\s*:{_NUMBER}' for p in PLAYERS) + r"\}"
+    r"\{\s*+"
+    + r"\s*+,\s*+".join(
+        rf'"{key}"\s*+:\s*+\{{\s*+' + r",\s*+".join(rf'"{p}"\s*+:{_NUMBER}' for p in PLAYERS) + r"\}"
         for key in KEYS
     )
-    + r"\s*\}"
+    + r"\s*+\}"
 )
 
 
@@ -99,7 +101,7 @@ def _read_written(text: str) -> Row | None:
     # The sum is small only when no number is infinite or large; the flat reader says which one is.
     if sum(map(abs, numbers)) > MAX_PAYOFF:
         return None
-    return tuple([numbers[place] for place in _PLACES])
+    return _in_array_order(numbers)
 
 
 def _read_tolerantly(text: str) -> tuple[Row | None, list[str]]:

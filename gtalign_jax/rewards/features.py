@@ -18,8 +18,7 @@ from gtalign_jax.chain.parse import ACTIONS, PLAYERS, USER_MOVES, Chain, named_c
 from gtalign_jax.errors import UserError
 from gtalign_jax.rewards import reading
 from gtalign_jax.rewards.judges.base import Judge, JudgeRequest, Verdict
-from gtalign_jax.rewards.reading import Answer
-from gtalign_jax.rewards.tasks import TASKS
+from gtalign_jax.rewards.tasks import HEAVY_TASKS, TASKS
 from gtalign_jax.types import Features
 
 _SHAPE = (len(USER_MOVES), len(ACTIONS), len(PLAYERS))
@@ -165,12 +164,10 @@ def _answers(
     """(Q_u, Q_l, reported score) [B, 3] float32, and which verdicts are missing [B]."""
     missing = np.array([v.score is None or not math.isfinite(v.score) for v in verdicts], bool)
     known = [i for i, is_due in enumerate(due) if is_due and not missing[i]]
-    inputs = [
-        Answer(items[i].task, verdicts[i].score, chains[i].response, items[i].ground_truth) for i in known
-    ]
+    inputs = [(items[i].task, verdicts[i].score, chains[i].response, items[i].ground_truth) for i in known]
     answers = np.zeros((len(chains), 3), np.float32)
     if known:
         # Only BLEU is worth the way to another process and back.
-        heavy = any(a.task in reading.HEAVY_TASKS for a in inputs)
+        heavy = any(task in HEAVY_TASKS for task, *_ in inputs)
         answers[known] = reading.spread(reading.score, inputs, workers if heavy else 0)
     return answers, missing

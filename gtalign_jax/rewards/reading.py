@@ -17,7 +17,6 @@ from gtalign_jax.chain.parse import Chain, parse_chain, plain_chain
 from gtalign_jax.rewards.tasks import AnswerScore, answer_score
 
 CHUNK = 256
-HEAVY_TASKS = ("medium",)
 _SPACE = bytes(code < 128 and chr(code).isspace() for code in range(256))
 A, R = TypeVar("A"), TypeVar("R")
 
@@ -27,15 +26,6 @@ class Reading(NamedTuple):
 
     chain: Chain
     reasoning_chars: int
-
-
-class Answer(NamedTuple):
-    """What one answer score is made from."""
-
-    task: str
-    verdict: float
-    response: str
-    truth: str
 
 
 def read(text: str, code_fences: bool = False) -> Reading:
@@ -70,8 +60,8 @@ def _count(texts: list[str]) -> np.ndarray:
     return np.diff(np.searchsorted(starts, ends), prepend=0)
 
 
-def score(answer: Answer) -> AnswerScore:
-    """The answer score of one verdict."""
+def score(answer: tuple[str, float, str, str]) -> AnswerScore:
+    """The answer score of (task, verdict, response, truth)."""
     return answer_score(*answer)
 
 

@@ -47,6 +47,7 @@ SCORERS: dict[str, Callable[[float, str, str], AnswerScore]] = {
     "advbench": _advbench,
 }
 TASKS = tuple(SCORERS)  # the index of a task is Features.source
+HEAVY_TASKS = ("medium",)  # their scores take long enough to be worth another process
 VERDICT_SCALE = {task: (0.0, 1.0) for task in TASKS} | {"medium": (0.0, 4.0)}
 
 
