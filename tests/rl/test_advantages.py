@@ -157,7 +157,7 @@ def test_an_unknown_scale_is_refused():
 rewards = st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4)
 
 
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(
     rewards, st.floats(-5, 5), st.permutations(range(4)), st.sampled_from(sorted(advantages.SCALES))
 )
@@ -173,7 +173,7 @@ def test_group_properties(reward, shift, order, scale):
     np.testing.assert_allclose(group_advantages(reward + np.float32(shift), valid, scale), base, atol=1e-3)
 
 
-@hypothesis.settings(max_examples=30)
+@hypothesis.settings(max_examples=15)
 @hypothesis.given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1))
 def test_gae_of_a_perfect_critic_is_zero(seed, gamma, lam):
     """With V equal to the discounted return of a deterministic reward, nothing is better than expected."""

@@ -126,7 +126,8 @@ def test_one_token_and_the_way_to_the_optimum(name):
     """A two-armed bandit: every preset's expected update points the right way, and its ascent arrives."""
     reward, start = np.array([0.2, 0.8]), jnp.array([-1.0])
     climb = lambda x: x + 3.0 * expected_gradient(x, PRESETS[name], reward, 1)
-    path = jax.jit(lambda x: jax.lax.scan(lambda x, _: (climb(x), climb(x)), x, None, length=200)[1])(start)
+    step = lambda x, _: (climb(x),) * 2
+    path = jax.jit(lambda x: jax.lax.scan(step, x, None, length=200)[1])(start)
     probability = jax.nn.sigmoid(path[:, 0])
     assert (jnp.diff(path[:20, 0]) > 0).all() and path[0, 0] > start[0]
     assert float(exact_gradient(start, reward, 1)[0]) > 0
