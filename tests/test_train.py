@@ -17,12 +17,14 @@ import transformers
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.errors import UserError
+from gtalign_jax.export import export_checkpoint
 from gtalign_jax.job import check_config, make_job
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import BucketConfig
 from gtalign_jax.rollout.folder import load_engine
 from gtalign_jax.rollout.sampling import GREEDY
+from gtalign_jax.train import evaluate_model
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "--config=configs/quickstart.py:tiny"
@@ -149,6 +151,23 @@ def test_the_export_generates_the_same_greedy_tokens_in_pytorch(run):
         with torch.no_grad():
             out = theirs.generate(torch.tensor([prompt]), max_new_tokens=new, do_sample=False)
         np.testing.assert_array_equal(mine, out[0, len(prompt) :].numpy())
+
+
+def test_exporting_the_checkpoints_gives_the_same_folder(run, tmp_path):
+    assert export_checkpoint(run[0] / "checkpoints", tmp_path / "hf") == "align step 4"
+    assert digests(tmp_path / "hf") == digests(run[0] / "hf")
+    with pytest.raises(UserError, match="config.json: not found"):
+        export_checkpoint(tmp_path / "checkpoints", tmp_path / "hf")
+
+
+def test_evaluating_the_export_repeats_the_runs_own_evaluation(run, tmp_path, capsys):
+    config, _ = config_lib.parse_command(["prog", CONFIG, "--workdir=x"], {"workdir": ""})
+    evaluate_model(config, str(run[0] / "hf"), tmp_path, "again")
+    again = jsonl.read(tmp_path / "rollouts" / "again_0.jsonl")
+    first = jsonl.read(run[0] / "rollouts" / "aligned_4.jsonl")
+    assert [line["output"] for line in again] == [line["output"] for line in first]
+    assert list(json.loads((tmp_path / "summary.json").read_text())) == ["again"]
+    assert "overall" in capsys.readouterr().out
 
 
 def test_the_report_is_one_page_without_a_network(run):
