@@ -16,9 +16,9 @@ def get_config(variant: str = ""):
     config.model.update(hidden_size=128, intermediate_size=256, num_layers=3, num_heads=4, num_kv_heads=2)
     config.model.initializer_range = 0.08  # about 1 / sqrt(hidden_size): a small model learns faster
     config.start.scan_layers = False
-    config.sft.update(steps=360, prompts=16, chains=2)
+    config.sft.update(steps=480, prompts=16, chains=2)
     config.sft_optimizer.update(lr=4e-3, schedule="cosine", warmup=10)
-    config.align.update(algorithm="grpo", steps=60, prompts=16, group_size=8)
+    config.align.update(algorithm="grpo", steps=45, prompts=16, group_size=8)
     config.algorithm.kl_coef = 0.01
     config.policy_optimizer.update(lr=3e-4, warmup=3)
     config.checkpoint.every = 20

@@ -1,6 +1,6 @@
 """Steer a trained model by editing its payoff matrix:
 
-    python -m experiments.steer --model=runs/quickstart/hf --policy=per_token --price=2 \
+    python -m experiments.steer --model=runs/quickstart/hf --policy=per_token --price=6 \
         --prompt="Eva has 5 books and finds 5. How many books has Eva now?"
 
 Prints the matrix the model wrote and the edited one, the action chosen from each, and both answers.
@@ -14,17 +14,16 @@ import sys
 from typing import Any
 
 import jax
-import numpy as np
 
 from gtalign_jax.chain.parse import KEYS
 from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.game.payoff import GTALIGN
-from gtalign_jax.game.pricing import POLICIES, apply_policy
+from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.rollout.engine import BucketConfig
 from gtalign_jax.rollout.folder import load_engine
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
-from gtalign_jax.steering.examples import branch_fields
+from gtalign_jax.steering.examples import branch_fields, price_edit
 from gtalign_jax.steering.steer import Steered, steer
 
 SYSTEM = {"short": SHORT_INSTRUCTION, "full": INSTRUCTION}
@@ -35,7 +34,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="Hugging Face folder")
     parser.add_argument("--prompt", required=True, help="what the user asks")
     parser.add_argument("--policy", default="per_token", choices=sorted(POLICIES))
-    parser.add_argument("--price", type=float, default=2.0, help="price of the text of a direct answer")
+    parser.add_argument("--price", type=float, default=6.0, help="price of the text of a direct answer")
     parser.add_argument(
         "--system",
         default="short",
@@ -64,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         engine,
         params,
         messages,
-        lambda payoff: np.asarray(apply_policy(payoff, flags.policy, flags.price)),
+        price_edit(flags.policy, flags.price),
         jax.random.key(flags.seed),
         max_new_tokens=flags.max_new_tokens,
     )

@@ -19,6 +19,7 @@ from gtalign_jax.chain.prompt import format_chain, payoff_json
 from gtalign_jax.data import synthetic
 from gtalign_jax.data.item import Item
 from gtalign_jax.game.payoff import ACTIONS
+from gtalign_jax.game.pricing import RELATIVE_TOKENS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,13 +97,13 @@ def _matrix(action: str, rng: np.random.Generator, shared: bool) -> np.ndarray:
         detailed = rng.integers(-3, 6, (3, 2)) / 2
         detailed[best] += rng.integers(1, 5, 2) / 2
         if rng.random() < 1 / 3:
-            detailed[:, rng.integers(2)] -= rng.integers(0, 6, 3) / 2
+            price = 2.0 * rng.integers(1, 4)
+            detailed[:, rng.integers(2)] -= price * np.array(RELATIVE_TOKENS)
         if shared:
             detailed[:, 0] = detailed[:, 1]
-        detailed = np.clip(detailed, -4.5, 5.0)
-        matrix = np.stack([detailed - rng.integers(1, 3, (3, 1)) / 2, detailed])
-        matrix = np.maximum(matrix, -5.0)
-        if best_action(matrix) == action and _margin(detailed) > MARGIN:
+        vague = detailed - rng.integers(1, 3, (3, 1)) / 2
+        matrix = np.clip(np.stack([vague, detailed]), -5.0, 5.0)
+        if best_action(matrix) == action and _margin(matrix[1]) > MARGIN:
             return matrix
 
 

@@ -13,8 +13,10 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import apply_policy
 from gtalign_jax.job import Job
 from gtalign_jax.rollout.sampling import GREEDY
-from gtalign_jax.steering.steer import Branch, Steered, steer, stop_ending
+from gtalign_jax.steering.steer import Branch, Edit, Steered, steer, stop_ending
 from gtalign_jax.types import PyTree
+
+SCALE = (-5.0, 5.0)  # the payoffs a model writes (paper section 1)
 
 
 def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
@@ -26,7 +28,7 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
     engine = dataclasses.replace(job.engine, sampling=GREEDY)
     stop = stop_ending(engine)
     config = job.settings.steer
-    edit = lambda payoff: np.asarray(apply_policy(payoff, config.policy, config.price)).round(1)
+    edit = price_edit(config.policy, config.price)
 
     def attempt(item: Item) -> Steered | None:
         key, slots = jax.random.key(0), job.settings.max_new_tokens
@@ -50,6 +52,12 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
         if shown is not None:
             examples.append(shown)
     return examples
+
+
+def price_edit(policy: str, price: float) -> Edit:
+    """The edit of a pricing policy, kept on the scale and the one decimal that payoffs are written in."""
+    low, high = SCALE
+    return lambda payoff: np.clip(apply_policy(payoff, policy, price), low, high).round(1)
 
 
 def _line(item: Item, steered: Steered, policy: str, price: float) -> dict[str, Any]:
