@@ -1,97 +1,35 @@
 """Hugging Face folders in and out: one name table, safetensors only.
 
-Import streams: each device shard is read as slices of the files, so a host never holds more than one
-(stacked) tensor above the model and never reads what its devices do not need. Export is atomic and
-byte-deterministic.
+Import streams: a host reads the slices that its devices hold, one device's part of one (stacked) leaf at
+a time, so it never holds more than that above the model. Export streams too, one stored tensor at a time;
+it is atomic and byte-deterministic. On several hosts every process calls both: each reads its own
+slices, and process 0 writes while the others help to gather.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import collections
+import functools
 import json
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
-from safetensors.flax import save_file
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.models import transformer
+from gtalign_jax.models import stored
 from gtalign_jax.models.config import ModelConfig, to_hf
+from gtalign_jax.models.hf_names import Entry, abstract_params, flat_entries, is_entry, name_table
+from gtalign_jax.models.stored import INDEX, Tensor
 from gtalign_jax.types import PyTree
-
-INDEX = "model.safetensors.index.json"
-
-# Our leaf under params["layers"] → the tensor's name inside `model.layers.N.`.
-_LAYER_NAMES = {
-    ("attention_norm", "scale"): "input_layernorm.weight",
-    ("mlp_norm", "scale"): "post_attention_layernorm.weight",
-    ("query_norm", "scale"): "self_attn.q_norm.weight",
-    ("key_norm", "scale"): "self_attn.k_norm.weight",
-} | {
-    (ours, leaf): f"{theirs}.{'weight' if leaf == 'kernel' else 'bias'}"
-    for ours, theirs in {
-        "query": "self_attn.q_proj",
-        "key": "self_attn.k_proj",
-        "value": "self_attn.v_proj",
-        "output": "self_attn.o_proj",
-        "gate": "mlp.gate_proj",
-        "up": "mlp.up_proj",
-        "down": "mlp.down_proj",
-    }.items()
-    for leaf in ("kernel", "bias")
-}
-_TOP_NAMES = {
-    ("embedding",): "model.embed_tokens.weight",
-    ("unembedding",): "lm_head.weight",
-    ("final_norm", "scale"): "model.norm.weight",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One stored tensor: its file name, and how many leading axes of ours are its inputs.
-
-    A projection is stored [outputs, inputs] with heads flattened, and held as [inputs..., outputs...];
-    inputs is 0 for tensors stored as they are held.
-    """
-
-    name: str
-    inputs: int
-
-    def to_stored(self, ours: np.ndarray) -> np.ndarray:
-        if not self.inputs:
-            return ours.reshape(-1) if self.name.endswith("bias") else ours
-        rows = int(np.prod(ours.shape[: self.inputs]))
-        return ours.reshape(rows, -1).T
-
-    def to_ours(self, stored: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return (stored.T if self.inputs else stored).reshape(shape)
-
-
-def name_table(config: ModelConfig) -> PyTree:
-    """A tree like the parameters: an `Entry`, or a tuple of one per layer for stacked leaves."""
-
-    def entry(path: tuple, leaf: Any) -> Entry | tuple[Entry, ...]:
-        keys = tuple(part.key for part in path)
-        if keys[0] != "layers":
-            return Entry(_TOP_NAMES[keys], 0)
-        name = _LAYER_NAMES[keys[1:]]
-        inputs = 0 if keys[-1] != "kernel" else 2 if keys[1] == "output" else 1
-        return tuple(Entry(f"model.layers.{i}.{name}", inputs) for i in range(leaf.shape[0]))
-
-    return jax.tree.map_with_path(entry, abstract_params(config))
-
-
-def abstract_params(config: ModelConfig) -> PyTree:
-    """Shapes and dtypes of the parameters, nothing allocated."""
-    return jax.eval_shape(lambda: transformer.init_params(jax.random.key(0), config))
 
 
 def resolve_folder(model: str) -> pathlib.Path:
@@ -111,70 +49,103 @@ def resolve_folder(model: str) -> pathlib.Path:
         raise UserError(f"{model}: not a local folder and not to be had from the hub ({error})") from error
 
 
+# --- import --------------------------------------------------------------------------------------
+
+
 def load_params(folder: pathlib.Path, config: ModelConfig, shardings: PyTree | None = None) -> PyTree:
     """Parameters of an HF folder in `config.param_dtype`, laid out by `shardings` (a like tree).
 
-    Raises UserError naming a missing, superfluous or misshapen tensor.
+    Without shardings they go to the first device of this process. Raises UserError naming a missing,
+    superfluous, misshapen or damaged tensor or file, before anything is put on a device.
     """
-    where = _tensor_files(pathlib.Path(folder))
+    tensors = stored.read_headers(pathlib.Path(folder))
     table, shapes = name_table(config), abstract_params(config)
-    is_entry = lambda x: isinstance(x, Entry) or (isinstance(x, tuple) and isinstance(x[0], Entry))
-    entries = jax.tree.leaves(table, is_leaf=is_entry)
-    _check_names(entries, where, config)
+    _check_tensors(table, shapes, tensors, config)
     if shardings is None:
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
-
-    def load(entry, leaf, sharding):
-        read = _reader(entry, leaf, where)
-        return jax.make_array_from_callback(leaf.shape, sharding, read)
-
+    load = lambda entry, leaf, sharding: _load_leaf(entry, leaf, sharding, tensors)
     return jax.tree.map(load, table, shapes, shardings, is_leaf=is_entry)
 
 
-def _reader(
-    entry: Entry | tuple[Entry, ...], leaf: jax.ShapeDtypeStruct, where: Mapping[str, pathlib.Path]
-) -> Callable[[tuple[slice, ...]], np.ndarray]:
-    """Reads the slice of one leaf that a device holds, layer by layer."""
-
-    def one(item: Entry, index: tuple[slice, ...], shape: tuple[int, ...]) -> np.ndarray:
-        with safe_open(where[item.name], framework="flax") as file:
-            stored = np.asarray(file.get_tensor(item.name))
-        if stored.size != int(np.prod(shape)):
-            raise UserError(f"{where[item.name]}: {item.name} has shape {stored.shape}, config says {shape}")
-        return item.to_ours(stored, shape)[index].astype(leaf.dtype)
-
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        if isinstance(entry, Entry):
-            return one(entry, index, leaf.shape)
-        chosen = range(*index[0].indices(len(entry)))
-        return np.stack([one(entry[i], index[1:], leaf.shape[1:]) for i in chosen])
-
-    return read
-
-
-def _tensor_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Tensor name → file, from the index or the single file."""
-    index = folder / INDEX
-    if index.is_file():
-        names = json.loads(index.read_text())["weight_map"]
-        return {name: folder / file for name, file in names.items()}
-    single = folder / "model.safetensors"
-    if not single.is_file():
-        raise UserError(f"{folder}: neither model.safetensors nor {INDEX}; other formats are not read")
-    with safe_open(single, framework="numpy") as file:
-        return dict.fromkeys(file.keys(), single)
+def _load_leaf(
+    entry: Entry | tuple[Entry, ...],
+    leaf: jax.ShapeDtypeStruct,
+    sharding: Sharding,
+    tensors: Mapping[str, Tensor],
+) -> jax.Array:
+    """One parameter: each part is read once and given to all devices of this host that hold it."""
+    holders = collections.defaultdict(list)
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
+        holders[bounds].append(device)
+    arrays = []
+    for bounds, devices in holders.items():
+        part = _read_part(entry, leaf, bounds, tensors)
+        # Waited for, so that the host's copy is gone before the next one is read.
+        arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+        del part
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
 
 
-def _check_names(entries: list, where: Mapping[str, pathlib.Path], config: ModelConfig) -> None:
-    wanted = {e.name for entry in entries for e in ((entry,) if isinstance(entry, Entry) else entry)}
-    missing = sorted(wanted - set(where))
+def _read_part(
+    entry: Entry | tuple[Entry, ...],
+    leaf: jax.ShapeDtypeStruct,
+    bounds: tuple[tuple[int, int], ...],
+    tensors: Mapping[str, Tensor],
+) -> np.ndarray:
+    """The part [begin, end) of every axis of a leaf, read layer by layer into one buffer."""
+    out = _aligned_empty([end - begin for begin, end in bounds], leaf.dtype)
+    if isinstance(entry, Entry):
+        out[...] = _read_entry(entry, leaf.shape, bounds, tensors)
+        return out
+    for place, layer in enumerate(range(*bounds[0])):
+        out[place] = _read_entry(entry[layer], leaf.shape[1:], bounds[1:], tensors)
+    return out
+
+
+def _read_entry(
+    entry: Entry, shape: Sequence[int], bounds: Sequence[tuple[int, int]], tensors: Mapping[str, Tensor]
+) -> np.ndarray:
+    """The part of one stored tensor that is [begin, end) of each of our axes, in our layout."""
+    index, held = [], [end - begin for begin, end in bounds]
+    for first, *rest in entry.axes:
+        # A stored axis is cut along the first of ours; the others are read whole and cut in memory.
+        size = math.prod(shape[axis] for axis in rest)
+        index.append(slice(bounds[first][0] * size, bounds[first][1] * size))
+        for axis in rest:
+            held[axis] = shape[axis]
+    ours = entry.to_ours(stored.read_slice(tensors[entry.name], tuple(index)), held)
+    inner = {axis for _, *rest in entry.axes for axis in rest}
+    return ours[tuple(slice(*bounds[a]) if a in inner else slice(None) for a in range(len(bounds)))]
+
+
+def _aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An empty array at a multiple of 64 bytes, which a CPU device takes over without a copy."""
+    dtype = jnp.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def _check_tensors(table: PyTree, shapes: PyTree, tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """Every tensor the model has is there in its shape, and no other is."""
+    flat = flat_entries(table, shapes)
+    wanted = {entry.name for entry, _, _ in flat}
+    missing = sorted(wanted - set(tensors))
     if missing:
         raise UserError(f"tensor {missing[0]} is missing from the checkpoint ({len(missing)} in all)")
     harmless = {"lm_head.weight"} if config.tie_embeddings else set()
-    extra = sorted(n for n in set(where) - wanted - harmless if not n.endswith("rotary_emb.inv_freq"))
+    extra = sorted(n for n in set(tensors) - wanted - harmless if not n.endswith("rotary_emb.inv_freq"))
     if extra:
         raise UserError(f"tensor {extra[0]} is in the checkpoint but not in a {config.family} model")
+    for entry, leaf, layer in flat:
+        shape = leaf.shape if layer is None else leaf.shape[1:]
+        stored.check(tensors[entry.name], entry.stored_shape(shape))
+
+
+# --- export --------------------------------------------------------------------------------------
 
 
 def save_params(
@@ -185,62 +156,107 @@ def save_params(
     tokenizer: Any = None,
     generation: Mapping[str, Any] | None = None,
     max_shard_bytes: int = 4 * 2**30,
+    dtype: str | None = None,
 ) -> None:
     """Write an HF folder atomically: safetensors shards and index, configs, and the tokenizer's files.
 
-    The folder appears (or is replaced) only when everything in it is written.
+    The folder appears (or is replaced) only when everything in it is written. dtype: `float32`,
+    `bfloat16`, ...; by default what the config.json that the model was read from says, else the
+    parameters' own. On several processes all must call this; it returns when the folder is there.
     """
     folder = pathlib.Path(folder).absolute()
     draft = folder.with_name(folder.name + ".incomplete")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    _write_shards(params, config, draft, max_shard_bytes)
-    _write_json(draft / "config.json", to_hf(config))
-    _write_json(draft / "generation_config.json", dict(generation or {}))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(draft)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(draft, folder)
+    fields, dtype = _config_fields(params, config, dtype)
+    stored.dtype_name(dtype)
+    writes = jax.process_index() == 0
+    if writes:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    _write_shards(params, config, draft if writes else None, max_shard_bytes, dtype)
+    if writes:
+        _write_json(draft / "config.json", fields)
+        _write_json(draft / "generation_config.json", dict(generation or {}))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(draft)
+        _replace(draft, folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"saved {folder.name}")
 
 
-def _write_shards(params: PyTree, config: ModelConfig, folder: pathlib.Path, limit: int) -> None:
-    stored = _flat_entries(params, config)
-    shards, size = [[]], 0
-    for item, leaf, layer in stored:
-        nbytes = leaf.nbytes // (1 if layer is None else leaf.shape[0])
-        if shards[-1] and size + nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append((item, leaf, layer))
-        size += nbytes
+def _config_fields(params: PyTree, config: ModelConfig, dtype: str | None) -> tuple[dict[str, Any], str]:
+    """(fields of config.json, type to store in)."""
+    fields = to_hf(config)
+    key = "torch_dtype" if "torch_dtype" in fields and "dtype" not in fields else "dtype"
+    held = str(jax.tree.leaves(params)[0].dtype)
+    dtype = dtype or (config.source and fields.get(key)) or held
+    return fields | {key: dtype}, dtype
+
+
+def _write_shards(
+    params: PyTree, config: ModelConfig, folder: pathlib.Path | None, limit: int, dtype: str
+) -> None:
+    """Fill the folder with shards of at most `limit` bytes; without one, only help to gather."""
+    shards = _split(flat_entries(name_table(config), params), limit, jnp.dtype(dtype).itemsize)
     weight_map, total = {}, 0
     for number, shard in enumerate(shards, 1):
-        single = len(shards) == 1
-        name = "model.safetensors" if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {item.name: _fetch(item, leaf, layer) for item, leaf, layer in shard}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, name)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-    if len(shards) > 1:
+        name = stored.SINGLE
+        if len(shards) > 1:
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        shapes = {entry.name: entry.stored_shape(_shape(leaf, layer)) for entry, leaf, layer in shard}
+        arrays = _gathered(shard, dtype)
+        if folder is None:
+            collections.deque(arrays, maxlen=0)  # run through to the end
+            continue
+        total += stored.write_file(folder / name, shapes, dtype, arrays)
+        weight_map |= dict.fromkeys(shapes, name)
+    if folder is not None and len(shards) > 1:
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _flat_entries(params: PyTree, config: ModelConfig) -> list[tuple[Entry, jax.Array, int | None]]:
-    """(entry, leaf, layer) for every stored tensor, sorted by name."""
-    is_entry = lambda x: isinstance(x, Entry) or (isinstance(x, tuple) and isinstance(x[0], Entry))
-    entries, structure = jax.tree.flatten(name_table(config), is_leaf=is_entry)
-    flat = []
-    for entry, leaf in zip(entries, structure.flatten_up_to(params), strict=True):
-        if isinstance(entry, Entry):
-            flat.append((entry, leaf, None))
+def _split(
+    flat: Sequence[tuple[Entry, jax.Array, int | None]], limit: int, itemsize: int
+) -> list[list[tuple[Entry, jax.Array, int | None]]]:
+    """Tensors in name order, as many to a shard as fit."""
+    shards, size = [[]], 0
+    for row in flat:
+        nbytes = math.prod(_shape(*row[1:])) * itemsize
+        if shards[-1] and size + nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(row)
+        size += nbytes
+    return shards
+
+
+def _shape(leaf: jax.Array, layer: int | None) -> tuple[int, ...]:
+    return leaf.shape if layer is None else leaf.shape[1:]
+
+
+def _gathered(shard: Sequence[tuple[Entry, jax.Array, int | None]], dtype: str) -> Iterator[np.ndarray]:
+    """The shard's tensors one after the other, as they are stored."""
+    for entry, leaf, layer in shard:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            ours = _replicate(leaf.sharding.mesh)(leaf, layer)
         else:
-            flat += [(item, leaf, i) for i, item in enumerate(entry)]
-    return sorted(flat, key=lambda row: row[0].name)
+            ours = leaf if layer is None else leaf[layer]
+        yield entry.to_stored(np.asarray(ours)).astype(dtype, copy=False)
 
 
-def _fetch(item: Entry, leaf: jax.Array, layer: int | None) -> jax.Array:
-    ours = np.asarray(leaf if layer is None else leaf[layer])
-    return jnp.asarray(np.ascontiguousarray(item.to_stored(ours)))
+@functools.lru_cache(maxsize=4)
+def _replicate(mesh: Mesh) -> Any:
+    """(leaf, layer or None) → the layer's array on every device of the mesh."""
+    pick = lambda x, i: x if i is None else jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+    return jax.jit(pick, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def _replace(draft: pathlib.Path, folder: pathlib.Path) -> None:
+    """Put the draft in the folder's place; the old one goes only after."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(draft, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_json(path: pathlib.Path, fields: Mapping[str, Any]) -> None:

@@ -1,0 +1,121 @@
+"""Safetensors files by parts: read the slice of a tensor that is needed, write one tensor at a time.
+
+Knows no model. Reading goes through the safetensors library; writing streams, because the library's
+writer wants every tensor of a file in memory twice. The bytes are those the library would write.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from gtalign_jax.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# Names of the format, ours (and those of an HF config.json).
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_NAMES = {ours: theirs for theirs, ours in _DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor on disk: where it is, its shape, and its type as the format names it (`BF16`, ...)."""
+
+    name: str
+    file: pathlib.Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def read_headers(folder: pathlib.Path) -> dict[str, Tensor]:
+    """Every tensor of an HF folder by name, from the index or the single file; no data is read.
+
+    Raises UserError naming a file that is missing or damaged, or a tensor the index promises in vain.
+    """
+    index, single = folder / INDEX, folder / SINGLE
+    if index.is_file():
+        weight_map = _weight_map(index)
+        found = [t for file in sorted(set(weight_map.values())) for t in _header(folder / file)]
+        tensors = {t.name: t for t in found if weight_map.get(t.name) == t.file.name}
+        lost = sorted(set(weight_map) - set(tensors))
+        if lost:
+            raise UserError(f"{folder / weight_map[lost[0]]}: {lost[0]} is not in it, but {INDEX} says so")
+        return tensors
+    if single.is_file():
+        return {t.name: t for t in _header(single)}
+    raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}; other formats are not read")
+
+
+def _weight_map(index: pathlib.Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(index.read_text())["weight_map"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{index}: no index of tensors ({error}); fetch the file again") from error
+
+
+def _header(file: pathlib.Path) -> list[Tensor]:
+    with _opened(file) as opened:
+        parts = [(name, opened.get_slice(name)) for name in opened.keys()]  # noqa: SIM118
+        return [Tensor(name, file, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]
+
+
+def _opened(file: pathlib.Path) -> safe_open:
+    try:
+        return safe_open(file, framework="numpy")
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: not found, but {INDEX} names it; fetch the file again") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: damaged ({error}); fetch the file again") from error
+
+
+def check(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise UserError unless the tensor is of floating type and of this shape."""
+    if tensor.dtype not in _DTYPES:
+        raise UserError(
+            f"{tensor.file}: {tensor.name} is stored as {tensor.dtype}; "
+            f"convert the model to one of {', '.join(_NAMES)}"
+        )
+    if tensor.shape != shape:
+        raise UserError(f"{tensor.file}: {tensor.name} has shape {tensor.shape}, config.json says {shape}")
+
+
+def read_slice(tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
+    """A part of a tensor in its stored type; only this part leaves the disk. index: a slice an axis."""
+    # Opened anew each time: an open file would keep all pages ever read in this process's memory.
+    with _opened(tensor.file) as file:
+        return file.get_slice(tensor.name)[index]
+
+
+def dtype_name(dtype: str) -> str:
+    """The format's name of a type; UserError for types that models are not stored in."""
+    if dtype not in _NAMES:
+        raise UserError(f"dtype={dtype!r}: a model is stored as one of {', '.join(_NAMES)}")
+    return _NAMES[dtype]
+
+
+def write_file(
+    path: pathlib.Path, shapes: Mapping[str, Sequence[int]], dtype: str, arrays: Iterable[np.ndarray]
+) -> int:
+    """Write tensors of one type, sorted by name, as `arrays` yields them; returns the bytes of data."""
+    itemsize = jnp.dtype(dtype).itemsize
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name in sorted(shapes):
+        begin, end = end, end + int(np.prod(shapes[name])) * itemsize
+        shape = [int(n) for n in shapes[name]]
+        header[name] = {"dtype": dtype_name(dtype), "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, array in zip(sorted(shapes), arrays, strict=True):
+            if array.shape != tuple(shapes[name]) or str(array.dtype) != dtype:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shapes[name]}")
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return end
