@@ -1,35 +1,96 @@
 """Checkpoints of a phase: one Orbax manager, explicit trees in and out.
 
-A checkpoint holds the state to the bit; the data order and every random key are functions of the step,
-so nothing else is needed to go on.
+A checkpoint holds the state to the bit and a JSON `meta` (config, where the data stands); the data order
+and every random key are functions of the step, so nothing else is needed to go on. It may be restored
+onto another mesh or by another number of processes. On several processes all must call every function
+here, on a folder that all of them see.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
 
+from gtalign_jax import distributed
 from gtalign_jax.errors import UserError
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
 
 
-def open_manager(folder: pathlib.Path, *, keep: int) -> ocp.CheckpointManager:
-    """The manager of one phase's folder: saves are atomic and asynchronous, the newest `keep` stay."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+def open_manager(
+    folder: pathlib.Path, *, keep: int, keep_best: int = 0, best: str = ""
+) -> ocp.CheckpointManager:
+    """The manager of one phase's folder: saves are atomic and asynchronous.
+
+    The newest `keep` stay, and so do the `keep_best` with the highest metric named `best`.
+    """
+    stay: list[Any] = [checkpoint_managers.LatestN(keep)]
+    value = None
+    if keep_best:
+        if not best:
+            raise UserError(f"checkpoint.keep_best={keep_best}: checkpoint.best must name a metric")
+        value = lambda metrics: _number(metrics.get(best))
+        stay.append(
+            checkpoint_managers.BestN(
+                get_metric_fn=value, n=keep_best, keep_checkpoints_without_metrics=False
+            )
+        )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(stay),
+        best_fn=value,
+        create=True,
+        enable_async_checkpointing=True,
+    )
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: PyTree, meta: dict[str, Any]) -> None:
-    """Start writing `state` and the JSON `meta` as step `step`; arrays are copied before it returns."""
+def _number(value: Any) -> float:
+    """The value, or minus infinity where there is none to compare."""
+    return float(value) if value is not None and math.isfinite(value) else -math.inf
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: PyTree,
+    meta: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Start writing `state` and the JSON `meta` as step `step`; arrays are copied before it returns.
+
+    metrics: plain numbers, of which the manager's `best` is compared; ignored where nothing is.
+    """
     arrays = ocp.args.StandardSave(_unwrap_keys(state))
-    manager.save(step, args=ocp.args.Composite(state=arrays, meta=ocp.args.JsonSave(meta)))
+    # Not finite is not JSON: left out, it ranks last.
+    kept = {k: float(v) for k, v in (metrics or {}).items() if math.isfinite(v)}
+    manager.save(
+        step,
+        args=ocp.args.Composite(state=arrays, meta=ocp.args.JsonSave(dict(meta))),
+        metrics=kept,
+    )
+
+
+def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """The meta saved with a step; UserError naming the checkpoint when it cannot be read."""
+    try:
+        return dict(manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
+    except (ValueError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{manager.directory}/{step}: its meta cannot be read ({_first(error)})") from error
+
+
+def best_step(manager: ocp.CheckpointManager) -> int | None:
+    """The step with the highest `best` metric, the newest where nothing is compared; None without any."""
+    return manager.best_step()
 
 
 def restore_latest(manager: ocp.CheckpointManager, like: PyTree) -> tuple[int, PyTree] | None:
@@ -40,19 +101,26 @@ def restore_latest(manager: ocp.CheckpointManager, like: PyTree) -> tuple[int, P
     """
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
+        state, reason = None, ""
         try:
-            return step, restore(manager, step, like)
+            state = restore(manager, step, like)
         except (ValueError, OSError, KeyError, FileNotFoundError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            log.warning(
-                "checkpoint %s/%d is damaged (%s); trying the one before",
-                manager.directory,
-                step,
-                reason,
-            )
+            reason = _first(error)
+        # One process that cannot read its part sends all of them to the one before.
+        reason = next(filter(None, distributed.all_gather(reason)), "")
+        if not reason:
+            return step, state
+        log.warning(
+            "checkpoint %s/%d is damaged (%s); trying the one before", manager.directory, step, reason
+        )
     if steps:
         raise UserError(f"{manager.directory}: no checkpoint can be read; remove the folder to start over")
     return None
+
+
+def _first(error: Exception) -> str:
+    """The first line of what an error says."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def restore(manager: ocp.CheckpointManager, step: int, like: PyTree) -> PyTree:

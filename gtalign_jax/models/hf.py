@@ -74,18 +74,29 @@ def _load_leaf(
     sharding: Sharding,
     tensors: Mapping[str, Tensor],
 ) -> jax.Array:
-    """One parameter: each part is read once and given to all devices of this host that hold it."""
-    holders = collections.defaultdict(list)
-    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
-        holders[bounds].append(device)
+    """One parameter on the devices of this host."""
     arrays = []
-    for bounds, devices in holders.items():
-        part = _read_part(entry, leaf, bounds, tensors)
+    held = sharding.addressable_devices_indices_map(leaf.shape)
+    for part, devices in read_parts(entry, leaf, held, tensors):
         # Waited for, so that the host's copy is gone before the next one is read.
         arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
         del part
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, arrays)
+
+
+def read_parts(
+    entry: Entry | tuple[Entry, ...],
+    leaf: jax.ShapeDtypeStruct,
+    held: Mapping[jax.Device, tuple[slice, ...]],
+    tensors: Mapping[str, Tensor],
+) -> Iterator[tuple[np.ndarray, list[jax.Device]]]:
+    """Each distinct part of a leaf that devices hold, read once, with the devices that hold it."""
+    holders = collections.defaultdict(list)
+    for device, index in held.items():
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
+        holders[bounds].append(device)
+    for bounds, devices in holders.items():
+        yield _read_part(entry, leaf, bounds, tensors), devices
 
 
 def _read_part(

@@ -110,7 +110,7 @@ def write_file(
         begin, end = end, end + int(np.prod(shapes[name])) * itemsize
         shape = [int(n) for n in shapes[name]]
         header[name] = {"dtype": dtype_name(dtype), "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
