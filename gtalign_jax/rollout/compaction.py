@@ -16,6 +16,7 @@ import numpy as np
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import programs
 from gtalign_jax.rollout.decode import DecodeState, Ending
+from gtalign_jax.rollout.grammar import Constraint
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import PyTree, Rollout
 
@@ -42,6 +43,7 @@ def finish(
     until: int,
     every: int,
     sizes: Sequence[int],
+    constraint: Constraint | None = None,
 ) -> Rollout:
     """Advance a state until every row is done or `until` tokens are decided; the result is on the host.
 
@@ -51,9 +53,10 @@ def finish(
     prompts = jax.tree.map(np.array, state.prompts)  # a copy: advancing consumes the state
     place = np.arange(shape[0] * shape[1])  # where each row of the state stands in the result
     written = {}
+    options = {"ending": ending, "constraint": constraint}
     while True:
         stage = min(int(state.t) + every, until)
-        state = programs.advance(params, config, state, sampling, until=np.int32(stage), ending=ending)
+        state = programs.advance(params, config, state, sampling, until=np.int32(stage), **options)
         live = ~np.asarray(state.done).reshape(-1)
         over = not live.any() or int(state.t) >= until
         size = min(s for s in sizes if s >= live.sum())
@@ -84,14 +87,16 @@ def warm_up(
     *,
     ending: Ending,
     sizes: Sequence[int],
+    constraint: Constraint | None = None,
 ) -> None:
     """Compile every move between sizes, and the steps of every size but the state's own."""
+    options = {"ending": ending, "constraint": constraint}
     for i, size in enumerate(sizes):
         stage = state if i == 0 else programs.take(state, np.arange(size, dtype=np.int32))
         for smaller in sizes[i + 1 :]:
             programs.take(stage, np.arange(smaller, dtype=np.int32))
         if i > 0:
-            programs.advance(params, config, stage, sampling, until=np.int32(0), ending=ending)
+            programs.advance(params, config, stage, sampling, until=np.int32(0), **options)
 
 
 def _write(written: dict[str, np.ndarray], place: np.ndarray, state: DecodeState) -> None:

@@ -8,7 +8,7 @@
 `generate` is the first two and the last. Stopping, editing and going on is the whole of it: forced
 tokens are written instead of drawn ones, and cache slots after t may be written again because the
 attention mask comes from t. The next logits are never stored: `advance` feeds token t - 1 first, so
-the last token of a row costs no step.
+the last token of a row costs no step. A `Constraint` given to `start` goes to every later call too.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from gtalign_jax.models.transformer import (
     prefill,
     split_layers,
 )
+from gtalign_jax.rollout import grammar
+from gtalign_jax.rollout.grammar import Constraint, GrammarState
 from gtalign_jax.rollout.sampling import SamplingConfig, row_keys, sample_token, token_uniform
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
 
@@ -61,7 +63,7 @@ class DecodeState:
     keys [P, G]: row keys. t [] int32: completion tokens decided so far, the same for all rows.
     tokens, logp, action_mask [P, G, N], length, done [P, G]: as in `Rollout` (done is `finished`).
     stop_state [P, G] int32: state of the stop automaton. seen [P, G, V] bool or None: tokens under the
-    repetition penalty.
+    repetition penalty. grammar: rows [P, G] under a constraint, or None.
     """
 
     prompts: PromptBatch
@@ -76,6 +78,7 @@ class DecodeState:
     done: Array
     stop_state: Array
     seen: Array | None
+    grammar: GrammarState | None = None
 
 
 def generate(
@@ -91,14 +94,17 @@ def generate(
     row: Array | None = None,
     until: Array | int | None = None,
     forced: Forced | None = None,
+    constraint: Constraint | None = None,
 ) -> Rollout:
     """group_size completions of each prompt, at most max_new_tokens each.
 
     batch: prompts of length 0 are padding and cost no steps. key: the step key. row [P] int32: number of
-    each prompt in the whole step, when this batch is a part of it (default 0..P-1). until: a traced
-    budget of at most max_new_tokens, so that one compiled program serves several budgets.
+    each prompt in the whole step, when this batch is a part of it (default 0..P-1); [P, G] is a number
+    of each sample, such as a seed. until: a traced budget of at most max_new_tokens, so that one compiled
+    program serves several budgets. constraint: draw from the tokens that its grammar allows; rows end
+    within its own budget, and log-probabilities are under the constraint.
     """
-    options = {"ending": ending, "forced": forced}
+    options = {"ending": ending, "forced": forced, "constraint": constraint}
     state = start(
         params,
         config,
@@ -126,6 +132,7 @@ def start(
     ending: Ending,
     row: Array | None = None,
     forced: Forced | None = None,
+    constraint: Constraint | None = None,
 ) -> DecodeState:
     """Compute the prompts and decide token 0 of every row. Arguments as in `generate`."""
     prompts = batch.tokens.shape[0]
@@ -133,14 +140,15 @@ def start(
     # An empty row gets one padding token to look at, so that nothing in it is undefined.
     logits, prompt_cache = prefill(params, config, batch.tokens, jnp.maximum(batch.length, 1))
     row = jnp.arange(prompts, dtype=jnp.int32) if row is None else row
-    sample = jnp.arange(group_size, dtype=jnp.int32)
+    if row.ndim == 1:
+        row = row[:, None] * group_size + jnp.arange(group_size, dtype=jnp.int32)
     tokens = jnp.zeros(slots, jnp.int32)
     t = jnp.zeros((), jnp.int32)
     state = DecodeState(
         prompts=batch,
         prompt_cache=prompt_cache,
         cache=init_decode_cache(config, prompts, group_size, max_new_tokens),
-        keys=row_keys(key, row[:, None] * group_size + sample),
+        keys=row_keys(key, row),
         t=t,
         tokens=tokens,
         logp=jnp.zeros(slots, jnp.float32),
@@ -149,9 +157,10 @@ def start(
         done=jnp.broadcast_to((batch.length == 0)[:, None], shape),
         stop_state=jnp.zeros(shape, jnp.int32),
         seen=_seen(batch, tokens, t, config.vocab_size) if sampling.repetition_penalty != 1 else None,
+        grammar=None if constraint is None else grammar.start_state(constraint, shape),
     )
     logits = jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1]))
-    return _decide(state, logits, sampling, ending, forced)
+    return _decide(state, logits, sampling, ending, forced, constraint)
 
 
 def advance(
@@ -163,6 +172,7 @@ def advance(
     ending: Ending,
     until: Array | int,
     forced: Forced | None = None,
+    constraint: Constraint | None = None,
 ) -> DecodeState:
     """Decide tokens t, t + 1, ... until `until` tokens are decided or every row is done."""
     params = split_layers(params)  # once, outside the loop: no weight is sliced in a step
@@ -173,15 +183,16 @@ def advance(
     def step(state: DecodeState) -> DecodeState:
         last = jax.lax.dynamic_index_in_dim(state.tokens, state.t - 1, axis=2, keepdims=False)
         logits, cache = decode_step(params, config, last, state.t - 1, state.prompt_cache, state.cache)
-        return _decide(state.replace(cache=cache), logits, sampling, ending, forced)
+        return _decide(state.replace(cache=cache), logits, sampling, ending, forced, constraint)
 
     return jax.lax.while_loop(going, step, state)
 
 
-def rewind(state: DecodeState, t: Array | int) -> DecodeState:
+def rewind(state: DecodeState, t: Array | int, constraint: Constraint | None = None) -> DecodeState:
     """The state when only the first t tokens (t >= 1) of every row had been decided.
 
     Rows that had ended go on; a row shorter than t keeps its length, and the caller forces the rest.
+    constraint: the one of `start`, under which the kept tokens are read again.
     """
     t = jnp.asarray(t, jnp.int32)
     kept = jnp.arange(state.tokens.shape[2]) < t
@@ -189,15 +200,17 @@ def rewind(state: DecodeState, t: Array | int) -> DecodeState:
     seen = None
     if state.seen is not None:
         seen = _seen(state.prompts, tokens, t, state.seen.shape[-1])
+    length = jnp.minimum(state.length, t)
     return state.replace(
         t=t,
         tokens=tokens,
         logp=jnp.where(kept, state.logp, 0),
         action_mask=kept & state.action_mask,
-        length=jnp.minimum(state.length, t),
+        length=length,
         done=jnp.broadcast_to((state.prompts.length == 0)[:, None], state.done.shape),
         stop_state=jnp.zeros_like(state.stop_state),
         seen=seen,
+        grammar=None if constraint is None else grammar.replay(constraint, tokens, length)[0],
     )
 
 
@@ -220,9 +233,13 @@ def _decide(
     sampling: SamplingConfig,
     ending: Ending,
     forced: Forced | None,
+    constraint: Constraint | None,
 ) -> DecodeState:
     """Write token t of every live row, drawn from logits [P, G, V] or given."""
     t, live = state.t, ~state.done
+    at = state.grammar
+    if constraint is not None:
+        logits = grammar.masked_logits(constraint, at, logits)
     token, logp = sample_token(token_uniform(state.keys, t), logits, sampling, state.seen)
     chosen = live
     if forced is not None:
@@ -232,6 +249,8 @@ def _decide(
         )
         chosen = live & ~given
     token = jnp.where(live, token, 0)
+    if constraint is not None:
+        at = grammar.advanced(constraint, at, token, t, live)
     stop_state = state.stop_state
     over = jnp.any(token[..., None] == ending.eos, axis=-1)
     if ending.stop is not None:
@@ -251,6 +270,7 @@ def _decide(
         done=state.done | (chosen & over),
         stop_state=stop_state,
         seen=seen,
+        grammar=at,
     )
 
 

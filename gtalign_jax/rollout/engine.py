@@ -10,19 +10,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jinja2
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gtalign_jax.chain.grammar import chain_grammar
 from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.rollout import compaction, programs
+from gtalign_jax.rollout import compaction, grammar, programs
+from gtalign_jax.rollout.buckets import BucketConfig, bucket
 from gtalign_jax.rollout.decode import DecodeState, Ending, Forced
+from gtalign_jax.rollout.grammar import BlockLimits, Constraint
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.rollout.stop import stop_table
+from gtalign_jax.rollout.token_bytes import token_bytes
 from gtalign_jax.sharding import batch_shards, place_batch
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
 
@@ -30,27 +34,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Messages = Sequence[Mapping[str, str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class BucketConfig:
-    """The shapes programs are compiled for, each increasing.
-
-    prompt: prompt slots S. completion: completion slots N. batch: numbers of prompts P in a batch; a
-    batch between two of them is padded with empty prompts, and () takes every batch as it comes.
-    """
-
-    prompt: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
-    completion: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
-    batch: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            sizes = getattr(self, field.name)
-            if list(sizes) != sorted({int(size) for size in sizes if size > 0}):
-                raise UserError(f"buckets.{field.name}={sizes}: give positive sizes, increasing")
-            if not sizes and field.name != "batch":
-                raise UserError(f"buckets.{field.name} is empty: give at least one size")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,15 +106,20 @@ def make_ending(engine: Engine, stops: Sequence[str] = ()) -> Ending:
     return Ending(eos, stop_table(stops, token_texts))
 
 
+def make_constraint(engine: Engine, limits: BlockLimits | None = None) -> Constraint:
+    """The tables that hold decoding to the chain's grammar; made once per tokenizer, in a second or less.
+
+    UserError when the tokenizer is of an unknown kind, lacks the characters, or has no end token.
+    """
+    vocab = engine.model_config.vocab_size
+    tables = grammar.compile_constraint(
+        chain_grammar(), token_bytes(engine.tokenizer, vocab), engine.eos_ids, limits
+    )
+    everywhere = None if engine.mesh is None else NamedSharding(engine.mesh, PartitionSpec())
+    return jax.device_put(tables, everywhere)
+
+
 # --- buckets ------------------------------------------------------------------------------------
-
-
-def bucket(size: int, sizes: Sequence[int], field: str, what: str) -> int:
-    """The smallest bucket that holds `size`; UserError names the field when there is none."""
-    for candidate in sizes:
-        if size <= candidate:
-            return candidate
-    raise UserError(f"{what} needs {size} slots, over the largest of buckets.{field}={sizes}; add a size")
 
 
 def fits(engine: Engine, ids: Sequence[int]) -> bool:
@@ -195,31 +183,47 @@ def rollout(
     max_new_tokens: int,
     *,
     ending: Ending | None = None,
+    constraint: Constraint | None = None,
     first_row: int = 0,
+    seeds: np.ndarray | None = None,
 ) -> Rollout:
     """group_size completions of each prompt, as `decode.generate`, in bucketed shapes.
 
     The completion axis of the result is the bucket of max_new_tokens; no row is longer than
-    max_new_tokens itself. first_row: number of the first prompt in the whole step, when this batch is
-    a part of it, so that the parts draw what the whole would.
+    max_new_tokens itself. constraint: from `make_constraint`; every row is then a whole chain within
+    max_new_tokens. first_row: number of the first prompt in the whole step, when this batch is a part of
+    it, so that the parts draw what the whole would. seeds [P, G] int32: a seed for each sample instead of
+    its number; what a sample draws then depends on the key, its prompt and its seed alone.
     """
     batch = _place(engine, prompts)
-    ending = make_ending(engine) if ending is None else ending
-    slots = _completion_slots(engine, max_new_tokens)
-    result = _run(engine, params, batch, key, group_size, slots, max_new_tokens, ending, first_row)
-    return _trim(result, prompts.tokens.shape[0])
+    count = prompts.tokens.shape[0]
+    row = first_row + np.arange(batch.tokens.shape[0], dtype=np.int32)
+    if seeds is not None:
+        if np.shape(seeds) != (count, group_size):
+            raise UserError(f"seeds: shape {np.shape(seeds)}, needs {(count, group_size)}, one a sample")
+        row = np.pad(np.asarray(seeds, np.int32), ((0, row.size - count), (0, 0)))
+    options = _options(engine, ending, constraint, max_new_tokens)
+    result = _run(engine, params, batch, key, row, group_size, max_new_tokens, options)
+    return _trim(result, count)
 
 
 def warm_up(
-    engine: Engine, params: PyTree, group_size: int, max_new_tokens: int, *, ending: Ending | None = None
+    engine: Engine,
+    params: PyTree,
+    group_size: int,
+    max_new_tokens: int,
+    *,
+    ending: Ending | None = None,
+    constraint: Constraint | None = None,
 ) -> None:
     """Compile all that `rollout` will run for this group size and budget, in every bucket of prompts."""
-    ending = make_ending(engine) if ending is None else ending
-    slots = _completion_slots(engine, max_new_tokens)
+    options = _options(engine, ending, constraint, max_new_tokens)
     for rows in engine.buckets.batch or (1,):
         for width in engine.buckets.prompt:
             batch = _place(engine, prompt_batch(engine, [[0] * width] * rows))
-            _run(engine, params, batch, jax.random.key(0), group_size, slots, 0, ending, 0)
+            row = np.arange(batch.tokens.shape[0], dtype=np.int32)
+            args = (batch, jax.random.key(0), row, group_size, max_new_tokens, options)
+            _run(engine, params, *args, compile_only=True)
 
 
 def _run(
@@ -227,33 +231,27 @@ def _run(
     params: PyTree,
     batch: PromptBatch,
     key: Array,
+    row: np.ndarray,
     group_size: int,
-    slots: int,
-    until: int,
-    ending: Ending,
-    first_row: int,
+    max_new_tokens: int,
+    options: dict[str, Any],
+    compile_only: bool = False,
 ) -> Rollout:
-    """Generate for a placed batch; with until = 0 only compile (and decide the first token)."""
+    """Generate for a placed batch; compile_only decides the first token and no more."""
     model = (params, engine.model_config)
-    row = first_row + np.arange(batch.tokens.shape[0], dtype=np.int32)
-    shapes = {"group_size": group_size, "max_new_tokens": slots}
+    until = 0 if compile_only else max_new_tokens
+    shapes = {"group_size": group_size, "max_new_tokens": _completion_slots(engine, max_new_tokens)}
     with _on_mesh(engine):
         if not engine.compact_every:
             return programs.generate(
-                *model, batch, key, engine.sampling, ending=ending, row=row, until=np.int32(until), **shapes
+                *model, batch, key, engine.sampling, row=row, until=np.int32(until), **shapes, **options
             )
-        state = programs.start(*model, batch, key, engine.sampling, ending=ending, row=row, **shapes)
-        sizes = compaction.batch_sizes(row.size * group_size, _shards(engine))
-        if until == 0:
-            compaction.warm_up(*model, state, engine.sampling, ending=ending, sizes=sizes)
+        state = programs.start(*model, batch, key, engine.sampling, row=row, **shapes, **options)
+        sizes = compaction.batch_sizes(batch.tokens.shape[0] * group_size, _shards(engine))
+        if compile_only:
+            compaction.warm_up(*model, state, engine.sampling, sizes=sizes, **options)
         return compaction.finish(
-            *model,
-            state,
-            engine.sampling,
-            ending=ending,
-            until=until,
-            every=engine.compact_every,
-            sizes=sizes,
+            *model, state, engine.sampling, until=until, every=engine.compact_every, sizes=sizes, **options
         )
 
 
@@ -266,15 +264,16 @@ def begin(
     max_new_tokens: int,
     *,
     ending: Ending,
+    constraint: Constraint | None = None,
 ) -> DecodeState:
     """Generate until every row ended, and return the state, which `resume` can go on from."""
     model = (params, engine.model_config)
     batch = _place(engine, prompts)
     shapes = {"group_size": group_size, "max_new_tokens": _completion_slots(engine, max_new_tokens)}
-    until = np.int32(max_new_tokens)
+    options = _options(engine, ending, constraint, max_new_tokens)
     with _on_mesh(engine):
-        state = programs.start(*model, batch, key, engine.sampling, ending=ending, **shapes)
-        return programs.advance(*model, state, engine.sampling, ending=ending, until=until)
+        state = programs.start(*model, batch, key, engine.sampling, **shapes, **options)
+        return programs.advance(*model, state, engine.sampling, until=np.int32(max_new_tokens), **options)
 
 
 def resume(
@@ -286,22 +285,36 @@ def resume(
     max_new_tokens: int,
     *,
     ending: Ending,
+    constraint: Constraint | None = None,
 ) -> DecodeState:
     """Keep the first `keep` tokens of every row with their cache, write the forced ones, generate on.
 
     The state is consumed. forced: [P, G, N] tokens from position 0 on (those before `keep` are the
-    row's own), and how many of them to write.
+    row's own), and how many of them to write. constraint: the one of `begin`, or None in both.
     """
+    options = _options(engine, ending, constraint, max_new_tokens)
     with _on_mesh(engine):
         return programs.advance(
             params,
             engine.model_config,
-            programs.rewind(state, np.int32(keep)),
+            programs.rewind(state, np.int32(keep), options["constraint"]),
             engine.sampling,
             until=np.int32(max_new_tokens),
-            ending=ending,
             forced=forced,
+            **options,
         )
+
+
+def _options(
+    engine: Engine, ending: Ending | None, constraint: Constraint | None, max_new_tokens: int
+) -> dict[str, Any]:
+    """The arrays that generation is held to, the constraint within this budget."""
+    if constraint is not None:
+        least = grammar.shortest(constraint)
+        if max_new_tokens < least:
+            raise UserError(f"max_new_tokens={max_new_tokens}: the shortest chain takes {least}; raise it")
+        constraint = constraint._replace(budget=np.int32(max_new_tokens))
+    return {"ending": make_ending(engine) if ending is None else ending, "constraint": constraint}
 
 
 def _completion_slots(engine: Engine, max_new_tokens: int) -> int:

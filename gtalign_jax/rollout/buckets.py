@@ -1,0 +1,37 @@
+"""The few shapes that programs are compiled for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from gtalign_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketConfig:
+    """Sizes to pad to, each increasing.
+
+    prompt: prompt slots S. completion: completion slots N. batch: numbers of prompts P in a batch; a
+    batch between two of them is padded with empty prompts, and () takes every batch as it comes.
+    """
+
+    prompt: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
+    completion: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
+    batch: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            sizes = getattr(self, field.name)
+            if list(sizes) != sorted({int(size) for size in sizes if size > 0}):
+                raise UserError(f"buckets.{field.name}={sizes}: give positive sizes, increasing")
+            if not sizes and field.name != "batch":
+                raise UserError(f"buckets.{field.name} is empty: give at least one size")
+
+
+def bucket(size: int, sizes: Sequence[int], field: str, what: str) -> int:
+    """The smallest bucket that holds `size`; UserError names the field when there is none."""
+    for candidate in sizes:
+        if size <= candidate:
+            return candidate
+    raise UserError(f"{what} needs {size} slots, over the largest of buckets.{field}={sizes}; add a size")
