@@ -19,18 +19,16 @@ def get_config(variant: str = ""):
     config.sft.update(steps=480, prompts=16, chains=2)
     config.sft_optimizer.update(lr=4e-3, schedule="cosine", warmup=10)
     config.align.update(algorithm="grpo", steps=45, prompts=16, group_size=8)
+    config.reward.fn = "cobb_douglas_frontier"  # P keeps the choice tied to the matrix, so steering works
     config.algorithm.kl_coef = 0.01
     config.policy_optimizer.update(lr=3e-4, warmup=3)
     config.checkpoint.every = 20
     if variant == "tiny":
-        config.max_new_tokens = 192
         config.buckets.prompt = (96,)
-        config.buckets.completion = (192,)
         config.sft_optimizer.warmup = 1
         config.data.update(train_per_task=16, test_per_task=2)
         config.model.update(hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_kv_heads=1)
         config.model.head_dim = 16
-        config.start.vocab_size = 512
         config.sft.update(steps=4, prompts=4)
         config.align.update(steps=4, prompts=2, group_size=8, dump_every=2)
         config.checkpoint.every = 2

@@ -165,6 +165,8 @@ def make_settings(config: ml_collections.ConfigDict) -> Settings:
     """Every section of the config as its frozen dataclass; UserError names a field that is wrong."""
     chosen = resolve_algorithm(config.align.algorithm)
     overrides = {k: v for k, v in config.algorithm.items() if v is not None}
+    if not chosen.max_tokens:  # a length is measured against the budget, not against the width of a bucket
+        overrides.setdefault("max_tokens", config.max_new_tokens)
     parts = {name: config_lib.build(cls, config[name], name) for name, cls in SECTIONS.items()}
     reward = {k: v for k, v in config.reward.items() if k != "fn"}
     return Settings(

@@ -1,4 +1,4 @@
-"""Shared set-up: CPU with eight fake devices, a cached compiler, and the folder of recorded values."""
+"""Shared set-up: CPU with eight fake devices, a quick compiler, and the folder of recorded values."""
 
 import os
 
@@ -8,6 +8,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Nearly all the time of these tests is spent compiling programs that run once on a handful of numbers.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pathlib
 

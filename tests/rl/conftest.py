@@ -12,14 +12,6 @@ from gtalign_jax.types import Rollout
 PROMPTS, GROUP, WIDTH, SLOTS = 8, 2, 4, 3
 
 
-@pytest.fixture(scope="package", autouse=True)
-def quick_compiler():
-    """These programs run once on a handful of numbers: halve the time that compiling them takes."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def model():
     return ModelConfig(
