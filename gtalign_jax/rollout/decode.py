@@ -140,15 +140,14 @@ def start(
     # An empty row gets one padding token to look at, so that nothing in it is undefined.
     logits, prompt_cache = prefill(params, config, batch.tokens, jnp.maximum(batch.length, 1))
     row = jnp.arange(prompts, dtype=jnp.int32) if row is None else row
-    if row.ndim == 1:
-        row = row[:, None] * group_size + jnp.arange(group_size, dtype=jnp.int32)
+    sample = jnp.arange(group_size, dtype=jnp.int32)
     tokens = jnp.zeros(slots, jnp.int32)
     t = jnp.zeros((), jnp.int32)
     state = DecodeState(
         prompts=batch,
         prompt_cache=prompt_cache,
         cache=init_decode_cache(config, prompts, group_size, max_new_tokens),
-        keys=row_keys(key, row),
+        keys=row_keys(key, row[:, None] * group_size + sample if row.ndim == 1 else row),
         t=t,
         tokens=tokens,
         logp=jnp.zeros(slots, jnp.float32),
@@ -200,17 +199,19 @@ def rewind(state: DecodeState, t: Array | int, constraint: Constraint | None = N
     seen = None
     if state.seen is not None:
         seen = _seen(state.prompts, tokens, t, state.seen.shape[-1])
-    length = jnp.minimum(state.length, t)
+    reached = None
+    if constraint is not None:
+        reached, _ = grammar.replay(constraint, tokens, jnp.minimum(state.length, t))
     return state.replace(
         t=t,
         tokens=tokens,
         logp=jnp.where(kept, state.logp, 0),
         action_mask=kept & state.action_mask,
-        length=length,
+        length=jnp.minimum(state.length, t),
         done=jnp.broadcast_to((state.prompts.length == 0)[:, None], state.done.shape),
         stop_state=jnp.zeros_like(state.stop_state),
         seen=seen,
-        grammar=None if constraint is None else grammar.replay(constraint, tokens, length)[0],
+        grammar=reached,
     )
 
 
