@@ -45,11 +45,13 @@ def export_checkpoint(checkpoints: pathlib.Path, out: pathlib.Path) -> str:
 
 
 def _like(phase: str, settings: Settings, model: ModelConfig) -> TrainState:
-    """A state of the phase as shapes on the first device; nothing is computed."""
+    """A state of the phase as shapes on the first device; nothing of its size is computed."""
 
     def make(params: PyTree) -> TrainState:
         return sft_state(settings, params) if phase == "sft" else start_state(settings, model, params)
 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-    return jax.tree.map(place, jax.eval_shape(make, hf.abstract_params(model)))
+    state = jax.eval_shape(make, hf.abstract_params(model))
+    # Only a real key says how its words are to be read.
+    return jax.tree.map(place, state.replace(rng=None)).replace(rng=jax.random.key(0))
