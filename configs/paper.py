@@ -1,0 +1,32 @@
+"""The paper's run (arXiv 2510.08872, section 5 and its launch scripts): PPO with a critic on welfare.
+
+512 prompts a step, one completion each, 16 mini-batches of 32; actor 1e-6, critic 2e-6; about 150 steps
+from a cold start of 6 epochs over 9 000 demonstrations, 64 a step.
+"""
+
+import ml_collections
+
+from configs import architectures, base
+
+DEMONSTRATIONS, EPOCHS = 9000, 6
+TASKS = ("math", "medium", "ambig_qa", "wildguard")
+
+
+def get_config(model: str, tasks: tuple[str, ...], prompt: int, completion: int) -> ml_collections.ConfigDict:
+    """The run for a hub model on these tasks, with budgets of prompt and completion tokens."""
+    config = base.get_config()
+    architectures.start_from(config, model)
+    config.start.update(compute_dtype="bfloat16", remat="full")
+    config.data.update(source="gtalign", root="data/gtalign", tasks=tasks, train_per_task=0, test_per_task=0)
+    config.max_new_tokens = completion
+    config.buckets.prompt = tuple(s for s in (512, 1024, 2048, 4096, 8192) if s <= prompt)
+    config.buckets.completion = (completion,)
+    config.sft.update(steps=-(-DEMONSTRATIONS * EPOCHS // 64), prompts=64, chains=1)
+    config.sft_optimizer.lr = 1e-6
+    config.align.update(algorithm="ppo_paper", steps=150, prompts=512, group_size=1)
+    config.align.normalize = "zscore" if len(tasks) > 1 else "none"
+    config.policy_optimizer.lr = 1e-6
+    config.critic_optimizer.lr = 2e-6
+    config.evaluate.prompts = 256
+    config.checkpoint.every = 10
+    return config

@@ -1,0 +1,271 @@
+"""A run on a TPU pod, planned without one: every program compiled ahead of time, and what it costs.
+
+plan = make_plan(config, "v5e:16x16")      the trainer's own programs, compiled by libtpu, nothing allocated
+print(table.format_plan(plan))             or json.dumps(plan)
+
+Times are rooflines: for each program the largest of matrix work, memory traffic and collectives at the
+chip's published limits, as if the three overlapped perfectly. A real step is slower. Generation is
+counted at its full budget, every row to its last token; judges and the host are not counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from gtalign_jax import config as config_lib
+from gtalign_jax.errors import UserError
+from gtalign_jax.models import hf
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.planning import cost, hlo, programs
+from gtalign_jax.planning.chips import GIB, Chip, seconds_on_wire, topology
+from gtalign_jax.planning.programs import Program
+from gtalign_jax.planning.table import advice
+from gtalign_jax.settings import Settings, make_settings
+from gtalign_jax.sharding import batch_shards, make_mesh
+from gtalign_jax.types import PyTree
+
+Say = Callable[[str], None]
+Run = Callable[[Program], tuple[dict[str, Any], Any]]
+HEADROOM = 0.02  # share of the memory that is left to the runtime
+
+
+def make_plan(config: ml_collections.ConfigDict, name: str, say: Say = lambda line: None) -> dict[str, Any]:
+    """The plan of a config on a topology, as JSON values; `say` is told of each program as it compiles.
+
+    Keys: topology, chip, chips, mesh, model, parameters, programs (a list of rows, see `measure`),
+    step (seconds, tokens_per_s, mfu_bound of one alignment step), fits, advice (a list of lines).
+    Raises UserError on a config that the mesh cannot run.
+    """
+    settings = make_settings(config)
+    chip, devices = topology(name)
+    mesh = make_mesh(settings.mesh, devices)
+    model = architecture(config, settings)
+    check_batches(settings, batch_shards(mesh))
+    rows = compile_all(settings, model, mesh, chip, say)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(hf.abstract_params(model)))
+    plan = {
+        "topology": name,
+        "chip": chip.name,
+        "chips": mesh.size,
+        "hbm_gib": chip.hbm / GIB,
+        "mesh": dict(mesh.shape),
+        "model": config.start.path or "config.model",
+        "parameters": parameters,
+        "programs": rows,
+        "step": whole_step(settings, model, rows, chip, mesh.size, parameters),
+        "fits": all(row["fits"] for row in rows),
+    }
+    return plan | {"advice": advice(plan)}
+
+
+def architecture(config: ml_collections.ConfigDict, settings: Settings) -> ModelConfig:
+    """The model a config describes, without its checkpoint: config.model with the start's switches."""
+    start = settings.start
+    switches = {k: getattr(start, k) for k in ("compute_dtype", "remat", "scan_layers", "vocab_size")}
+    return config_lib.build(ModelConfig, {**config.model, **switches}, "model")
+
+
+def check_batches(settings: Settings, shards: int) -> None:
+    """Refuse batches that the mesh cannot split evenly, as training would."""
+    algorithm = settings.algorithm
+    parts = {"sft": settings.sft.microbatches, "align": algorithm.minibatches * algorithm.microbatches}
+    for section, count in parts.items():
+        prompts = getattr(settings, section).prompts
+        if getattr(settings, section).steps and prompts % (count * shards):
+            raise UserError(
+                f"config.{section}.prompts={prompts}: must be a multiple of {count} (mini-, micro-batches) "
+                f"times {shards} (devices that split the batch); lower config.mesh.fsdp or the microbatches"
+            )
+
+
+# --- compiling ----------------------------------------------------------------------------------
+
+
+def compile_all(
+    settings: Settings, model: ModelConfig, mesh: Mesh, chip: Chip, say: Say
+) -> list[dict[str, Any]]:
+    """A row for every program of the run, in the order in which it runs them.
+
+    The cold start, generation and learning need nothing of each other, so they compile side by side.
+    """
+    chains = [sft_rows] if settings.sft.steps else []
+    chains += [rollout_rows, learning_rows] if settings.align.steps else []
+    run = functools.partial(measure, chip=chip, say=say)
+    with ThreadPoolExecutor(max_workers=len(chains) or 1) as pool:
+        started = [pool.submit(chain, settings, model, mesh, run) for chain in chains]
+        return [row for chain in started for row in chain.result()]
+
+
+def sft_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -> list[dict[str, Any]]:
+    return [run(programs.sft_program(settings, model, mesh))[0]]
+
+
+def rollout_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -> list[dict[str, Any]]:
+    """Prefill, and decoding from the caches it returns. The reference and the optimizers wait meanwhile."""
+    state = programs.align_state(settings, model, mesh)
+    waiting = (
+        programs.abstract_params(model, mesh),
+        state.replace(policy=state.policy.replace(params=())),
+    )
+    prefill = programs.prefill_program(settings, model, mesh, waiting)
+    first, compiled = run(prefill)
+    decode = programs.decode_program(settings, model, mesh, outputs(prefill, compiled, mesh), waiting)
+    return [first, run(decode)[0]]
+
+
+def learning_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -> list[dict[str, Any]]:
+    """Experience, and the update that reads it."""
+    state = programs.align_state(settings, model, mesh)
+    optimizers = (state.policy.opt_state, None if state.critic is None else state.critic.opt_state)
+    experience = programs.experience_program(settings, model, mesh, state, optimizers)
+    first, compiled = run(experience)
+    seen, reference = outputs(experience, compiled, mesh), programs.abstract_params(model, mesh)
+    update = programs.update_program(settings, model, mesh, state, seen, reference)
+    return [first, run(update)[0]]
+
+
+def outputs(program: Program, compiled: Any, mesh: Mesh) -> PyTree:
+    """What a program returns, as the next one sees it: the compiler's shardings, or split by prompt."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.traced.out_info)
+    if compiled is None:
+        return programs.by_prompt_where_possible(shapes, mesh)
+    return programs.placed(shapes, compiled.output_shardings)
+
+
+def measure(program: Program, *, chip: Chip, say: Say) -> tuple[dict[str, Any], Any]:
+    """(row, compiled program or None when the compiler found no room).
+
+    A row holds, for one device: argument_gib, temporary_gib, resident_gib (other arrays of the run),
+    hbm_gib (the peak with them), fits; then, for all calls of a training step, tflops, traffic_gb,
+    collectives {kind: {count, gb}}, the three times and their largest, seconds; tokens of all devices;
+    compile_s.
+    """
+    began = time.monotonic()
+    resident = device_bytes(program.resident)
+    try:
+        compiled = program.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = out_of_memory(str(error))
+        if needed is None:
+            raise
+        say(f"{program.name}: the compiler finds no room, {needed / GIB:.1f} GiB are needed")
+        row = {"name": program.name, "hbm_gib": (needed + resident) / GIB, "fits": False, "compiled": False}
+        return row | {"resident_gib": resident / GIB, "compile_s": time.monotonic() - began}, None
+    took = time.monotonic() - began
+    tokens = program.calls * program.tokens
+    row = {"name": program.name, "compiled": True, "tokens": tokens, "compile_s": took}
+    row |= memory(compiled, resident, chip)
+    row |= work(hlo.parse(compiled.as_text(), program.steps), chip, program.calls)
+    say(f"{program.name}: compiled in {took:.0f} s, {row['hbm_gib']:.1f} GiB a chip")
+    return row, compiled
+
+
+def out_of_memory(message: str) -> float | None:
+    """Bytes the compiler says it would need on one device, if this is what it says."""
+    found = re.search(r"temporaries \(([\d.]+)([KMGT])\) exceeds", message)
+    found = found or re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
+    return float(found[1]) * 2.0 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]] if found else None
+
+
+def device_bytes(tree: PyTree) -> float:
+    """Bytes of abstract arrays on one device."""
+    arrays = [x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)]
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
+
+
+def memory(compiled: Any, resident: float, chip: Chip) -> dict[str, Any]:
+    """The memory part of a row. Outputs that reuse the arguments' space are counted once."""
+    stats = compiled.memory_analysis()
+    kept = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    arguments, temporary = stats.argument_size_in_bytes, stats.temp_size_in_bytes
+    peak = getattr(stats, "peak_memory_in_bytes", 0) or arguments + temporary + kept
+    total = resident + peak
+    return {
+        "argument_gib": arguments / GIB,
+        "temporary_gib": temporary / GIB,
+        "resident_gib": resident / GIB,
+        "hbm_gib": total / GIB,
+        "fits": total <= chip.hbm * (1 - HEADROOM),
+    }
+
+
+def work(module: hlo.Module, chip: Chip, calls: int) -> dict[str, Any]:
+    """The work part of a row."""
+    flops, traffic = calls * cost.flops(module), calls * cost.traffic(module)
+    found = [dataclasses.replace(c, times=calls * c.times) for c in cost.collectives(module)]
+    kinds = {}
+    for kind in cost.COLLECTIVES:
+        mine = [item for item in found if item.kind == kind]
+        if mine:
+            volume = sum(item.bytes * item.times for item in mine)
+            kinds[kind] = {"count": sum(item.times for item in mine), "gb": volume / 1e9}
+    wire = [(seconds_on_wire(item, chip), item) for item in found]
+    times = {
+        "matmul_s": flops / chip.flops,
+        "memory_s": traffic / chip.bandwidth,
+        "network_s": sum(seconds for seconds, _ in wire),
+    }
+    row = {"tflops": flops / 1e12, "traffic_gb": traffic / 1e9, "collectives": kinds, **times}
+    if wire:
+        row["largest_collective"] = describe(*max(wire, key=lambda pair: pair[0]))
+    return row | {"seconds": max(times.values()), "bound": max(times, key=times.get).removesuffix("_s")}
+
+
+def describe(seconds: float, item: cost.Collective) -> dict[str, Any]:
+    """A collective as JSON values; from: the operation it serves."""
+    path = item.where.split("/")
+    source = path[-2] if len(path) > 1 else item.where
+    shape = list(item.shape)
+    return {"kind": item.kind, "shape": shape, "times": item.times, "seconds": seconds, "from": source}
+
+
+# --- the whole iteration ------------------------------------------------------------------------
+
+
+def useful_flops(settings: Settings, model: ModelConfig, parameters: int) -> float:
+    """Matrix operations that one alignment step needs at least, all chips together.
+
+    2 per parameter and token forward and 4 backward, and causal attention likewise; nothing recomputed.
+    """
+    s, n = settings.buckets.prompt[-1], settings.max_new_tokens
+    p, g = settings.align.prompts, settings.align.group_size
+    tokens = p * (s + g * n)
+    pairs = p * (s * s / 2 + g * (n * s + n * n / 2))
+    embedding = model.vocab_size * model.hidden_size
+    dense = parameters - embedding * (1 if model.tie_embeddings else 2)
+    attention = 4 * model.num_layers * model.num_heads * model.head_dim * pairs
+    forward = 2 * dense * tokens + attention
+    scored = 2 * embedding * p * g * n
+    algorithm = settings.algorithm
+    fresh = not algorithm.on_policy or algorithm.is_cap > 0 or algorithm.kl_place == "reward"
+    policy_passes = 1 + fresh + algorithm.needs_reference + 3 * algorithm.epochs
+    critic_passes = algorithm.needs_critic * (1 + 3 * algorithm.epochs)
+    return policy_passes * (forward + scored) + critic_passes * forward
+
+
+def whole_step(
+    settings: Settings, model: ModelConfig, rows: list[dict], chip: Chip, chips: int, parameters: int
+) -> dict[str, float] | None:
+    """Seconds, tokens a second and the bound on MFU of one alignment step; None if a program is missing."""
+    mine = [row for row in rows if row["name"] != "sft"]
+    if not mine or not all(row["compiled"] for row in mine):
+        return None
+    seconds = sum(row["seconds"] for row in mine)
+    tokens = settings.align.prompts * settings.align.group_size * settings.max_new_tokens
+    needed = useful_flops(settings, model, parameters)
+    return {
+        "seconds": seconds,
+        "tokens_per_s": tokens / seconds,
+        "mfu_bound": needed / (seconds * chips * chip.flops),
+    }

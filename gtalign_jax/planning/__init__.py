@@ -1,0 +1,1 @@
+"""Planning a run on an accelerator that is not here: what its compiled programs need and cost."""

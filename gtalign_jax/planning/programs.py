@@ -1,0 +1,237 @@
+"""The programs of a run, lowered from shapes alone: the trainer's own jitted functions, nothing allocated.
+
+Arguments are ShapeDtypeStructs that carry the shardings the trainer gives its arrays, over a mesh whose
+devices need not exist. Batches are the largest ones the config allows: every prompt fills the last
+bucket and every completion its budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gtalign_jax.align import optimizers, start_state
+from gtalign_jax.models import hf, transformer
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.heads import value_logical_axes
+from gtalign_jax.rl.experience import make_experience
+from gtalign_jax.rl.update import make_update
+from gtalign_jax.rollout import programs
+from gtalign_jax.rollout.decode import Ending
+from gtalign_jax.settings import Settings
+from gtalign_jax.sft.update import SftBatch, make_sft_update
+from gtalign_jax.sharding import RULES, batch_shards, shard_state, shard_tree
+from gtalign_jax.state import make_optimizer
+from gtalign_jax.train import sft_state
+from gtalign_jax.types import PromptBatch, PyTree, Rollout, TrainState
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A jitted function with the abstract arguments of one call.
+
+    resident: arrays that stay on the devices meanwhile and are no arguments. tokens: of one call. steps:
+    iterations of loops whose number is only known at run time (tokens of a decode loop). calls: how often
+    one training step runs it.
+    """
+
+    name: str
+    mesh: Mesh
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    resident: PyTree
+    tokens: int
+    steps: int = 1
+    calls: int = 1
+
+    @functools.cached_property
+    def traced(self) -> Any:
+        """The program traced under its mesh; `.lower()` lowers it for the mesh's devices."""
+        # Only here is the mesh current: whatever runs eagerly under it would look for its devices.
+        with jax.set_mesh(self.mesh):
+            return self.function.trace(*self.args, **self.kwargs)
+
+    def lower(self) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self.traced.lower()
+
+
+# --- abstract values ----------------------------------------------------------------------------
+
+
+def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The shapes of a tree, each array whole on every device."""
+    return placed(tree, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree))
+
+
+def by_prompt(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Arrays [P, ...] with their prompts split, as `sharding.place_batch` lays them out."""
+    rows = NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    return placed(tree, jax.tree.map(lambda _: rows, tree))
+
+
+def by_prompt_where_possible(tree: PyTree, mesh: Mesh) -> PyTree:
+    """As `by_prompt` for arrays whose first axis the mesh divides, whole elsewhere."""
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*part)) for part in ((RULES["batch"],), ()))
+    divides = lambda x: x.ndim > 0 and x.shape[0] % batch_shards(mesh) == 0
+    return placed(tree, jax.tree.map(lambda x: rows if divides(x) else whole, tree))
+
+
+def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
+    """Shapes with shardings."""
+    join = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    return jax.tree.map(join, shapes, shardings)
+
+
+def abstract_params(model: ModelConfig, mesh: Mesh) -> PyTree:
+    """The policy's parameters as `job.load_start` lays them out."""
+    shapes = hf.abstract_params(model)
+    return placed(shapes, shard_tree(transformer.logical_axes(model), mesh, shapes))
+
+
+def abstract_state(state: TrainState, model: ModelConfig, mesh: Mesh) -> TrainState:
+    """A state's shapes (from `jax.eval_shape`) with every learner and its moments split by the table."""
+
+    def learner(shapes, axes):
+        params = shard_tree(axes, mesh, shapes.params)
+        moments = shard_state(shapes.opt_state, params, mesh)
+        return placed(shapes, shapes.replace(params=params, opt_state=moments))
+
+    axes = transformer.logical_axes(model)
+    parts = {"policy": learner(state.policy, axes)}
+    if state.critic is not None:
+        parts["critic"] = learner(state.critic, value_logical_axes(model))
+    if getattr(state, "reference", None) is not None:
+        parts["reference"] = placed(state.reference, shard_tree(axes, mesh, state.reference))
+    rest = {
+        field.name: replicated(getattr(state, field.name), mesh)
+        for field in dataclasses.fields(state)
+        if field.name not in ("policy", "critic", "reference")
+    }
+    return state.replace(**parts, **rest)
+
+
+# --- the programs of a run ----------------------------------------------------------------------
+
+
+def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
+    """The cold start's update."""
+    start = hf.abstract_params(model)
+    state = abstract_state(jax.eval_shape(functools.partial(sft_state, settings), start), model, mesh)
+    p, g, n = settings.sft.prompts, settings.sft.chains, settings.max_new_tokens
+    s = settings.buckets.prompt[-1]
+    batch = SftBatch(
+        jax.ShapeDtypeStruct((p, s), jnp.int32),
+        jax.ShapeDtypeStruct((p,), jnp.int32),
+        jax.ShapeDtypeStruct((p, g, n), jnp.int32),
+        jax.ShapeDtypeStruct((p, g, n), bool),
+    )
+    update = make_sft_update(
+        model, make_optimizer(settings.sft_optimizer, settings.sft.steps), settings.sft.microbatches
+    )
+    return Program("sft", mesh, update, (state, by_prompt(batch, mesh)), {}, (), p * (s + g * n))
+
+
+def prefill_program(settings: Settings, model: ModelConfig, mesh: Mesh, resident: PyTree) -> Program:
+    """The first half of generation: every prompt computed, the caches made."""
+    p, s = settings.align.prompts, settings.buckets.prompt[-1]
+    batch = PromptBatch(
+        tokens=jax.ShapeDtypeStruct((p, s), jnp.int32),
+        length=jax.ShapeDtypeStruct((p,), jnp.int32),
+        id=jax.ShapeDtypeStruct((p,), jnp.int32),
+    )
+    key = replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh)
+    args = (abstract_params(model, mesh), model, by_prompt(batch, mesh), key, settings.sampling)
+    kwargs = {
+        "group_size": settings.align.group_size,
+        "max_new_tokens": settings.max_new_tokens,
+        "ending": _ending(mesh),
+        "row": replicated(jax.ShapeDtypeStruct((p,), jnp.int32), mesh),
+    }
+    return Program("rollout prefill", mesh, programs.start, args, kwargs, resident, p * s)
+
+
+def decode_program(
+    settings: Settings, model: ModelConfig, mesh: Mesh, state: PyTree, resident: PyTree
+) -> Program:
+    """The second half: a token a step until every row ends. state: what prefill returns, with shardings."""
+    n = settings.max_new_tokens
+    args = (abstract_params(model, mesh), model, state, settings.sampling)
+    until = replicated(jax.ShapeDtypeStruct((), jnp.int32), mesh)
+    kwargs = {"ending": _ending(mesh), "until": until}
+    tokens = settings.align.prompts * settings.align.group_size * n
+    return Program("rollout decode", mesh, programs.advance, args, kwargs, resident, tokens, steps=n)
+
+
+def _ending(mesh: Mesh) -> Ending:
+    return Ending(replicated(jax.ShapeDtypeStruct((2,), jnp.int32), mesh))
+
+
+def align_state(settings: Settings, model: ModelConfig, mesh: Mesh) -> TrainState:
+    """The alignment's state at step 0, abstract."""
+    shapes = jax.eval_shape(functools.partial(start_state, settings, model), hf.abstract_params(model))
+    return abstract_state(shapes, model, mesh)
+
+
+def experience_program(
+    settings: Settings, model: ModelConfig, mesh: Mesh, state: TrainState, resident: PyTree
+) -> Program:
+    """Advantages, old and reference logprobs and values of a whole rollout."""
+    algorithm, shape = settings.algorithm, (settings.align.prompts, settings.align.group_size)
+    fixed = {"model": model, "config": algorithm, "temperature": settings.sampling.temperature}
+    rollout = abstract_rollout(settings)
+    arrays = (rollout, jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, bool))
+    reference = abstract_params(model, mesh)
+    critic = None if state.critic is None else state.critic.params
+    extra = {}
+    if algorithm.needs_components:
+        components = jax.ShapeDtypeStruct((len(algorithm.components), *shape), jnp.float32)
+        extra["components"] = replicated(components, mesh)
+    if algorithm.kl_target > 0:
+        extra["kl_coef"] = state.kl_coef
+    args = (*by_prompt(arrays, mesh), state.policy.params, reference, critic)
+    function = jax.jit(functools.partial(make_experience, **fixed))
+    return Program("experience", mesh, function, args, extra, resident, _sequence_tokens(settings))
+
+
+def update_program(
+    settings: Settings,
+    model: ModelConfig,
+    mesh: Mesh,
+    state: TrainState,
+    experience: PyTree,
+    resident: PyTree,
+) -> Program:
+    """All mini-batch updates of the policy and the critic from one rollout."""
+    temperature = settings.sampling.temperature
+    update = make_update(model, settings.algorithm, *optimizers(settings), temperature)
+    tokens = settings.algorithm.epochs * _sequence_tokens(settings)
+    return Program("update", mesh, update, (state, experience), {}, resident, tokens)
+
+
+def abstract_rollout(settings: Settings) -> Rollout:
+    """A rollout of the config's largest shapes, without shardings."""
+    p, g, n = settings.align.prompts, settings.align.group_size, settings.max_new_tokens
+    array = jax.ShapeDtypeStruct
+    return Rollout(
+        prompt=array((p, settings.buckets.prompt[-1]), jnp.int32),
+        prompt_length=array((p,), jnp.int32),
+        completion=array((p, g, n), jnp.int32),
+        length=array((p, g), jnp.int32),
+        finished=array((p, g), bool),
+        sampler_logp=array((p, g, n), jnp.float32),
+        action_mask=array((p, g, n), bool),
+    )
+
+
+def _sequence_tokens(settings: Settings) -> int:
+    """Tokens that one pass over a rollout reads: each prompt once, each completion once."""
+    samples = settings.align.group_size * settings.max_new_tokens
+    return settings.align.prompts * (settings.buckets.prompt[-1] + samples)
