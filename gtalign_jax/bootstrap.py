@@ -107,7 +107,8 @@ def summary_table(
 ) -> Summary:
     """`{model: {task | "overall": {metric: {mean, lo, hi, n}}}}` from rollout lines.
 
-    Completions with the same input form one cluster. `overall` pools the lines of all tasks.
+    Completions with the same input form one cluster. `overall` pools the lines of all tasks. A task some
+    of whose prompts also stand in the training data has a second entry, `TASK (unseen)`, without them.
     """
     return {model: _model_summary(rows, n_boot, seed) for model, rows in rows_by_model.items()}
 
@@ -119,7 +120,10 @@ def _model_summary(
     prompts = np.array([row["input"] for row in rows], dtype=object)
     # None (no verdict) becomes NaN, which counts as missing.
     values = np.array([[row.get(m) for m in METRICS] for row in rows], np.float64).reshape(-1, len(METRICS))
+    seen = np.array([bool(row.get("seen")) for row in rows], bool)
     parts = {task: tasks == task for task in dict.fromkeys(tasks)}
+    leaked = [task for task, mine in parts.items() if (mine & seen).any() and (mine & ~seen).any()]
+    parts |= {f"{task} (unseen)": parts[task] & ~seen for task in leaked}
     parts[OVERALL] = np.ones(len(rows), bool)
     table = {}
     for task, chosen in parts.items():

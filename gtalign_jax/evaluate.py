@@ -69,6 +69,7 @@ def rollout_lines(job: Job, rollout: Rollout, scored: Scored, step: int) -> list
             action=scored.batch.action[i],
             n_tokens=int(length[i]),
             verdict=scored.batch.verdicts[i],
+            seen=item.seen,
         )
         for i, (item, text) in enumerate(zip(scored.items, scored.texts, strict=True))
     ]

@@ -116,12 +116,10 @@ def load_items(config: DataConfig, split: str) -> list[Item]:
     loaded = sources.read_split(config.root, config.tasks, split)
     if loaded.empty:
         log.warning("%d rows of %s have an empty last message and are dropped", loaded.empty, split)
-    if not limit:
-        return loaded.items
-    kept: list[Item] = []
-    for task in config.tasks:
-        kept += [item for item in loaded.items if item.task == task][:limit]
-    return kept
+    kept = loaded.items
+    if limit:
+        kept = [i for task in config.tasks for i in [i for i in kept if i.task == task][:limit]]
+    return sources.mark_seen(kept, config.root) if split == "test" else kept
 
 
 def _check_batches(settings: Settings, shards: int) -> None:

@@ -80,6 +80,15 @@ def test_the_summary_has_a_line_for_every_task_and_overall():
     assert summary["aligned"]["math"]["utility"]["mean"] == pytest.approx(by_hand)
 
 
+def test_leaked_prompts_are_reported_apart():
+    rows = _rows(0.0)
+    for row in rows[:15]:
+        row["seen"] = True
+    summary = summary_table({"m": rows}, n_boot=50)["m"]
+    assert list(summary) == ["math", "ambig_qa", "math (unseen)", "overall"]
+    assert summary["math (unseen)"]["utility"]["n"] == 5 and summary["math"]["utility"]["n"] == 20
+
+
 def test_the_terminal_table_marks_a_clear_change():
     summary = summary_table({"sft": _rows(0.0), "aligned": _rows(0.2)}, n_boot=200)
     text = format_table(summary, ("utility", "n_tokens"))

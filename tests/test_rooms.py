@@ -15,7 +15,7 @@ ALLOWED = {
     "chain": set(),
     "models": set(),
     "rewards": {"game", "chain"},
-    "rollout": {"models"},
+    "rollout": {"models", "chain"},  # chain: the grammar that constrained decoding lifts to tokens
     "rl": {"models"},
     "sft": {"models", "rl"},
     "data": {"chain", "game"},

@@ -25,7 +25,8 @@ class Item:
     """id: row in its list. messages: the prompt as chat messages. source: data_source as in the file.
 
     task: our task name. ground_truth: label, reference or answer. intent: the question a judge sees.
-    slots: what an embedded task was written from; None for real data.
+    slots: what an embedded task was written from; None for real data. seen: a test item whose prompt also
+    stands in the training split.
     """
 
     id: int
@@ -35,6 +36,7 @@ class Item:
     ground_truth: str
     intent: str
     slots: Mapping[str, Any] | None = None
+    seen: bool = False
 
 
 def item_of(record: Mapping[str, Any], id: int, where: str) -> Item | None:

@@ -58,7 +58,9 @@ def panels(records: Sequence[Mapping[str, Any]], max_points: int = 400) -> list[
     return found
 
 
-def _series(records: Sequence[Mapping[str, Any]], name: str, key: str, role: str, max_points: int) -> Series | None:
+def _series(
+    records: Sequence[Mapping[str, Any]], name: str, key: str, role: str, max_points: int
+) -> Series | None:
     points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
     if not points:
         return None

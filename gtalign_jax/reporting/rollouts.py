@@ -35,15 +35,17 @@ def rollout_line(
     action: str | None,
     n_tokens: int,
     verdict: Verdict,
+    seen: bool = False,
 ) -> dict[str, Any]:
     """One completion and all that was measured on it.
 
     input: the rendered prompt; output: the completion; gts: the ground truth; source: the dataset's name
     as in its rows. score: what training maximises; utility: the welfare W; reward_gap: |U - L|;
     format_reward: F; payoff_reward: M; pareto_score: P. action: DA, CQ, AQ or None. n_tokens: completion
-    tokens. A number that is not finite (no verdict) is written as null.
+    tokens. seen: the prompt stands in the training data too (written only then). A number that is not
+    finite (no verdict) is written as null.
     """
-    return jsonl.plain(
+    line = jsonl.plain(
         {
             "input": input,
             "output": output,
@@ -64,6 +66,7 @@ def rollout_line(
             "judge": {"verdict": verdict.score, "reason": verdict.reason, "latency_s": verdict.latency_s},
         }
     )
+    return line | {"seen": True} if seen else line
 
 
 def write_rollouts(
