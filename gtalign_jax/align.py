@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ from gtalign_jax.rl.advantages import informative_groups
 from gtalign_jax.rl.experience import make_experience, reward_components
 from gtalign_jax.rl.update import make_update
 from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout.spans import Tables, inside_block
 from gtalign_jax.settings import Settings
 from gtalign_jax.sharding import place_batch
 from gtalign_jax.state import init_state, make_optimizer
@@ -155,11 +156,19 @@ def draw(job: Job, params: PyTree, k: int, refill_index: int) -> Sampled:
     key = jax.random.fold_in(jax.random.key(job.settings.seed + 2), step)
     budget = job.settings.max_new_tokens
     rollout = engine_lib.rollout(job.engine, params, prompts, key, align.group_size, budget)
-    rollout = jax.device_get(rollout)
+    rollout = without_blocks(jax.device_get(rollout), job.untrained)
     scored = score(job, rollout, items)
     shape = rollout.length.shape
     valid = np.asarray(scored.batch.features.valid).reshape(shape)
     return Sampled(rollout, scored, ~np.asarray(_informative(scored.reward.welfare.reshape(shape), valid)))
+
+
+def without_blocks(rollout: Rollout, untrained: Sequence[Tables]) -> Rollout:
+    """The rollout with the tokens of these blocks taken out of what is trained on."""
+    mask = rollout.action_mask
+    for tables in untrained:
+        mask = mask & ~inside_block(tables, rollout.completion)
+    return rollout.replace(action_mask=mask)
 
 
 def refill(sampled: Sampled, fresh: Sampled) -> Sampled:

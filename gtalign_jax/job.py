@@ -34,6 +34,7 @@ from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import end_tokens
+from gtalign_jax.rollout.spans import Tables, block_tables
 from gtalign_jax.settings import DataConfig, Settings, make_settings
 from gtalign_jax.sharding import batch_shards, make_mesh, shard_tree
 from gtalign_jax.types import PyTree
@@ -46,6 +47,7 @@ class Job:
     """A run's surroundings. model_folder: the HF folder training starts from.
 
     judge: over HTTP when `config.judge.endpoints` names a server, else by rules; judge_stats counts it.
+    untrained: where the tokens of `config.align.untrained_blocks` are, see `rollout.spans`.
     """
 
     settings: Settings
@@ -58,6 +60,7 @@ class Job:
     judge: Judge
     judge_stats: JudgeStats
     reward_fn: RewardFn
+    untrained: tuple[Tables, ...]
 
     @property
     def model(self) -> ModelConfig:
@@ -104,6 +107,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         judge=judge,
         judge_stats=stats,
         reward_fn=reward_fn,
+        untrained=_block_tables(engine, settings.align.untrained_blocks),
     )
 
 
@@ -120,6 +124,13 @@ def load_items(config: DataConfig, split: str) -> list[Item]:
     if limit:
         kept = [i for task in config.tasks for i in [i for i in kept if i.task == task][:limit]]
     return sources.mark_seen(kept, config.root) if split == "test" else kept
+
+
+def _block_tables(engine: Engine, blocks: Sequence[str]) -> tuple[Tables, ...]:
+    if not blocks:
+        return ()
+    texts = engine_lib.token_texts(engine)
+    return tuple(block_tables(block, texts) for block in blocks)
 
 
 def _check_batches(settings: Settings, shards: int) -> None:

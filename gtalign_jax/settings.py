@@ -7,6 +7,7 @@ import dataclasses
 import ml_collections
 
 from gtalign_jax import config as config_lib
+from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.health import HealthConfig
@@ -73,8 +74,9 @@ class AlignConfig:
     """Alignment: `steps` rollouts of `group_size` samples for each of `prompts` prompts.
 
     algorithm: a preset of `rl.algorithm` or module:function. normalize: how rewards are made comparable
-    between the tasks of a batch, one of `rewards.normalize.METHODS`. dump_every: steps between rollout
-    files.
+    between the tasks of a batch, one of `rewards.normalize.METHODS`. untrained_blocks: blocks whose tokens
+    are left out of the loss; with `analyze` among them the choice goes on following the matrix, so the
+    reward is earned by writing the right matrix. dump_every: steps between rollout files.
     """
 
     algorithm: str = "grpo"
@@ -82,11 +84,15 @@ class AlignConfig:
     prompts: int = 16
     group_size: int = 8
     normalize: str = "none"
+    untrained_blocks: tuple[str, ...] = ()
     dump_every: int = 10
 
     def __post_init__(self):
         if self.normalize not in METHODS:
             raise UserError(f"config.align.normalize={self.normalize!r}: use one of {', '.join(METHODS)}")
+        for block in self.untrained_blocks:
+            if block not in BLOCKS:
+                raise UserError(f"config.align.untrained_blocks: {block!r} is not one of {', '.join(BLOCKS)}")
 
 
 @dataclasses.dataclass(frozen=True)

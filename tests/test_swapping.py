@@ -17,6 +17,8 @@ from gtalign_jax.rewards.mutual_welfare import REWARDS, resolve_reward
 from gtalign_jax.rl.algorithm import PRESETS
 from gtalign_jax.rl.experience import make_experience
 from gtalign_jax.rl.update import make_update
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout.spans import block_tables
 from gtalign_jax.settings import make_settings
 from gtalign_jax.sharding import spread
 from gtalign_jax.types import Rollout
@@ -136,3 +138,17 @@ def test_refilling_replaces_flat_groups_and_keeps_rows_together(job, rollout):
     # The texts of the second were not reversed, so each comes from its own place.
     assert mixed.scored.texts == first.scored.texts
     assert len(mixed.scored.batch.chains) == PROMPTS * GROUP == len(mixed.scored.reward.welfare)
+
+
+def test_untrained_blocks_leave_the_loss(job, rollout):
+    engine, tokenizer = job.engine, job.engine.tokenizer
+    tables = [block_tables("analyze", engine_lib.token_texts(engine))]
+    mask = align.without_blocks(rollout, tables).action_mask
+    for p, g in np.ndindex(*rollout.length.shape):
+        ids = rollout.completion[p, g]
+        text = tokenizer.decode(ids[rollout.action_mask[p, g] & ~mask[p, g]])
+        whole = tokenizer.decode(ids[: rollout.length[p, g]])
+        assert (
+            text
+            == whole[whole.index("<analyze>") + len("<analyze>") :].partition("</analyze>")[0] + "</analyze>"
+        )

@@ -100,10 +100,13 @@ def make_ending(engine: Engine, stops: Sequence[str] = ()) -> Ending:
     eos = np.asarray(engine.eos_ids, np.int32)
     if not stops:
         return Ending(eos)
-    vocab = engine.model_config.vocab_size
-    known = len(engine.tokenizer)
-    token_texts = [engine.tokenizer.decode([i]) if i < known else "" for i in range(vocab)]
-    return Ending(eos, stop_table(stops, token_texts))
+    return Ending(eos, stop_table(stops, token_texts(engine)))
+
+
+def token_texts(engine: Engine) -> list[str]:
+    """The text of every token id of the model, "" for ids the tokenizer does not have."""
+    known, vocab = len(engine.tokenizer), engine.model_config.vocab_size
+    return [engine.tokenizer.decode([i]) if i < known else "" for i in range(vocab)]
 
 
 def make_constraint(engine: Engine, limits: BlockLimits | None = None) -> Constraint:
