@@ -189,6 +189,23 @@ def test_compaction_sizes_shrink_in_multiples_of_the_shards():
     assert compaction.batch_sizes(3, 1) == (3,)
 
 
+def test_a_seed_decides_what_a_sample_draws_wherever_it_stands(engine, params):
+    prompts, key = _prompts(3), jax.random.key(9)
+    seeds = np.array([[5, 7], [7, 7], [1, 5]])
+
+    def drawn(order: list[int]) -> list[list[list[int]]]:
+        batch = engine_lib.prompt_batch(engine, [prompts[i] for i in order])
+        return engine_lib.rollout(engine, params, batch, key, 2, 12, seeds=seeds[order]).completion.tolist()
+
+    straight, turned = drawn([0, 1, 2]), drawn([2, 0, 1])
+    assert [turned[1], turned[2], turned[0]] == straight
+    assert straight[1][0] == straight[1][1] and straight[0][0] != straight[0][1]
+    with pytest.raises(UserError, match=r"seeds: shape \(2,\), needs \(3, 2\)"):
+        engine_lib.rollout(
+            engine, params, engine_lib.prompt_batch(engine, prompts), key, 2, 12, seeds=np.arange(2)
+        )
+
+
 def test_greedy_needs_no_key(engine, params):
     greedy = dataclasses.replace(engine, sampling=GREEDY)
     batch = engine_lib.prompt_batch(greedy, _prompts(2))

@@ -80,6 +80,21 @@ def test_frequencies_pass_a_chi_square_test(config):
     np.testing.assert_allclose(logp, np.log(p[token]), atol=1e-5)
 
 
+def test_frequencies_under_the_repetition_penalty_pass_a_chi_square_test():
+    n, config = 40_000, SamplingConfig(temperature=0.8, repetition_penalty=1.7)
+    seen = np.arange(VOCAB) % 3 == 0
+    logits = _logits()[0]
+    uniform = token_uniform(row_keys(jax.random.key(2), jnp.arange(n)), jnp.int32(0))
+    draw = jax.jit(lambda u: sample_token(u, jnp.broadcast_to(logits, (n, VOCAB)), config, jnp.asarray(seen)))
+    token, logp = draw(uniform)
+    p = _expected(np.where(seen, np.where(logits > 0, logits / 1.7, logits * 1.7), logits), config)
+    common = p * n >= 5
+    count = np.bincount(np.asarray(token), minlength=VOCAB)
+    observed, expected = (np.append(x[common], x[~common].sum()) for x in (count, p * n))
+    assert scipy.stats.chisquare(observed, expected).pvalue > 1e-3
+    np.testing.assert_allclose(logp, np.log(p[np.asarray(token)]), atol=1e-5)
+
+
 def test_every_quantile_maps_to_the_inverse_cdf():
     logits = _logits()
     p = _expected(logits[0], SamplingConfig())
