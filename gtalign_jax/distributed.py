@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
+import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +56,8 @@ def initialize(
     cluster = find_cluster({**os.environ, **{k: v for k, v in given.items() if v}})
     if cluster is None or jax.distributed.is_initialized():
         return cluster
+    if cluster.process_id > 0:
+        _wait_for(cluster.coordinator, timeout_s)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         if cluster.coordinator:
@@ -73,6 +77,24 @@ def initialize(
             f"cannot join the other processes at {cluster.coordinator or cluster.source} ({reason})"
         ) from error
     return cluster
+
+
+def _wait_for(address: str, timeout_s: float) -> None:
+    """Until process 0 listens. JAX would wait too, but ends the process without a word to the user."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        raise UserError(f"coordinator {address!r}: must be host:port")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"process 0 does not answer at {address} ({error}); start it, or mend the address"
+                ) from error
+        time.sleep(0.2)
 
 
 def find_cluster(env: Mapping[str, str]) -> Cluster | None:

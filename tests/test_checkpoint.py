@@ -1,7 +1,10 @@
-"""Checkpoints: to the bit, onto another mesh, and past a damaged newest one."""
+"""Checkpoints: to the bit, onto another mesh, past a damaged newest one and a kill in the middle."""
 
 import logging
+import math
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +51,7 @@ def test_newest_comes_back_to_the_bit_and_old_ones_go(saved):
 
 def test_restores_onto_another_mesh(saved):
     mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
-    like = state(0) | {
-        "w": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))
-    }
+    like = state(0) | {"w": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=NamedSharding(mesh, P("fsdp")))}
     _, restored = checkpoint.restore_latest(saved, like)
     assert len(restored["w"].sharding.device_set) == 8
     assert_same(restored, state(3))
@@ -82,3 +83,87 @@ def test_all_damaged_is_an_error_and_an_empty_folder_is_none(saved, tmp_path):
         checkpoint.restore_latest(saved, state(0))
     empty = checkpoint.open_manager(tmp_path / "new", keep=1)
     assert checkpoint.restore_latest(empty, state(0)) is None
+
+
+# --- which stay, and what comes with them --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rewards", "stay", "best"),
+    [
+        ([0.1, 0.9, 0.3, 0.2, 0.4], [2, 5], 2),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], [5], 5),
+        ([0.1, math.nan, 0.5, None, 0.2], [3, 5], 3),
+    ],
+)
+def test_the_best_stay_beside_the_newest(tmp_path, rewards, stay, best):
+    manager = checkpoint.open_manager(tmp_path, keep=1, keep_best=1, best="reward/welfare")
+    for step, reward in enumerate(rewards, 1):
+        metrics = {"loss": -step} | ({} if reward is None else {"reward/welfare": reward})
+        checkpoint.save(manager, step, {"w": jnp.float32(step)}, {}, metrics)
+    manager.wait_until_finished()
+    manager.close()
+    again = checkpoint.open_manager(tmp_path, keep=1, keep_best=1, best="reward/welfare")
+    assert sorted(again.all_steps()) == stay
+    assert checkpoint.best_step(again) == best
+    assert float(checkpoint.restore(again, best, {"w": jnp.float32(0)})["w"]) == best
+
+
+def test_keeping_the_best_needs_a_name(tmp_path):
+    with pytest.raises(UserError, match="checkpoint.best must name a metric"):
+        checkpoint.open_manager(tmp_path, keep=1, keep_best=2)
+
+
+def test_config_and_data_position_come_back(tmp_path):
+    meta = {"config": {"seed": 3, "tasks": ["math"]}, "data": {"step": 7, "seed": 0}, "normaliser": None}
+    manager = checkpoint.open_manager(tmp_path, keep=1)
+    checkpoint.save(manager, 7, {"w": jnp.zeros(2)}, meta)
+    manager.wait_until_finished()
+    assert checkpoint.read_meta(manager, 7) == meta
+    assert checkpoint.best_step(manager) == 7
+    for path in (tmp_path / "7" / "meta").rglob("*"):
+        path.unlink()
+    with pytest.raises(UserError, match="/7: its meta cannot be read") as error:
+        checkpoint.read_meta(manager, 7)
+    assert "\n" not in str(error.value)
+
+
+# --- killed in the middle ------------------------------------------------------------------------
+
+# Saves steps without end; a copy of itself is killed at each of the given moments after a save began.
+SAVER = """
+import os, signal, sys, threading, time, pathlib
+import jax, jax.numpy as jnp
+from gtalign_jax import checkpoint
+
+def save_until_killed(folder, delay):
+    manager = checkpoint.open_manager(folder, keep=2)
+    for step in range(1, 100):
+        state = {"w": jnp.full((300, 10000), step, jnp.float32), "step": jnp.int32(step)}
+        checkpoint.save(manager, step, state, {"step": step})
+        if step == 3:  # two are whole: this one is being written
+            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+for delay in map(float, sys.argv[2:]):
+    child = os.fork()  # before JAX has a thread of its own: it is not imported a second time
+    if child == 0:
+        save_until_killed(pathlib.Path(sys.argv[1], str(delay)), delay)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+"""
+DELAYS = (0.0, 0.01, 0.03, 0.08, 0.2)
+
+
+def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
+    subprocess.run([sys.executable, "-c", SAVER, tmp_path, *map(str, DELAYS)], check=True, timeout=120)
+    like = {"w": jnp.zeros((300, 10000)), "step": jnp.int32(0)}
+    assert list(tmp_path.glob("*/*orbax-checkpoint-tmp*")), "no kill met a save"
+    for delay in DELAYS:
+        manager = checkpoint.open_manager(tmp_path / str(delay), keep=2)
+        step, restored = checkpoint.restore_latest(manager, like)
+        assert step >= 2 and int(restored["step"]) == step, delay
+        np.testing.assert_array_equal(restored["w"], np.full((300, 10000), step, np.float32))
+        checkpoint.drop_after(manager, step)
+        checkpoint.save(manager, step + 1, {"w": like["w"], "step": jnp.int32(step + 1)}, {})
+        manager.wait_until_finished()
+        assert checkpoint.restore_latest(manager, like)[0] == step + 1
+        manager.close()

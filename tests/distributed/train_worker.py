@@ -1,0 +1,176 @@
+"""One process of a small training run; the address comes from the environment.
+
+    python tests/distributed/train_worker.py FOLDER MESH_JSON PHASES
+
+FOLDER holds the model as `start`. PHASES: `sft`, or `sft,grpo`. The run writes `checkpoints`, `hf` and, from
+process 0, the weights after each phase and `result.json`.
+The tests call `run` in their own process for the curve of one process.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from gtalign_jax import checkpoint, distributed
+from gtalign_jax.data import loader
+from gtalign_jax.models import hf, stored, transformer
+from gtalign_jax.models.config import ModelConfig, read_config
+from gtalign_jax.rl.algorithm import PRESETS
+from gtalign_jax.rl.experience import make_experience
+from gtalign_jax.rl.update import make_update
+from gtalign_jax.sft.update import SftBatch, make_sft_update
+from gtalign_jax.sharding import MeshConfig, make_mesh, shard_state, shard_tree, spread
+from gtalign_jax.state import OptimizerConfig, init_learner, make_optimizer
+from gtalign_jax.types import Learner, Rollout, TrainState
+
+MODEL = ModelConfig(
+    family="llama",
+    qkv_bias=False,
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    scan_layers=False,
+    initializer_range=0.3,
+)
+EXAMPLES, BATCH, GROUP, SLOTS, WIDTH, STEPS = 24, 8, 2, 3, 5, 4
+OPTIMIZER = make_optimizer(OptimizerConfig(lr=0.01), STEPS)
+
+
+def examples():
+    """(prompt [E, S], prompt_length [E], completion [E, G, N], length [E, G]) of all examples."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.integers(2, 32, shape).astype(np.int32)
+    count = lambda top, *shape: rng.integers(1, top + 1, shape).astype(np.int32)
+    prompts = draw(EXAMPLES, SLOTS), count(SLOTS, EXAMPLES)
+    return *prompts, draw(EXAMPLES, GROUP, WIDTH), count(WIDTH, EXAMPLES, GROUP)
+
+
+def local_rows(step, mesh):
+    """The examples of a step that this host's devices hold."""
+    return loader.step_rows(EXAMPLES, BATCH, 0, step)[distributed.host_rows(BATCH, mesh)]
+
+
+def sft_batch(step, mesh):
+    """The global batch of a step, of which this host makes its own rows."""
+    prompt, prompt_length, completion, length = (x[local_rows(step, mesh)] for x in examples())
+    mask = np.arange(WIDTH) < length[..., None]
+    return distributed.global_batch(SftBatch(prompt, prompt_length, completion, mask), BATCH, mesh)
+
+
+def grpo_batch(step, mesh):
+    """(rollout, reward, valid): global arrays of a made-up rollout."""
+    prompt, prompt_length, completion, length = (x[local_rows(step, mesh)] for x in examples())
+    mask = np.arange(WIDTH) < length[..., None]
+    logp = np.where(mask, -1.0, 0.0).astype(np.float32)
+    rollout = Rollout(prompt, prompt_length, completion, length, length < WIDTH, logp, mask)
+    reward = (completion[..., 0] / 32).astype(np.float32)
+    return distributed.global_batch((rollout, reward, np.ones_like(length, bool)), BATCH, mesh)
+
+
+def run(folder: pathlib.Path, mesh, phases=("sft", "grpo")):
+    """(what process 0 reports, weights after each phase)."""
+    config = read_config(folder / "start", scan_layers=False)
+    shardings = shard_tree(transformer.logical_axes(config), mesh, hf.abstract_params(config))
+    with jax.set_mesh(mesh), counted_reads() as read:
+        params = hf.load_params(folder / "start", config, shardings)
+        result = {"read": distributed.all_gather(sum(read))}
+        state = start_state(params, shardings, mesh)
+        state, result["losses"] = sft(state, config, mesh)
+        manager = checkpoint.open_manager(folder / "checkpoints", keep=2)
+        checkpoint.save(manager, STEPS, state, {"step": STEPS, "processes": jax.process_count()})
+        manager.wait_until_finished()
+        hf.save_params(state.policy.params, config, folder / "hf", max_shard_bytes=4000)
+        weights = {"sft": distributed.fetch(state.policy.params)}
+        if "grpo" in phases:
+            state, result["grpo"] = grpo_step(state, config, mesh)
+            weights["grpo"] = distributed.fetch(state.policy.params)
+    return result, weights
+
+
+@contextlib.contextmanager
+def counted_reads():
+    """Yields a list that grows by the bytes of every read of a checkpoint file."""
+    plain, read = stored.read_slice, []
+
+    def count(tensor, index):
+        part = plain(tensor, index)
+        read.append(part.nbytes)
+        return part
+
+    stored.read_slice = count
+    yield read
+    stored.read_slice = plain
+
+
+def start_state(params, shardings, mesh):
+    """The state at step 0, its moments split as the parameters: one program instead of one an array."""
+    make = lambda params: init_learner(params, OPTIMIZER)
+    moments = shard_state(jax.eval_shape(make, params).opt_state, shardings, mesh)
+    policy = jax.jit(make, out_shardings=Learner(shardings, moments))(params)
+    return spread(TrainState(policy, None, np.int32(0), jax.random.key(3)), mesh)
+
+
+def sft(state, config, mesh):
+    """(state after STEPS steps, their losses)."""
+    update, losses = make_sft_update(config, OPTIMIZER, microbatches=1), []
+    for step in range(STEPS):
+        state, metrics = update(state, sft_batch(step, mesh))
+        losses.append(float(metrics["loss/sft"].value))
+    return state, losses
+
+
+def grpo_step(state, config, mesh):
+    """(state, metrics) after one GRPO update (without a reference, which is one more forward pass)."""
+    algorithm = dataclasses.replace(PRESETS["grpo"], kl_coef=0.0)
+    fixed = {"model": config, "config": algorithm, "temperature": 1.0}
+    experience = jax.jit(functools.partial(make_experience, **fixed))
+    update = make_update(config, algorithm, OPTIMIZER, None, 1.0)
+    params = state.policy.params
+    state, metrics = update(state, experience(*grpo_batch(STEPS, mesh), params, None, None))
+    return state, {name: float(ratio.value) for name, ratio in metrics.items()}
+
+
+def agreements():
+    """What the gathers give on this process, with what they should."""
+    index, count = jax.process_index(), jax.process_count()
+    assert distributed.all_gather({"host": index, "text": "x" * 3000 * index}) == [
+        {"host": i, "text": "x" * 3000 * i} for i in range(count)
+    ]
+    assert distributed.total({"all": 1.0, f"only_{index}": 2.0}) == {"all": float(count)} | {
+        f"only_{i}": 2.0 for i in range(count)
+    }
+    assert distributed.any_process(index == count - 1) and not distributed.any_process(False)
+    assert distributed.from_main(lambda: index) == 0
+    assert sum(distributed.all_gather(list(range(10))[distributed.part(10)]), []) == list(range(10))
+    try:
+        distributed.from_main(lambda: 1 // index)
+    except ZeroDivisionError as error:
+        assert "zero" in str(error)
+    else:
+        raise AssertionError("the error of process 0 was lost")
+    distributed.barrier("the end")
+
+
+def main(folder: pathlib.Path, mesh: dict, phases: str) -> None:
+    jax.config.update("jax_disable_most_optimizations", True)  # half the time to compile
+    assert distributed.initialize(timeout_s=60) is not None
+    agreements()
+    result, weights = run(folder, make_mesh(MeshConfig(**mesh)), phases.split(","))
+    if distributed.is_main():
+        for name, tree in weights.items():
+            np.savez(folder / name, *jax.tree.leaves(tree))
+        (folder / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3])
