@@ -7,13 +7,21 @@ from a cold start of 6 epochs over 9 000 demonstrations, 64 a step.
 import ml_collections
 
 from configs import architectures, base
+from gtalign_jax.errors import UserError
 
 DEMONSTRATIONS, EPOCHS = 9000, 6
 TASKS = ("math", "medium", "ambig_qa", "wildguard")
 
 
-def get_config(model: str, tasks: tuple[str, ...], prompt: int, completion: int) -> ml_collections.ConfigDict:
-    """The run for a hub model on these tasks, with budgets of prompt and completion tokens."""
+def get_config(model: str, task: str = "full") -> ml_collections.ConfigDict:
+    """The run that starts from a hub model, on one task or, mixed, on all four (`full`).
+
+    Budgets of prompt and completion: 8192 and 8192 tokens for one task, 2048 and 4096 mixed.
+    """
+    if task not in (*TASKS, "full"):
+        raise UserError(f"config variant {task!r}: use full or one of {', '.join(TASKS)}")
+    tasks = TASKS if task == "full" else (task,)
+    prompt, completion = (2048, 4096) if task == "full" else (8192, 8192)
     config = base.get_config()
     architectures.start_from(config, model)
     config.start.update(compute_dtype="bfloat16", remat="full")

@@ -249,7 +249,7 @@ def useful_flops(settings: Settings, model: ModelConfig, parameters: int) -> flo
     scored = 2 * embedding * p * g * n
     algorithm = settings.algorithm
     fresh = not algorithm.on_policy or algorithm.is_cap > 0 or algorithm.kl_place == "reward"
-    policy_passes = 1 + fresh + algorithm.needs_reference + 3 * algorithm.epochs
+    policy_passes = fresh + algorithm.needs_reference + 3 * algorithm.epochs
     critic_passes = algorithm.needs_critic * (1 + 3 * algorithm.epochs)
     return policy_passes * (forward + scored) + critic_passes * forward
 

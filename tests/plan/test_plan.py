@@ -1,0 +1,139 @@
+"""The plan itself: what it refuses, how it sums up, and a program compiled for a TPU that is not here."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import quickstart
+from gtalign_jax import plan as plan_lib
+from gtalign_jax.errors import UserError
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.planning import chips, programs
+from gtalign_jax.planning.table import advice, format_plan
+from gtalign_jax.settings import make_settings
+from gtalign_jax.sharding import MeshConfig, make_mesh
+
+MODEL = ModelConfig(
+    vocab_size=512,
+    hidden_size=256,
+    intermediate_size=512,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=64,
+    compute_dtype="bfloat16",
+)
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"
+)
+
+
+@pytest.mark.parametrize("name", ["h100:8", "v5e", "v5e:16", "v5e:axb", "tpu:4x4"])
+def test_what_is_no_topology_is_refused(name):
+    with pytest.raises(UserError, match="write CHIP:AxB"):
+        chips.topology(name)
+
+
+def test_a_missing_compiler_is_one_line_with_its_mend(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install libtpu"):
+        chips.topology("v5e:4x4")
+
+
+def test_the_compilers_refusals_are_read():
+    g = 2.0**30
+    temporaries = "memory required for HLO temporaries (21.21G) exceeds available HBM (15.75G)."
+    assert plan_lib.out_of_memory(temporaries) == 21.21 * g
+    assert plan_lib.out_of_memory("Used 30.5G of 15.75G hbm. Exceeded hbm capacity") == 30.5 * g
+    assert plan_lib.out_of_memory("INVALID_ARGUMENT: something else") is None
+
+
+def test_useful_work_is_that_of_the_equations():
+    config = quickstart.get_config()
+    config.max_new_tokens, config.buckets.prompt, config.buckets.completion = 6, (4,), (6,)
+    config.align.update(algorithm="grpo", prompts=2, group_size=3)
+    settings = make_settings(config)
+    layer = 256 * (4 + 2 * 2) * 64 + 4 * 64 * 256 + 3 * 256 * 512
+    parameters = 2 * layer + 512 * 256
+    pairs = sum(4 * 4 / 2 + 3 * (6 * 4 + 6 * 6 / 2) for _ in range(2))
+    forward = 2 * 2 * layer * 2 * (4 + 3 * 6) + 4 * 2 * 4 * 64 * pairs
+    logits = 2 * 512 * 256 * 2 * 3 * 6
+    # On-policy GRPO: the reference forward, the policy forward and backward.
+    expected = (1 + 3) * (forward + logits)
+    assert plan_lib.useful_flops(settings, MODEL, parameters) == pytest.approx(expected)
+
+
+def plan_of(*rows):
+    base = {"topology": "v5e:4x4", "chip": "TPU v5e", "chips": 16, "hbm_gib": 15.75, "mesh": {"fsdp": 16}}
+    fits = all(row["fits"] for row in rows)
+    return base | {"model": "m", "parameters": 3e9, "programs": rows, "fits": fits, "step": None}
+
+
+ROW = {
+    "name": "update",
+    "compiled": True,
+    "fits": True,
+    "argument_gib": 4.0,
+    "temporary_gib": 3.0,
+    "resident_gib": 1.0,
+    "hbm_gib": 8.0,
+    "tflops": 10.0,
+    "traffic_gb": 5.0,
+    "matmul_s": 1.0,
+    "memory_s": 2.0,
+    "network_s": 3.0,
+    "seconds": 3.0,
+    "bound": "network",
+    "collectives": {"all-gather": {"count": 7, "gb": 1.5}},
+    "largest_collective": {
+        "kind": "all-gather", "shape": [8, 2], "times": 7.0, "seconds": 2.5, "from": "Block/up",
+    },
+}  # fmt: skip
+
+
+def test_the_table_names_the_verdict_and_the_knob():
+    plan = plan_of(ROW)
+    text = format_plan(plan | {"advice": advice(plan)})
+    assert "verdict: fits" in text and "| update | 4.00 | 3.00 | 1.00 | 8.00 | yes |" in text
+    assert "update waits for the network: all-gather [8, 2] x 7 (Block/up)" in text
+    full = {"name": "update", "compiled": False, "fits": False, "hbm_gib": 21.2, "resident_gib": 1.0}
+    plan = plan_of(full)
+    text = format_plan(plan | {"advice": advice(plan)})
+    assert "verdict: does not fit" in text and "algorithm.microbatches" in text
+
+
+@needs_libtpu
+def test_a_program_compiles_for_a_slice_that_is_not_here():
+    chip, devices = chips.topology("v5e:2x4")
+    assert len(devices) == 8 and devices[0].platform == "tpu"
+    config = quickstart.get_config()
+    config.max_new_tokens, config.buckets.prompt, config.buckets.completion = 128, (128,), (128,)
+    config.align.update(prompts=8, group_size=2)
+    settings, mesh = make_settings(config), make_mesh(MeshConfig(fsdp=4, tensor=2), devices)
+    waiting = programs.abstract_params(MODEL, mesh)
+    prefill = programs.prefill_program(settings, MODEL, mesh, waiting)
+    row, compiled = plan_lib.measure(prefill, chip=chip, say=lambda line: None)
+    assert row["fits"] and compiled is not None
+    split = plan_lib.device_bytes(waiting)
+    assert split < plan_lib.device_bytes(programs.replicated(waiting, mesh)) / 7
+    assert row["resident_gib"] * 2**30 == split
+    assert row["argument_gib"] * 2**30 >= split
+    layer = 256 * (4 + 2 * 2) * 64 + 4 * 64 * 256 + 3 * 256 * 512
+    products = 2 * 2 * layer * 8 * 128 + 2 * 512 * 256 * 8  # layers, and the logits of each last token
+    attention = 4 * 2 * 4 * 64 * 8 * 128 * 128
+    assert row["tflops"] * 1e12 * 8 == pytest.approx(products + attention, rel=0.15)
+    caches = plan_lib.outputs(prefill, compiled, mesh)
+    assert jax.tree.leaves(caches.cache)[0].sharding.mesh == mesh
+
+
+@needs_libtpu
+def test_the_command_refuses_in_one_line_and_keeps_stdout_clean():
+    command = [sys.executable, "-m", "experiments.plan", "--config=configs/quickstart.py", "--json"]
+    run = subprocess.run([*command, "--topology=v5e:3x5"], capture_output=True, text=True, check=False)
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith("error: --topology=v5e:3x5:") and len(run.stderr.splitlines()) == 1
+    json.loads(json.dumps(plan_of(ROW)))

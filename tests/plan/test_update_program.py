@@ -1,0 +1,97 @@
+"""The compiled update on an FSDP x TP mesh: which collectives it has, and that nothing large is copied."""
+
+import math
+
+import jax
+import pytest
+
+from configs import quickstart
+from gtalign_jax.models import hf
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.planning import cost, hlo, programs
+from gtalign_jax.settings import make_settings
+from gtalign_jax.sharding import MeshConfig, make_mesh
+
+FSDP, TENSOR = 4, 2
+MODEL = ModelConfig(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=160,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    remat="full",
+)
+
+
+@pytest.fixture(scope="module")
+def update():
+    config = quickstart.get_config()
+    config.max_new_tokens, config.buckets.prompt, config.buckets.completion = 32, (16,), (32,)
+    config.align.update(algorithm="ppo_paper", prompts=16, group_size=1)
+    config.algorithm.minibatches = 2
+    settings = make_settings(config)
+    mesh = make_mesh(MeshConfig(fsdp=FSDP, tensor=TENSOR))
+    state = programs.align_state(settings, MODEL, mesh)
+    experience = programs.experience_program(settings, MODEL, mesh, state, ())
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), experience.traced.out_info)
+    seen = programs.by_prompt(shapes, mesh)
+    compiled = programs.update_program(settings, MODEL, mesh, state, seen, ()).lower().compile()
+    return state, compiled, cost.collectives(hlo.parse(compiled.as_text()))
+
+
+def leaves(tree):
+    return [x for x in jax.tree.leaves(tree) if getattr(x, "size", 0) >= 1024]
+
+
+def test_parameters_and_moments_go_in_and_come_out_split_over_every_device(update):
+    state, compiled, _ = update
+    given, returned = compiled.input_shardings[0][0], compiled.output_shardings[0]
+    structure = jax.tree.structure(state)
+    checked = 0
+    for leaf, before, after in zip(
+        jax.tree.leaves(state), structure.flatten_up_to(given), structure.flatten_up_to(returned), strict=True
+    ):
+        assert before.is_equivalent_to(after, leaf.ndim), (leaf.shape, before, after)
+        if leaf.ndim and math.prod(leaf.shape) >= 1024:
+            checked += 1
+            assert math.prod(after.shard_shape(leaf.shape)) * FSDP * TENSOR == math.prod(leaf.shape), (
+                leaf.shape
+            )
+    assert checked >= 2 * 3 * 8  # two learners, each with parameters and two moments
+
+
+def test_memory_holds_the_state_once(update):
+    state, compiled, _ = update
+    stats = compiled.memory_analysis()
+    split = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves(state))
+    assert stats.alias_size_in_bytes >= split
+    assert stats.output_size_in_bytes - stats.alias_size_in_bytes < 0.05 * split
+
+
+def test_layers_are_gathered_one_at_a_time_inside_the_layer_loop(update):
+    *_, found = update
+    stacked = {x.shape for x in jax.tree.leaves(hf.abstract_params(MODEL)["layers"])}
+    gathers = [c for c in found if c.kind == "all-gather"]
+    assert gathers
+    layer_bytes = max(math.prod(s[1:]) * 4 for s in stacked) / TENSOR
+    weights = [c for c in gathers if "Block" in c.where]
+    assert weights and all(c.times >= MODEL.num_layers for c in weights)
+    for item in gathers:
+        assert item.shape not in stacked, item
+        assert item.looped, item
+    assert max(c.bytes for c in weights) <= 1.01 * layer_bytes
+
+
+def test_no_collective_is_larger_than_one_layer_or_the_embedding(update):
+    *_, found = update
+    layer = 4 * MODEL.hidden_size * MODEL.intermediate_size / TENSOR
+    table = 4 * MODEL.vocab_size * MODEL.hidden_size / TENSOR
+    activations = 4 * 16 * 48 * MODEL.hidden_size
+    assert max(c.bytes for c in found) <= max(layer, table, activations)
+
+
+def test_tensor_and_fsdp_groups_both_take_part(update):
+    *_, found = update
+    assert {c.group for c in found if c.kind != "collective-permute"} >= {FSDP, TENSOR}
