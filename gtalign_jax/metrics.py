@@ -34,6 +34,8 @@ KEYS = {
     "group/zero_variance": "share of prompt groups whose rewards are all equal",
     "grad/norm": "global gradient norm before clipping",
     "update/skipped": "1 when the update was skipped because it was not finite",
+    "sampler/gap": "mean difference between the sampler's and the trainer's logprobs, nats",
+    "compile/programs": "programs compiled during the step: zero after the first of a phase",
     "tokens_per_s": "tokens trained on, or generated, per second of wall clock",
 }
 

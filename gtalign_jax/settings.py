@@ -110,7 +110,7 @@ class SteerConfig:
     """Steered examples of the report: the pricing policy, its price, and prompts tried per task."""
 
     policy: str = "per_token"
-    price: float = 6.0
+    price: float = 4.0
     tries: int = 6
 
     def __post_init__(self):
