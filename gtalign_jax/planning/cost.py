@@ -8,7 +8,7 @@ import functools
 import math
 import re
 
-from gtalign_jax.planning.hlo import CALLED, Instruction, Module, nbytes, shapes
+from gtalign_jax.planning.hlo import BYTES, CALLED, Instruction, Module, nbytes, shapes
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -196,8 +196,9 @@ def _moved(module: Module, line: Instruction, lines: dict[str, Instruction]) -> 
         return 2 * nbytes(line.type, True)
     if line.opcode == "dynamic-update-slice":
         return 2 * main(line.operands[1])
-    if line.opcode.endswith("-start"):
-        return nbytes(line.type, True)  # the operand is named again in the result
+    if line.opcode in ("copy-start", "slice-start"):
+        # Between main and on-chip memory: what arrives. The source is named in the result, too.
+        return min(BYTES[d] * math.prod(size) for d, size, _ in shapes(line.type) if size)
     return nbytes(line.type, True) + sum(main(name) for name in line.operands)
 
 
@@ -209,9 +210,10 @@ def _moved_by_fusion(line: Instruction, lines: dict[str, Instruction], body: dic
     updates = [inner for inner in body.values() if inner.opcode == "dynamic-update-slice"]
     in_place = {inner.operands[0] for inner in updates}
     parameters = {int(inner.attributes): inner for inner in body.values() if inner.opcode == "parameter"}
+    passed = _passed_through(line)
     total = 0.0
     for number, name in enumerate(line.operands):
-        if name not in lines or not nbytes(lines[name].type, True):
+        if number in passed.values() or name not in lines or not nbytes(lines[name].type, True):
             continue
         inner = parameters.get(number)
         readers = users[inner.name] if inner is not None else []
@@ -225,4 +227,14 @@ def _moved_by_fusion(line: Instruction, lines: dict[str, Instruction], body: dic
         return total + sum(
             nbytes(body[inner.operands[1]].type) for inner in updates if inner.operands[1] in body
         )
-    return total + nbytes(line.type, True)
+    results = enumerate(shapes(line.type))
+    return total + sum(
+        BYTES[d] * math.prod(size) for i, (d, size, main) in results if main and i not in passed
+    )
+
+
+def _passed_through(line: Instruction) -> dict[int, int]:
+    """Result → operand that it takes the place of: buffers of a collective that goes on meanwhile."""
+    found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", line.attributes)
+    pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}\)", found[1]) if found else []
+    return {int(result): int(operand) for result, operand in pairs}

@@ -109,3 +109,25 @@ def test_time_on_the_wire_is_that_of_a_ring(kind, rounds):
     chip = CHIPS["v5e"]
     item = Collective(kind, chip.ring, 16, 3, "", True, ())
     np.testing.assert_allclose(seconds_on_wire(item, chip), 3 * rounds)
+
+
+def test_buffers_that_are_passed_on_and_on_chip_copies_are_not_counted_twice():
+    # A product that carries a gather's buffers along, and a slice that is fetched into on-chip memory (S(1)).
+    text = """HloModule m
+
+%body (p0: bf16[8,16], p1: bf16[1024,1024]) -> (bf16[8,16], bf16[1024,1024]) {
+  %p0 = bf16[8,16]{1,0} parameter(0)
+  %p1 = bf16[1024,1024]{1,0} parameter(1)
+  %double = bf16[8,16]{1,0} add(%p0, %p0)
+  ROOT %both = (bf16[8,16]{1,0}, bf16[1024,1024]{1,0}) tuple(%double, %p1)
+}
+
+ENTRY %main (a: bf16[8,16], b: bf16[1024,1024]) -> bf16[8,16] {
+  %a = bf16[8,16]{1,0} parameter(0)
+  %b = bf16[1024,1024]{1,0} parameter(1)
+  %f = (bf16[8,16]{1,0}, bf16[1024,1024]{1,0}) fusion(%a, %b), kind=kCustom, ALIAS, calls=%body
+  %s = ((bf16[1024,1024]{1,0}), bf16[4,1024]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%b), slice={[0:4], [0:1024]}
+  ROOT %g = bf16[8,16]{1,0} get-tuple-element(%f), index=0
+}
+""".replace("ALIAS", "output_to_operand_aliasing={{1}: (1, {})}")
+    assert cost.traffic(hlo.parse(text)) == 2 * (2 * 8 * 16) + 2 * 4 * 1024
