@@ -1,8 +1,9 @@
 """Generation that stops paying for rows that are done.
 
 A batch runs until its longest row ends. Here the loop pauses every few steps, and when at most a
-quarter of the rows is still live, those are gathered into a batch of a quarter the size and go on. The
-sizes are fixed, so a few programs serve every pattern of lengths; what a row draws does not change.
+quarter of the rows is still live, those are gathered into a batch of a quarter the size and go on; the
+last row goes on alone. The sizes are fixed, so a few programs serve every pattern of lengths; what a
+row draws does not change.
 """
 
 from __future__ import annotations
@@ -21,16 +22,20 @@ from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import PyTree, Rollout
 
 SHRINK = 4  # a stage has a quarter of the rows of the one before
-MIN_ROWS = 4  # fewer rows cost no less: the weights are read once a step anyway
+MIN_ROWS = 4  # between these and one row little is gained: the weights are read once a step
 _PER_ROW = ("tokens", "logp", "action_mask", "length", "done")
 
 
 def batch_sizes(rows: int, shards: int) -> tuple[int, ...]:
-    """Rows of each stage, largest first, in multiples of the shards after the first."""
+    """Rows of each stage, largest first, in multiples of the shards after the first.
+
+    The last stage is one row a shard: a lone long answer takes about a third of a step of eight rows on
+    CPU (7.8 against 20.6 ms for 32.5M parameters on one core).
+    """
     sizes = [rows]
     while (smaller := -(-sizes[-1] // SHRINK // shards) * shards) >= MIN_ROWS and smaller < sizes[-1]:
         sizes.append(smaller)
-    return tuple(sizes)
+    return (*sizes, shards) if shards < sizes[-1] else tuple(sizes)
 
 
 def finish(

@@ -184,9 +184,10 @@ def test_compaction_changes_nothing_but_the_work(engine, params):
 
 
 def test_compaction_sizes_shrink_in_multiples_of_the_shards():
-    assert compaction.batch_sizes(128, 1) == (128, 32, 8)
+    assert compaction.batch_sizes(128, 1) == (128, 32, 8, 1)
     assert compaction.batch_sizes(64, 8) == (64, 16, 8)
-    assert compaction.batch_sizes(3, 1) == (3,)
+    assert compaction.batch_sizes(3, 1) == (3, 1)
+    assert compaction.batch_sizes(1, 1) == (1,)
 
 
 def test_a_seed_decides_what_a_sample_draws_wherever_it_stands(engine, params):
