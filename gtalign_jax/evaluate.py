@@ -41,7 +41,7 @@ def score(job: Job, rollout: Rollout, items: Sequence[Item]) -> Scored:
     texts = engine_lib.texts(job.engine, rollout)
     group = rollout.completion.shape[1]
     repeated = [item for item in items for _ in range(group)]
-    batch = extract(texts, repeated, job.judge, job.settings.features)
+    batch = extract(texts, repeated, job.judge, job.settings.features, job.consistency)
     reward = jax.device_get(compute_reward(job.reward_fn, batch.features, job.settings.reward))
     return Scored(texts, repeated, batch, reward)
 

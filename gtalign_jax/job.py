@@ -26,8 +26,8 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.models import hf, transformer
 from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.reporting import jsonl
-from gtalign_jax.rewards.judges.base import Judge
-from gtalign_jax.rewards.judges.http import make_http_judge
+from gtalign_jax.rewards.judges.base import ConsistencyJudge, Judge
+from gtalign_jax.rewards.judges.http import make_http_consistency_judge, make_http_judge
 from gtalign_jax.rewards.judges.pool import JudgeStats
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
@@ -47,6 +47,7 @@ class Job:
     """A run's surroundings. model_folder: the HF folder training starts from.
 
     judge: over HTTP when `config.judge.endpoints` names a server, else by rules; judge_stats counts it.
+    consistency: decides P when `config.features.frontier` says `judge`.
     untrained: where the tokens of `config.align.untrained_blocks` are, see `rollout.spans`.
     """
 
@@ -58,6 +59,7 @@ class Job:
     test: PromptSet
     demonstrations: Sequence[Demonstration]
     judge: Judge
+    consistency: ConsistencyJudge | None
     judge_stats: JudgeStats
     reward_fn: RewardFn
     untrained: tuple[Tables, ...]
@@ -77,9 +79,8 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     mesh = make_mesh(settings.mesh)
     _check_batches(settings, batch_shards(mesh))
     reward_fn = resolve_reward(config.reward.fn)
-    judge, stats = judge_by_rules, JudgeStats()
-    if settings.judge.endpoints:
-        judge = make_http_judge(settings.judge, stats)
+    stats = JudgeStats()
+    judge, consistency = _judges(settings, stats)
     trains = settings.sft.steps or settings.align.steps
     train_items = load_items(settings.data, "train") if trains else []
     test_items = load_items(settings.data, "test")
@@ -105,6 +106,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         test=test,
         demonstrations=_demonstrations(engine, train, chains, settings),
         judge=judge,
+        consistency=consistency,
         judge_stats=stats,
         reward_fn=reward_fn,
         untrained=_block_tables(engine, settings.align.untrained_blocks),
@@ -124,6 +126,17 @@ def load_items(config: DataConfig, split: str) -> list[Item]:
     if limit:
         kept = [i for task in config.tasks for i in [i for i in kept if i.task == task][:limit]]
     return sources.mark_seen(kept, config.root) if split == "test" else kept
+
+
+def _judges(settings: Settings, stats: JudgeStats) -> tuple[Judge, ConsistencyJudge | None]:
+    """The judge of answers, and the one of Pareto consistency where one is wanted."""
+    if not settings.judge.endpoints:
+        if settings.features.frontier == "judge":
+            raise UserError("config.features.frontier='judge' needs a server; set config.judge.endpoints")
+        return judge_by_rules, None
+    wanted = settings.features.frontier == "judge"
+    consistency = make_http_consistency_judge(settings.judge, stats) if wanted else None
+    return make_http_judge(settings.judge, stats), consistency
 
 
 def _block_tables(engine: Engine, blocks: Sequence[str]) -> tuple[Tables, ...]:

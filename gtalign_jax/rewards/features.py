@@ -9,15 +9,21 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from gtalign_jax.chain.parse import ACTIONS, PLAYERS, USER_MOVES, Chain, named_choice
 from gtalign_jax.errors import UserError
 from gtalign_jax.rewards import reading
-from gtalign_jax.rewards.judges.base import Judge, JudgeRequest, Verdict
+from gtalign_jax.rewards.judges.base import (
+    ConsistencyJudge,
+    ConsistencyRequest,
+    Judge,
+    JudgeRequest,
+    Verdict,
+)
 from gtalign_jax.rewards.tasks import HEAVY_TASKS, TASKS
 from gtalign_jax.types import Features
 
@@ -41,17 +47,20 @@ class FeatureConfig:
     missing: what a missing verdict does, `drop` the sample from training or count it as `zero`.
     chain: `gtalign`, the four blocks; or `plain`, the baseline without them: the whole completion is the
     response, and the format, payoff and frontier terms are zero.
+    frontier: who decides P, our `solver` or a `judge` that reads <payoff> and <analyze>.
     code_fences: whether a matrix inside a ``` fence counts. workers: processes that read texts and
     compute BLEU; 0 does it here.
     """
 
     missing: str = "drop"
     chain: str = "gtalign"
+    frontier: str = "solver"
     code_fences: bool = False
     workers: int = 0
 
     def __post_init__(self):
-        for name, choices in (("missing", ("drop", "zero")), ("chain", ("gtalign", "plain"))):
+        known = {"missing": ("drop", "zero"), "chain": ("gtalign", "plain"), "frontier": ("solver", "judge")}
+        for name, choices in known.items():
             if (value := getattr(self, name)) not in choices:
                 raise UserError(f"features.{name}={value!r}: must be {' or '.join(choices)}")
         if self.workers < 0:
@@ -70,12 +79,17 @@ class FeatureBatch:
 
 
 def extract(
-    completions: Sequence[str], items: Sequence[Judged], judge: Judge, config: FeatureConfig
+    completions: Sequence[str],
+    items: Sequence[Judged],
+    judge: Judge,
+    config: FeatureConfig,
+    consistency: ConsistencyJudge | None = None,
 ) -> FeatureBatch:
     """Features of completions [B] that answer items [B].
 
     Only completions with a response and a valid matrix are judged: the others earn nothing either way.
-    Raises UserError when the judge does not give one verdict a request.
+    consistency: decides P in place of our solver; where it gives no verdict the sample is missing.
+    Raises UserError when a judge does not give one verdict a request.
     """
     plain = config.chain == "plain"
     read = reading.read_plain if plain else functools.partial(reading.read, code_fences=config.code_fences)
@@ -87,6 +101,10 @@ def extract(
     rows = [c.row if d and c.row else _NOTHING for c, d in zip(chains, due, strict=True)]
     payoff = np.array(rows, np.float64).reshape(-1, *_SHAPE)
     choice = [None if plain else named_choice(c.analyze) for c in chains]
+    frontier = frontier_consistency(payoff, choice)
+    if consistency is not None and not plain:
+        frontier, unjudged = _judged_consistency(chains, due, consistency)
+        missing |= unjudged
     due = np.array(due, bool)
     features = Features(
         valid=~missing if config.missing == "drop" else np.ones(len(chains), bool),
@@ -95,7 +113,7 @@ def extract(
         answer_llm=answers[:, 1],
         payoff=payoff.astype(np.float32),
         payoff_ok=due,
-        frontier=frontier_consistency(payoff, choice) * due,
+        frontier=frontier * due,
         reasoning_chars=np.array([r.reasoning_chars for r in readings], np.float32),
         response_words=reading.count_words([c.response for c in chains]).astype(np.float32),
         total_words=reading.count_words(completions).astype(np.float32),
@@ -137,6 +155,26 @@ def _frontier(payoff: np.ndarray) -> np.ndarray:
     return on_frontier.T.reshape(payoff.shape[:-1])
 
 
+def _judged_consistency(
+    chains: Sequence[Chain], due: Sequence[bool], judge: ConsistencyJudge
+) -> tuple[np.ndarray, np.ndarray]:
+    """(P [B] float32, which verdicts are missing [B]) from a judge; P is 0 without an <analyze>."""
+    asked = [i for i, c in enumerate(chains) if due[i] and c.analyze is not None]
+    given = _one_each(judge, [ConsistencyRequest(chains[i].payoff_text, chains[i].analyze) for i in asked])
+    p, missing = np.zeros(len(chains), np.float32), np.zeros(len(chains), bool)
+    for i, verdict in zip(asked, given, strict=True):
+        missing[i] = verdict.score is None
+        p[i] = 0.0 if verdict.score is None else verdict.score
+    return p, missing
+
+
+def _one_each(judge: Callable[[Sequence[Any]], list[Verdict]], requests: Sequence[Any]) -> list[Verdict]:
+    given = judge(requests)
+    if len(given) != len(requests):
+        raise UserError(f"judge: {len(given)} verdicts for {len(requests)} requests; one each is due")
+    return given
+
+
 def _verdicts(
     chains: Sequence[Chain], due: Sequence[bool], items: Sequence[Judged], judge: Judge
 ) -> list[Verdict]:
@@ -145,9 +183,7 @@ def _verdicts(
         JudgeRequest(items[i].task, items[i].intent, chains[i].response or "", items[i].ground_truth)
         for i in asked
     ]
-    given = judge(requests)
-    if len(given) != len(requests):
-        raise UserError(f"judge: {len(given)} verdicts for {len(requests)} requests; one each is due")
+    given = _one_each(judge, requests)
     verdicts = [Verdict(0.0, "not judged: no response or no valid matrix")] * len(chains)
     for i, verdict in zip(asked, given, strict=True):
         verdicts[i] = verdict

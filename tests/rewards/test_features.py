@@ -183,3 +183,24 @@ def test_worker_processes_give_the_same_features():
     jax.tree.map(np.testing.assert_array_equal, here.features, there.features)
     assert here.chains == there.chains and here.action == there.action
     np.testing.assert_array_equal(here.answer, there.answer)
+
+
+def test_a_judge_may_decide_consistency_and_may_fail_to():
+    """P comes from the judge where it answers; a sample it cannot judge is missing, not zero."""
+    matrix = np.zeros((2, 3, 2))
+    texts = [format_chain("t", matrix, f"analysis {i}: choose DA.", "x") for i in range(3)]
+    texts.append(format_chain("t", matrix, "", "x").replace("<analyze>\n\n</analyze>\n", ""))
+    asked = []
+
+    def consistency(requests):
+        asked.extend(requests)
+        return [Verdict(0.5), Verdict(None, "timeout"), Verdict(1.0)]
+
+    items = [Asked()] * 4
+    judge = lambda requests: [Verdict(1.0) for _ in requests]
+    batch = extract(texts, items, judge, FeatureConfig(frontier="judge"), consistency)
+    assert batch.features.frontier.tolist() == [0.5, 0.0, 1.0, 0.0]
+    assert batch.features.valid.tolist() == [True, False, True, True]
+    assert [r.analyze for r in asked] == [f"analysis {i}: choose DA." for i in range(3)]
+    with pytest.raises(UserError, match="features.frontier='coin'"):
+        FeatureConfig(frontier="coin")

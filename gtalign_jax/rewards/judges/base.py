@@ -34,4 +34,13 @@ class Verdict:
     latency_s: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class ConsistencyRequest:
+    """One analysis to be judged for Pareto consistency: the text of <payoff> and of <analyze>."""
+
+    payoff: str
+    analyze: str
+
+
 Judge = Callable[[Sequence[JudgeRequest]], list[Verdict]]
+ConsistencyJudge = Callable[[Sequence[ConsistencyRequest]], list[Verdict]]

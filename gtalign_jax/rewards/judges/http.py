@@ -20,7 +20,13 @@ from typing import Any
 import openai
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.rewards.judges.base import Judge, JudgeRequest, Verdict
+from gtalign_jax.rewards.judges.base import (
+    ConsistencyJudge,
+    ConsistencyRequest,
+    Judge,
+    JudgeRequest,
+    Verdict,
+)
 from gtalign_jax.rewards.judges.cache import TextCache, prompt_key
 from gtalign_jax.rewards.judges.pool import (
     Ask,
@@ -89,14 +95,6 @@ class HttpJudgeConfig:
             _check_url(url)
 
 
-@dataclasses.dataclass(frozen=True)
-class ConsistencyRequest:
-    """One analysis to be judged for Pareto consistency: the text of <payoff> and of <analyze>."""
-
-    payoff: str
-    analyze: str
-
-
 def make_http_judge(config: HttpJudgeConfig, stats: JudgeStats | None = None) -> Judge:
     """A judge over HTTP: `judge(requests) -> verdicts`, in order, from any thread.
 
@@ -111,9 +109,7 @@ def make_http_judge(config: HttpJudgeConfig, stats: JudgeStats | None = None) ->
     return judge
 
 
-def make_http_consistency_judge(
-    config: HttpJudgeConfig, stats: JudgeStats | None = None
-) -> Callable[[Sequence[ConsistencyRequest]], list[Verdict]]:
+def make_http_consistency_judge(config: HttpJudgeConfig, stats: JudgeStats | None = None) -> ConsistencyJudge:
     """As `make_http_judge`, for P in {0, 0.5, 1} of the evaluation variant (paper section 3)."""
     ask_all = _make(config, stats or JudgeStats())
 
