@@ -38,6 +38,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, default=512)
     parser.add_argument("--n", type=int, default=1, help="completions of each prompt")
     parser.add_argument("--stop", action="append", default=[], help="stop string, may be repeated")
+    parser.add_argument("--grammar", action="store_true", help="write only valid chains of four blocks")
     parser.add_argument("--logprobs", action="store_true", help="write the log-probability of each token")
     parser.add_argument("--batch_size", type=int, default=32, help="prompts computed together")
     parser.add_argument("--seed", type=int, default=0)
@@ -82,12 +83,21 @@ def complete(
                 f"{engine.buckets.prompt[-1]}"
             )
     ending = engine_lib.make_ending(engine, flags.stop)
+    constraint = engine_lib.make_constraint(engine) if flags.grammar else None
     key = jax.random.key(flags.seed)
     for first in range(0, len(prompts), flags.batch_size):
         part = slice(first, first + flags.batch_size)
         batch = engine_lib.prompt_batch(engine, encoded[part])
         rollout = engine_lib.rollout(
-            engine, params, batch, key, flags.n, flags.max_new_tokens, ending=ending, first_row=first
+            engine,
+            params,
+            batch,
+            key,
+            flags.n,
+            flags.max_new_tokens,
+            ending=ending,
+            first_row=first,
+            constraint=constraint,
         )
         rollout = jax.device_get(rollout)
         ids, texts = engine_lib.completion_ids(rollout), engine_lib.texts(engine, rollout)

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from experiments import generate, logprobs
+from gtalign_jax.chain.parse import parse_chain
 from gtalign_jax.errors import UserError
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import lines
@@ -153,3 +154,14 @@ def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
         (1, "a\u2028b"),
         (3, "c"),
     ]
+
+
+def test_under_the_grammar_a_random_model_writes_valid_chains(folder, tmp_path):
+    source = _write(tmp_path / "prompts.jsonl", [{"prompt": "a clear question"}, {"prompt": "the payoff"}])
+    flags = [f"--model={folder}", f"--prompts={source}", f"--out={tmp_path / 'out.jsonl'}"]
+    generate.main([*flags, "--max_new_tokens=420", "--n=2", "--grammar"])
+    rows = _read(tmp_path / "out.jsonl")
+    assert len(rows) == 4
+    for row in rows:
+        chain = parse_chain(row["text"])
+        assert chain.format_ok and chain.reward_ok and row["finished"], chain.errors
