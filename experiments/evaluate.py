@@ -11,6 +11,7 @@ import logging
 import pathlib
 import sys
 
+from gtalign_jax import distributed
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import exit_on_user_error
 
@@ -19,9 +20,11 @@ from gtalign_jax.errors import exit_on_user_error
 def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     required = {"model": "HF folder or checkpoints folder", "workdir": "folder for the results"}
-    config, flags = parse_command(argv, required, {"name": "the model's name in the table"})
+    optional = {"name": "the model's name in the table", **distributed.FLAGS}
+    config, flags = parse_command(argv, required, optional)
     workdir = writable_directory(flags["workdir"], "workdir")
-    from gtalign_jax.train import evaluate_model  # JAX starts only when the command line is right
+    distributed.initialize_from(flags)
+    from gtalign_jax.train import evaluate_model
 
     model = pathlib.Path(flags["model"])
     if model.name == "checkpoints" and model.is_dir():

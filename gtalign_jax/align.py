@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gtalign_jax import distributed
 from gtalign_jax.data import loader
 from gtalign_jax.evaluate import Scored, rollout_lines, score
 from gtalign_jax.job import Job
@@ -101,7 +102,7 @@ def align_step(
 ) -> tuple[TrainState, Metrics]:
     """One rollout and the update it leads to."""
     settings, params = job.settings, state.policy.params
-    before = job.judge_stats.numbers()
+    before = distributed.total(job.judge_stats.numbers())
     sampled, drawn = sample_groups(job, params, k)
     rollout, scored = sampled.rollout, sampled.scored
     arrays = place_batch((rollout, *training_reward(job, scored, rollout.length.shape)), job.mesh)
@@ -115,9 +116,11 @@ def align_step(
     moving = getattr(state, "reference", None)
     seen = experience(*arrays, params, reference if moving is None else moving, critic, **extra)
     state, metrics = update(state, seen)
-    if k % settings.align.dump_every == 0 or k + 1 == settings.align.steps:
+    dumps = k % settings.align.dump_every == 0 or k + 1 == settings.align.steps
+    if dumps and distributed.is_main():
         write_rollouts(job.workdir, "train", k, rollout_lines(job, rollout, scored, k))
-    judged = {f"judge/{name}": n - before.get(name, 0.0) for name, n in job.judge_stats.numbers().items()}
+    after = distributed.total(job.judge_stats.numbers())
+    judged = {f"judge/{name}": n - before.get(name, 0.0) for name, n in after.items()}
     return state, metrics | judged | drawn | rollout_metrics(sampled)
 
 

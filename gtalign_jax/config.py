@@ -108,7 +108,7 @@ def writable_directory(path: str, flag: str) -> pathlib.Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # other processes of the run try the same
     except OSError as error:
         raise UserError(
             f"--{flag}={path}: cannot write there ({error.strerror}); name another folder"

@@ -39,6 +39,23 @@ class Cluster:
 
 # --- start ---------------------------------------------------------------------------------------
 
+FLAGS = {
+    "coordinator": "host:port of process 0, for a run of several processes",
+    "num_processes": "how many processes the run has",
+    "process_id": "which of them this one is, from 0",
+}
+
+
+def initialize_from(flags: Mapping[str, str]) -> Cluster | None:
+    """`initialize` from the texts of `FLAGS`, each "" when it was not given."""
+    numbers = {}
+    for name, default in (("num_processes", 0), ("process_id", -1)):
+        try:
+            numbers[name] = int(flags[name] or default)
+        except ValueError as error:
+            raise UserError(f"--{name}={flags[name]}: must be a whole number") from error
+    return initialize(flags["coordinator"], **numbers)
+
 
 def initialize(
     coordinator: str = "", num_processes: int = 0, process_id: int = -1, *, timeout_s: int = 300

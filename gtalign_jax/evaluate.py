@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gtalign_jax import distributed
 from gtalign_jax.data.item import Item
 from gtalign_jax.job import Job
 from gtalign_jax.reporting import jsonl
@@ -41,9 +42,23 @@ def score(job: Job, rollout: Rollout, items: Sequence[Item]) -> Scored:
     texts = engine_lib.texts(job.engine, rollout)
     group = rollout.completion.shape[1]
     repeated = [item for item in items for _ in range(group)]
-    batch = extract(texts, repeated, job.judge, job.settings.features, job.consistency)
+    mine = distributed.part(len(texts))  # each host reads and judges its share
+    share = extract(texts[mine], repeated[mine], job.judge, job.settings.features, job.consistency)
+    batch = join_batches(distributed.all_gather(share))
     reward = jax.device_get(compute_reward(job.reward_fn, batch.features, job.settings.reward))
     return Scored(texts, repeated, batch, reward)
+
+
+def join_batches(parts: Sequence[FeatureBatch]) -> FeatureBatch:
+    """The features of consecutive parts of a batch as those of the whole."""
+    if len(parts) == 1:
+        return parts[0]
+    together = lambda name: sum((getattr(part, name) for part in parts), [])
+    return FeatureBatch(
+        features=jax.tree.map(lambda *x: np.concatenate(x), *(part.features for part in parts)),
+        answer=np.concatenate([part.answer for part in parts]),
+        **{name: together(name) for name in ("action", "verdicts", "chains")},
+    )
 
 
 def rollout_lines(job: Job, rollout: Rollout, scored: Scored, step: int) -> list[dict[str, Any]]:
@@ -105,6 +120,8 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
 def evaluate_once(job: Job, name: str, params: PyTree, step: int) -> list[dict[str, Any]]:
     """The rollout lines of a model's evaluation, from its file when a run before this one made it."""
     path = job.workdir / "rollouts" / f"{name}_{step}.jsonl"
-    if not path.is_file():
-        write_rollouts(job.workdir, name, step, evaluate(job, params, step))
-    return jsonl.read(path)
+    if not distributed.from_main(path.is_file):
+        lines = evaluate(job, params, step)
+        if distributed.is_main():
+            write_rollouts(job.workdir, name, step, lines)
+    return distributed.from_main(lambda: jsonl.read(path))

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gtalign_jax import config as config_lib
+from gtalign_jax import distributed
 from gtalign_jax.data import loader, sources, synthetic, teacher
 from gtalign_jax.data.item import Item, item_of
 from gtalign_jax.data.loader import Demonstration, PromptSet
@@ -202,7 +203,7 @@ def _make_model(
     chains: dict[int, list[str]],
 ) -> None:
     """Write a random model and a tokenizer trained on the run's text as an HF folder, once."""
-    if (folder / "config.json").is_file():
+    if distributed.from_main((folder / "config.json").is_file):
         return
     texts = [message["content"] for item in items for message in item.messages]
     texts += [chain for group in chains.values() for chain in group]
@@ -249,7 +250,8 @@ def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
 
 def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Record the config of a run."""
-    jsonl.write_atomic(workdir / "config.json", config_lib.to_json(config))
+    if distributed.is_main():
+        jsonl.write_atomic(workdir / "config.json", config_lib.to_json(config))
 
 
 def _differences(old: dict, new: dict, prefix: str = "config"):

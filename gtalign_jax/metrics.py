@@ -134,6 +134,22 @@ class RunLog:
         return self._phases.index(phase)
 
 
+class NullLog(RunLog):
+    """The log of a process that writes nothing."""
+
+    def __init__(self):
+        pass
+
+    def begin(self, phase: str, step: int) -> None:
+        pass
+
+    def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def metrics_path(workdir: pathlib.Path) -> pathlib.Path:
     """The metrics file of a run."""
     return workdir / "metrics.jsonl"

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gtalign_jax import checkpoint, health
+from gtalign_jax import checkpoint, distributed, health
 from gtalign_jax.compiles import CompileCount, counting_compiles
 from gtalign_jax.errors import UserError
 from gtalign_jax.metrics import RunLog
@@ -33,15 +33,22 @@ Step = Callable[[TrainState, int], tuple[TrainState, Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """A checkpoint every `every` steps and at the end of a phase; the newest `keep` stay."""
+    """A checkpoint every `every` steps and at the end of a phase; the newest `keep` stay.
+
+    keep_best: so many more stay, those with the highest metric `best`.
+    """
 
     every: int = 50
     keep: int = 2
+    keep_best: int = 0
+    best: str = "reward/welfare"
 
     def __post_init__(self):
         for name in ("every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.checkpoint.{name}={getattr(self, name)}: must be at least 1")
+        if self.keep_best < 0:
+            raise UserError(f"config.checkpoint.keep_best={self.keep_best}: must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +83,7 @@ def run_phase(session: Session, name: str, state: TrainState, steps: int, step: 
     A stop that was asked for saves the state and ends the process with status 0.
     """
     folder, config = session.workdir / "checkpoints" / name, session.checkpoint
-    manager = checkpoint.open_manager(folder, keep=config.keep)
+    manager = checkpoint.open_manager(folder, keep=config.keep, keep_best=config.keep_best, best=config.best)
     state = spread(state, session.mesh)
     first, state = checkpoint.restore_latest(manager, state) or (0, state)
     if first >= steps:
@@ -89,10 +96,11 @@ def run_phase(session: Session, name: str, state: TrainState, steps: int, step: 
         for k in range(first, steps):
             state, metrics = step(state, k)
             recorder.add(k, metrics)
-            done = k + 1
-            if done % config.every == 0 or done == steps or session.stop():
-                checkpoint.save(manager, done, state, {"phase": name, "step": done})
-            if session.stop() and done < steps:
+            done, stop = k + 1, distributed.any_process(session.stop())
+            if done % config.every == 0 or done == steps or stop:
+                numbers = to_numbers({**metrics, "seconds": 1.0}) if config.keep_best else None
+                checkpoint.save(manager, done, state, {"phase": name, "step": done}, numbers)
+            if stop and done < steps:
                 manager.wait_until_finished()
                 recorder.flush()
                 progress.say(f"stopped on request after step {k} of {name}; run the same command to go on")

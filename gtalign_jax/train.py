@@ -13,19 +13,19 @@ import jax
 import ml_collections
 import numpy as np
 
+from gtalign_jax import distributed
 from gtalign_jax.align import run_align
 from gtalign_jax.bootstrap import format_table, summary_table
 from gtalign_jax.data import loader
 from gtalign_jax.evaluate import evaluate_once
 from gtalign_jax.job import Job, check_config, load_start, make_job, save_model, write_config
-from gtalign_jax.metrics import RunLog
+from gtalign_jax.metrics import NullLog, RunLog
 from gtalign_jax.phase import Metrics, Session, open_session, run_phase
 from gtalign_jax.report import write_report
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.settings import Settings
 from gtalign_jax.sft.update import SftBatch, make_sft_update
-from gtalign_jax.sharding import place_batch
 from gtalign_jax.state import init_state, make_optimizer
 from gtalign_jax.steering.examples import steer_examples
 from gtalign_jax.types import PyTree, TrainState
@@ -35,11 +35,13 @@ PHASES = ("sft", "align")
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Run, or go on with, the job of a config in its work directory."""
-    check_config(config, workdir)
+    distributed.from_main(lambda: check_config(config, workdir))
     job = make_job(config, workdir)
     write_config(config, workdir)
     settings = job.settings
-    log = RunLog(workdir, PHASES, settings.metrics, settings=config.to_dict())
+    log = NullLog()
+    if distributed.is_main():
+        log = RunLog(workdir, PHASES, settings.metrics, settings=config.to_dict())
     with open_session(workdir, job.mesh, log, settings.checkpoint, settings.health) as session:
         sft = run_sft(job, load_start(job), session)
         rows = {"sft": evaluate_once(job, "sft", sft, settings.sft.steps)}
@@ -47,8 +49,10 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         if settings.align.steps:
             rows["aligned"] = evaluate_once(job, "aligned", aligned, settings.align.steps)
         save_model(aligned, job.model, workdir / "hf", job.engine.tokenizer)
-        jsonl.write(workdir / "steering.jsonl", steer_examples(job, aligned))
-    print(f"report  {finish(rows, workdir)}\nmodel   {workdir / 'hf'}")
+        examples = steer_examples(job, aligned)
+    if distributed.is_main():
+        jsonl.write(workdir / "steering.jsonl", examples)
+        print(f"report  {finish(rows, workdir)}\nmodel   {workdir / 'hf'}")
 
 
 def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathlib.Path, name: str) -> None:
@@ -57,12 +61,13 @@ def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathl
     with config.unlocked():
         config.start.path = model
         config.sft.steps = config.align.steps = 0
-    check_config(config, workdir)
+    distributed.from_main(lambda: check_config(config, workdir))
     job = make_job(config, workdir)
     write_config(config, workdir)
     with jax.set_mesh(job.mesh):
         rows = {name: evaluate_once(job, name, load_start(job), 0)}
-    print(f"report  {finish(rows, workdir)}")
+    if distributed.is_main():
+        print(f"report  {finish(rows, workdir)}")
 
 
 def finish(rows: dict[str, list[dict[str, Any]]], workdir: pathlib.Path) -> pathlib.Path:
@@ -84,9 +89,10 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
     update = make_sft_update(job.model, optimizer, job.settings.sft.microbatches)
 
     def step(state: TrainState, k: int) -> tuple[TrainState, Metrics]:
-        batch = sft_batch(job, k)
-        state, metrics = update(state, place_batch(batch, job.mesh))
-        return state, metrics | {"tokens": int(batch.mask.sum())}
+        batch, tokens = sft_batch(job, k)
+        batch = distributed.global_batch(batch, job.settings.sft.prompts, job.mesh)
+        state, metrics = update(state, batch)
+        return state, metrics | {"tokens": tokens}
 
     return run_phase(session, "sft", state, steps, step).policy.params
 
@@ -97,11 +103,15 @@ def sft_state(settings: Settings, start: PyTree) -> TrainState:
     return init_state(jax.random.key(settings.seed), start, optimizer)
 
 
-def sft_batch(job: Job, k: int) -> SftBatch:
-    """The demonstrations of step k."""
+def sft_batch(job: Job, k: int) -> tuple[SftBatch, int]:
+    """(this host's demonstrations of step k, tokens of the whole batch)."""
     data, seed = job.demonstrations, job.settings.data.seed
     rows = [data[i] for i in loader.step_rows(len(data), job.settings.sft.prompts, seed, k)]
     prompts = engine_lib.prompt_batch(job.engine, [row.prompt for row in rows])
-    tokens, length = loader.pad_completions([row.completions for row in rows], job.settings.max_new_tokens)
+    # The width of the prompts is the whole batch's, so that all hosts have the same shapes.
+    mine = distributed.host_rows(len(rows), job.mesh)
+    completions = [rows[i].completions for i in mine]
+    tokens, length = loader.pad_completions(completions, job.settings.max_new_tokens)
     mask = np.arange(tokens.shape[-1]) < length[..., None]
-    return SftBatch(prompts.tokens, prompts.length, tokens, mask)
+    count = sum(len(completion) for row in rows for completion in row.completions)
+    return SftBatch(prompts.tokens[mine], prompts.length[mine], tokens, mask), count

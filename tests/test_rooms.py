@@ -9,7 +9,7 @@ import gtalign_jax
 
 PACKAGE = pathlib.Path(gtalign_jax.__file__).parent
 # Modules everyone may use: the shared types, the user-facing error, optimizer states and the sharding table.
-COMMON = {"types", "errors", "sharding", "state"}
+COMMON = {"types", "errors", "sharding", "state", "distributed"}
 ALLOWED = {
     "game": set(),
     "chain": set(),

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gtalign_jax import distributed
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import programs
 from gtalign_jax.rollout.decode import DecodeState, Ending
@@ -55,14 +56,14 @@ def finish(
     every: decode steps between two looks at which rows are live. sizes: from `batch_sizes`.
     """
     shape = state.done.shape
-    prompts = jax.tree.map(np.array, state.prompts)  # a copy: advancing consumes the state
+    prompts = jax.tree.map(np.array, distributed.fetch(state.prompts))  # a copy: advancing consumes the state
     place = np.arange(shape[0] * shape[1])  # where each row of the state stands in the result
     written = {}
     options = {"ending": ending, "constraint": constraint}
     while True:
         stage = min(int(state.t) + every, until)
         state = programs.advance(params, config, state, sampling, until=np.int32(stage), **options)
-        live = ~np.asarray(state.done).reshape(-1)
+        live = ~np.asarray(distributed.fetch(state.done)).reshape(-1)
         over = not live.any() or int(state.t) >= until
         size = min(s for s in sizes if s >= live.sum())
         if over or size < len(place):
@@ -106,7 +107,7 @@ def warm_up(
 
 def _write(written: dict[str, np.ndarray], place: np.ndarray, state: DecodeState) -> None:
     """Copy the rows of the state to their place in the result."""
-    values: dict[str, Any] = jax.device_get({name: getattr(state, name) for name in _PER_ROW})
+    values: dict[str, Any] = distributed.fetch({name: getattr(state, name) for name in _PER_ROW})
     for name, value in values.items():
         value = value.reshape(-1, *value.shape[2:])
         written.setdefault(name, np.zeros_like(value))[place] = value

@@ -13,9 +13,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
+from gtalign_jax import distributed
 from gtalign_jax.chain.parse import chosen_action, parse_chain, parse_payoff, to_array
 from gtalign_jax.chain.prompt import payoff_json
 from gtalign_jax.errors import UserError
@@ -152,7 +152,7 @@ def _continue(
 
 
 def _tokens(state: DecodeState) -> list[int]:
-    return engine_lib.completion_ids(jax.device_get(decode.to_rollout(state)))[0].tolist()
+    return engine_lib.completion_ids(distributed.fetch(decode.to_rollout(state)))[0].tolist()
 
 
 def _branch(engine: Engine, payoff: np.ndarray, token_ids: list[int]) -> Branch:
