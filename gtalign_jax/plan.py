@@ -147,7 +147,7 @@ def measure(program: Program, *, chip: Chip, say: Say) -> tuple[dict[str, Any], 
     """(row, compiled program or None when the compiler found no room).
 
     A row holds, for one device: argument_gib, temporary_gib, resident_gib (other arrays of the run),
-    hbm_gib (the peak with them), fits; then, for all calls of a training step, tflops, traffic_gb,
+    hbm_gib (all of it, with the outputs), fits; then, for all calls of a training step, tflops, traffic_gb,
     collectives {kind: {count, gb}}, the three times and their largest, seconds; tokens of all devices;
     compile_s.
     """
@@ -189,8 +189,8 @@ def memory(compiled: Any, resident: float, chip: Chip) -> dict[str, Any]:
     stats = compiled.memory_analysis()
     kept = stats.output_size_in_bytes - stats.alias_size_in_bytes
     arguments, temporary = stats.argument_size_in_bytes, stats.temp_size_in_bytes
-    peak = getattr(stats, "peak_memory_in_bytes", 0) or arguments + temporary + kept
-    total = resident + peak
+    # The temporaries are one block: the compiler's own peak, which may be smaller, is not what is taken.
+    total = resident + arguments + temporary + kept
     return {
         "argument_gib": arguments / GIB,
         "temporary_gib": temporary / GIB,

@@ -122,6 +122,9 @@ def test_a_program_compiles_for_a_slice_that_is_not_here():
     assert split < plan_lib.device_bytes(programs.replicated(waiting, mesh)) / 7
     assert row["resident_gib"] * 2**30 == split
     assert row["argument_gib"] * 2**30 >= split
+    stats = compiled.memory_analysis()
+    needs = stats.argument_size_in_bytes + stats.temp_size_in_bytes + stats.output_size_in_bytes
+    assert row["hbm_gib"] * 2**30 == pytest.approx(split + needs - stats.alias_size_in_bytes)
     layer = 256 * (4 + 2 * 2) * 64 + 4 * 64 * 256 + 3 * 256 * 512
     products = 2 * 2 * layer * 8 * 128 + 2 * 512 * 256 * 8  # layers, and the logits of each last token
     attention = 4 * 2 * 4 * 64 * 8 * 128 * 128
