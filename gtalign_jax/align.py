@@ -35,7 +35,7 @@ from gtalign_jax.rollout.spans import Tables, inside_block
 from gtalign_jax.settings import Settings
 from gtalign_jax.sharding import place_batch
 from gtalign_jax.state import init_state, make_optimizer
-from gtalign_jax.types import Experience, PyTree, Rollout, TrainState
+from gtalign_jax.types import Array, Experience, PromptBatch, PyTree, Rollout, TrainState
 
 _informative = jax.jit(informative_groups)
 REFILL_STRIDE = 1_000_003  # steps between a batch and the batches that refill it: never met in a run
@@ -157,9 +157,7 @@ def draw(job: Job, params: PyTree, k: int, refill_index: int) -> Sampled:
     items = [job.train.items[i] for i in rows]
     prompts = engine_lib.prompt_batch(job.engine, [job.train.tokens[i] for i in rows], rows)
     key = jax.random.fold_in(jax.random.key(job.settings.seed + 2), step)
-    budget = job.settings.max_new_tokens
-    rollout = engine_lib.rollout(job.engine, params, prompts, key, align.group_size, budget)
-    rollout = without_blocks(jax.device_get(rollout), job.untrained)
+    rollout = without_blocks(generate_in_parts(job, params, prompts, key), job.untrained)
     scored = score(job, rollout, items)
     shape = rollout.length.shape
     valid = np.asarray(scored.batch.features.valid).reshape(shape)
@@ -172,6 +170,17 @@ def without_blocks(rollout: Rollout, untrained: Sequence[Tables]) -> Rollout:
     for tables in untrained:
         mask = mask & ~inside_block(tables, rollout.completion)
     return rollout.replace(action_mask=mask)
+
+
+def generate_in_parts(job: Job, params: PyTree, prompts: PromptBatch, key: Array) -> Rollout:
+    """The rollout of a batch on the host, `align.rollout_prompts` at a time: the same draws as at once."""
+    align, budget, parts = job.settings.align, job.settings.max_new_tokens, []
+    for first in range(0, align.prompts, align.prompts_at_once):
+        part = jax.tree.map(lambda x, i=first: x[i : i + align.prompts_at_once], prompts)
+        sizes = (align.group_size, budget)
+        rollout = engine_lib.rollout(job.engine, params, part, key, *sizes, first_row=first)
+        parts.append(jax.device_get(rollout))
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
 
 def refill(sampled: Sampled, fresh: Sampled) -> Sampled:

@@ -76,7 +76,8 @@ class AlignConfig:
     algorithm: a preset of `rl.algorithm` or module:function. normalize: how rewards are made comparable
     between the tasks of a batch, one of `rewards.normalize.METHODS`. untrained_blocks: blocks whose tokens
     are left out of the loss; with `analyze` among them the choice goes on following the matrix, so the
-    reward is earned by writing the right matrix. dump_every: steps between rollout files.
+    reward is earned by writing the right matrix. rollout_prompts: how many prompts are generated at a time,
+    a divisor of `prompts` (0: all), for caches that would not fit. dump_every: steps between rollout files.
     """
 
     algorithm: str = "grpo"
@@ -85,14 +86,23 @@ class AlignConfig:
     group_size: int = 8
     normalize: str = "none"
     untrained_blocks: tuple[str, ...] = ()
+    rollout_prompts: int = 0
     dump_every: int = 10
 
     def __post_init__(self):
+        if self.prompts % self.prompts_at_once:
+            raise UserError(
+                f"config.align.rollout_prompts={self.rollout_prompts}: must divide prompts={self.prompts}"
+            )
         if self.normalize not in METHODS:
             raise UserError(f"config.align.normalize={self.normalize!r}: use one of {', '.join(METHODS)}")
         for block in self.untrained_blocks:
             if block not in BLOCKS:
                 raise UserError(f"config.align.untrained_blocks: {block!r} is not one of {', '.join(BLOCKS)}")
+
+    @property
+    def prompts_at_once(self) -> int:
+        return self.rollout_prompts or self.prompts
 
 
 @dataclasses.dataclass(frozen=True)

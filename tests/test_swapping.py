@@ -10,6 +10,7 @@ import pytest
 from gtalign_jax import align
 from gtalign_jax import config as config_lib
 from gtalign_jax.data import loader
+from gtalign_jax.errors import UserError
 from gtalign_jax.evaluate import score
 from gtalign_jax.job import load_start, make_job
 from gtalign_jax.rewards.judges.base import Verdict
@@ -152,3 +153,15 @@ def test_untrained_blocks_leave_the_loss(job, rollout):
             text
             == whole[whole.index("<analyze>") + len("<analyze>") :].partition("</analyze>")[0] + "</analyze>"
         )
+
+
+def test_generating_in_parts_draws_what_the_whole_batch_would(job):
+    params, key = load_start(job), jax.random.key(3)
+    prompts = engine_lib.prompt_batch(job.engine, job.train.tokens[:PROMPTS])
+    whole = align.generate_in_parts(job, params, prompts, key)
+    halves = make_settings(parse(f"--config.align.rollout_prompts={PROMPTS // 2}"))
+    parts = align.generate_in_parts(replaced(job, settings=halves), params, prompts, key)
+    np.testing.assert_array_equal(parts.completion, whole.completion)
+    np.testing.assert_allclose(parts.sampler_logp, whole.sampler_logp, atol=1e-5)
+    with pytest.raises(UserError, match="config.align.rollout_prompts=3: must divide prompts=4"):
+        make_settings(parse("--config.align.rollout_prompts=3"))

@@ -22,7 +22,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gtalign_jax.models.attention import Keys, attend, visible
+from gtalign_jax.models.attention import Keys, visible
+from gtalign_jax.models.chunked import attend
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layers import BATCH, Block, RMSNorm
 from gtalign_jax.models.rope import rope_tables

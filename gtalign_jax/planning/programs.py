@@ -141,7 +141,7 @@ def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
 
 def prefill_program(settings: Settings, model: ModelConfig, mesh: Mesh, resident: PyTree) -> Program:
     """The first half of generation: every prompt computed, the caches made."""
-    p, s = settings.align.prompts, settings.buckets.prompt[-1]
+    p, s = settings.align.prompts_at_once, settings.buckets.prompt[-1]
     batch = PromptBatch(
         tokens=jax.ShapeDtypeStruct((p, s), jnp.int32),
         length=jax.ShapeDtypeStruct((p,), jnp.int32),
@@ -155,7 +155,8 @@ def prefill_program(settings: Settings, model: ModelConfig, mesh: Mesh, resident
         "ending": _ending(mesh),
         "row": replicated(jax.ShapeDtypeStruct((p,), jnp.int32), mesh),
     }
-    return Program("rollout prefill", mesh, programs.start, args, kwargs, resident, p * s)
+    calls = settings.align.prompts // p
+    return Program("rollout prefill", mesh, programs.start, args, kwargs, resident, p * s, calls=calls)
 
 
 def decode_program(
@@ -166,8 +167,9 @@ def decode_program(
     args = (abstract_params(model, mesh), model, state, settings.sampling)
     until = replicated(jax.ShapeDtypeStruct((), jnp.int32), mesh)
     kwargs = {"ending": _ending(mesh), "until": until}
-    tokens = settings.align.prompts * settings.align.group_size * n
-    return Program("rollout decode", mesh, programs.advance, args, kwargs, resident, tokens, steps=n)
+    p = settings.align.prompts_at_once
+    tokens, calls = p * settings.align.group_size * n, settings.align.prompts // p
+    return Program("rollout decode", mesh, programs.advance, args, kwargs, resident, tokens, n, calls)
 
 
 def _ending(mesh: Mesh) -> Ending:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from gtalign_jax.errors import UserError
@@ -77,6 +80,18 @@ def make_experience(
     )
 
 
+def in_parts(function: Callable[..., Any], parts: int, *arrays: Array) -> Any:
+    """function(*arrays) of arrays [P, ...], computed for P / parts prompts at a time.
+
+    A part takes every `parts`-th prompt, so that each device computes rows that it holds.
+    """
+    if parts == 1 or arrays[0].shape[0] % parts:
+        return function(*arrays)
+    cut = lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
+    join = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+    return jax.tree.map(join, jax.lax.map(lambda xs: function(*xs), tuple(map(cut, arrays))))
+
+
 def _logprobs(
     rollout: Rollout,
     params: PyTree,
@@ -86,12 +101,18 @@ def _logprobs(
     temperature: float,
 ) -> tuple[Array, Array | None]:
     """(old, reference) logprobs [P, G, N]; the sampler's stand in for old ones that nothing reads."""
-    args = (model, rollout.prompt, rollout.prompt_length, rollout.completion)
+    args = (rollout.prompt, rollout.prompt_length, rollout.completion)
+    parts = config.minibatches * config.microbatches
+
+    def of(params: PyTree) -> Array:
+        score = functools.partial(token_logprobs, params, model, temperature=temperature)
+        return in_parts(score, parts, *args)[0]
+
     old_logp, ref_logp = rollout.sampler_logp, None
     if not config.on_policy or config.is_cap > 0 or config.kl_place == "reward":
-        old_logp, _ = token_logprobs(params, *args, temperature=temperature)
+        old_logp = of(params)
     if config.needs_reference and reference is not None:
-        ref_logp, _ = token_logprobs(reference, *args, temperature=temperature)
+        ref_logp = of(reference)
     return old_logp, ref_logp
 
 
@@ -180,10 +201,12 @@ def _values(
     if not config.needs_critic:
         return None, None
     args = (rollout.prompt, rollout.prompt_length)
+    parts = config.minibatches * config.microbatches
+    values = functools.partial(in_parts, functools.partial(token_values, critic, model), parts)
     if not config.bootstrap_truncated:
-        return token_values(critic, model, *args, rollout.completion), None
+        return values(*args, rollout.completion), None
     # One more column: the state after token N - 1 predicts a token that is not there.
     longer = jnp.pad(rollout.completion, ((0, 0), (0, 0), (0, 1)))
-    value = token_values(critic, model, *args, longer)
+    value = values(*args, longer)
     after = jnp.take_along_axis(value, rollout.length[..., None], axis=-1)[..., 0]
     return value[..., :-1], jnp.where(rollout.finished, 0.0, after)
