@@ -31,7 +31,7 @@ def attend(query: Array, own: Keys, shared: Keys | None = None) -> Array:
     """
     p, g, n, heads, dim = query.shape
     kv_heads = own.k.shape[-2]
-    q = query.reshape(p, g, n, kv_heads, heads // kv_heads, dim) * dim**-0.5
+    q = query.reshape(p, g, n, kv_heads, heads // kv_heads, dim)
     parts = [(own, "pgnkrh,pgmkh->pgkrnm", "pgkrnm,pgmkh->pgnkrh")]
     if shared is not None:
         parts.insert(0, (shared, "pgnkrh,pskh->pgkrns", "pgkrns,pskh->pgnkrh"))
@@ -46,7 +46,8 @@ def attend(query: Array, own: Keys, shared: Keys | None = None) -> Array:
 
 
 def _scores(q: Array, keys: Keys, spec: str) -> Array:
-    scores = jnp.einsum(spec, q, keys.k, preferred_element_type=jnp.float32)
+    # Scaled in float32: a query scaled in bfloat16 would be rounded once more.
+    scores = jnp.einsum(spec, q, keys.k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     return jnp.where(keys.mask[:, :, None, None], scores, _MASKED)
 
 

@@ -117,9 +117,8 @@ _attention.defvjp(_forward, _backward)
 
 
 def _scores(q: Array, k_block: Array, mask: Array, ndim: int) -> Array:
-    scaled = q * q.shape[-1] ** -0.5
-    scores = jnp.einsum(_SPECS[ndim][0], scaled, k_block, preferred_element_type=jnp.float32)
-    return jnp.where(_spread(mask), scores, _MASKED)
+    scores = jnp.einsum(_SPECS[ndim][0], q, k_block, preferred_element_type=jnp.float32)
+    return jnp.where(_spread(mask), scores * q.shape[-1] ** -0.5, _MASKED)
 
 
 def _spread(mask: Array) -> Array:

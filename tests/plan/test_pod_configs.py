@@ -63,7 +63,7 @@ def test_batches_divide_over_the_intended_slices(name):
 
 def test_a_batch_that_does_not_divide_is_refused():
     config, _ = load("qwen2_5_3b.full")
-    config.align.prompts = 100
+    config.align.update(prompts=100, rollout_prompts=0)
     with pytest.raises(UserError, match="config.align.prompts=100: must be a multiple of 32"):
         check_batches(make_settings(config), 8)
 
