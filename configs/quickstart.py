@@ -18,11 +18,11 @@ def get_config(variant: str = ""):
     config.start.scan_layers = False
     config.sft.update(steps=480, prompts=16, chains=2)
     config.sft_optimizer.update(lr=4e-3, schedule="cosine", warmup=10)
-    config.align.update(algorithm="grpo", steps=55, prompts=16, group_size=8)
+    config.align.update(algorithm="grpo", steps=50, prompts=16, group_size=8)
     # The choice goes on following the matrix: alignment has to write the right matrix, and steering works.
     config.align.untrained_blocks = ("analyze",)
-    config.algorithm.kl_coef = 0.01
-    config.policy_optimizer.update(lr=4e-4, warmup=3)
+    config.algorithm.kl_coef = 0.05
+    config.policy_optimizer.update(lr=3e-4, warmup=3)
     config.checkpoint.every = 20
     if variant == "tiny":
         config.buckets.prompt = (96,)

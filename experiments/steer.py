@@ -1,6 +1,6 @@
 """Steer a trained model by editing its payoff matrix:
 
-    python -m experiments.steer --model=runs/quickstart/hf --policy=per_token --price=4 \
+    python -m experiments.steer --model=runs/quickstart/hf --policy=per_token --price=6 \
         --prompt="Eva has 5 books and finds 5. How many books has Eva now?"
 
 Prints the matrix the model wrote and the edited one, the action chosen from each, and both answers.
@@ -34,7 +34,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="Hugging Face folder")
     parser.add_argument("--prompt", required=True, help="what the user asks")
     parser.add_argument("--policy", default="per_token", choices=sorted(POLICIES))
-    parser.add_argument("--price", type=float, default=4.0, help="price of the text of a direct answer")
+    parser.add_argument("--price", type=float, default=6.0, help="price of the text of a direct answer")
     parser.add_argument(
         "--system",
         default="short",

@@ -84,12 +84,14 @@ def start_state(settings: Settings, model: ModelConfig, reference: PyTree) -> Tr
 class Sampled:
     """Scored groups: rollout (host arrays [P, G, ...]) and what was read from it [B].
 
-    flat [P] bool: groups whose rewards are all equal, which teach nothing.
+    flat [P] bool: groups whose rewards are all equal, which teach nothing. untrained [P, G, N] bool:
+    tokens of `config.align.untrained_blocks`.
     """
 
     rollout: Rollout
     scored: Scored
     flat: np.ndarray
+    untrained: np.ndarray
 
 
 def align_step(
@@ -108,6 +110,8 @@ def align_step(
     arrays = place_batch((rollout, *training_reward(job, scored, rollout.length.shape)), job.mesh)
     critic = None if state.critic is None else state.critic.params
     extra: dict[str, Any] = {}
+    if job.untrained:
+        extra["untrained"] = place_batch(sampled.untrained, job.mesh)
     if settings.algorithm.needs_components:
         parts = np.asarray(reward_components(scored.reward, settings.algorithm.components))
         extra["components"] = parts.reshape(-1, *rollout.length.shape)
@@ -157,19 +161,20 @@ def draw(job: Job, params: PyTree, k: int, refill_index: int) -> Sampled:
     items = [job.train.items[i] for i in rows]
     prompts = engine_lib.prompt_batch(job.engine, [job.train.tokens[i] for i in rows], rows)
     key = jax.random.fold_in(jax.random.key(job.settings.seed + 2), step)
-    rollout = without_blocks(generate_in_parts(job, params, prompts, key), job.untrained)
+    rollout = generate_in_parts(job, params, prompts, key)
     scored = score(job, rollout, items)
     shape = rollout.length.shape
     valid = np.asarray(scored.batch.features.valid).reshape(shape)
-    return Sampled(rollout, scored, ~np.asarray(_informative(scored.reward.welfare.reshape(shape), valid)))
+    flat = ~np.asarray(_informative(scored.reward.welfare.reshape(shape), valid))
+    return Sampled(rollout, scored, flat, untrained_tokens(rollout, job.untrained))
 
 
-def without_blocks(rollout: Rollout, untrained: Sequence[Tables]) -> Rollout:
-    """The rollout with the tokens of these blocks taken out of what is trained on."""
-    mask = rollout.action_mask
+def untrained_tokens(rollout: Rollout, untrained: Sequence[Tables]) -> np.ndarray:
+    """[P, G, N] bool: tokens of the blocks that earn no policy gradient."""
+    inside = np.zeros(rollout.completion.shape, bool)
     for tables in untrained:
-        mask = mask & ~inside_block(tables, rollout.completion)
-    return rollout.replace(action_mask=mask)
+        inside |= inside_block(tables, rollout.completion)
+    return inside
 
 
 def generate_in_parts(job: Job, params: PyTree, prompts: PromptBatch, key: Array) -> Rollout:
@@ -199,6 +204,7 @@ def refill(sampled: Sampled, fresh: Sampled) -> Sampled:
         rollout=jax.tree.map(pick(take), sampled.rollout, fresh.rollout),
         scored=_merge(sampled.scored, fresh.scored, pick(samples), leaf),
         flat=_pick(sampled.flat, fresh.flat, take),
+        untrained=_pick(sampled.untrained, fresh.untrained, take),
     )
 
 

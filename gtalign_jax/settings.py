@@ -75,9 +75,10 @@ class AlignConfig:
 
     algorithm: a preset of `rl.algorithm` or module:function. normalize: how rewards are made comparable
     between the tasks of a batch, one of `rewards.normalize.METHODS`. untrained_blocks: blocks whose tokens
-    are left out of the loss; with `analyze` among them the choice goes on following the matrix, so the
-    reward is earned by writing the right matrix. rollout_prompts: how many prompts are generated at a time,
-    a divisor of `prompts` (0: all), for caches that would not fit. dump_every: steps between rollout files.
+    earn no advantage, only the KL to the reference; with `analyze` among them the choice goes on following
+    the matrix, so the reward is earned by writing the right matrix. rollout_prompts: how many prompts are
+    generated at a time, a divisor of `prompts` (0: all), for caches that would not fit. dump_every: steps
+    between rollout files.
     """
 
     algorithm: str = "grpo"
@@ -120,7 +121,7 @@ class SteerConfig:
     """Steered examples of the report: the pricing policy, its price, and prompts tried per task."""
 
     policy: str = "per_token"
-    price: float = 4.0
+    price: float = 6.0
     tries: int = 6
 
     def __post_init__(self):

@@ -19,7 +19,6 @@ from gtalign_jax.rl.algorithm import PRESETS
 from gtalign_jax.rl.experience import make_experience
 from gtalign_jax.rl.update import make_update
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.spans import block_tables
 from gtalign_jax.settings import make_settings
 from gtalign_jax.sharding import spread
 from gtalign_jax.types import Rollout
@@ -75,7 +74,8 @@ def items_of(job):
 
 def sampled_with(job, rollout):
     scored = score(job, rollout, items_of(job))
-    return align.Sampled(rollout, scored, np.zeros(PROMPTS, bool))
+    untrained = align.untrained_tokens(rollout, job.untrained)
+    return align.Sampled(rollout, scored, np.zeros(PROMPTS, bool), untrained)
 
 
 replaced = dataclasses.replace
@@ -141,18 +141,18 @@ def test_refilling_replaces_flat_groups_and_keeps_rows_together(job, rollout):
     assert len(mixed.scored.batch.chains) == PROMPTS * GROUP == len(mixed.scored.reward.welfare)
 
 
-def test_untrained_blocks_leave_the_loss(job, rollout):
-    engine, tokenizer = job.engine, job.engine.tokenizer
-    tables = [block_tables("analyze", engine_lib.token_texts(engine))]
-    mask = align.without_blocks(rollout, tables).action_mask
+def test_untrained_blocks_earn_no_advantage_but_stay_in_the_loss(job, rollout):
+    tokenizer = job.engine.tokenizer
+    inside = align.untrained_tokens(rollout, job.untrained)
     for p, g in np.ndindex(*rollout.length.shape):
-        ids = rollout.completion[p, g]
-        text = tokenizer.decode(ids[rollout.action_mask[p, g] & ~mask[p, g]])
-        whole = tokenizer.decode(ids[: rollout.length[p, g]])
-        assert (
-            text
-            == whole[whole.index("<analyze>") + len("<analyze>") :].partition("</analyze>")[0] + "</analyze>"
-        )
+        text = tokenizer.decode(rollout.completion[p, g][inside[p, g] & rollout.action_mask[p, g]])
+        whole = tokenizer.decode(rollout.completion[p, g, : rollout.length[p, g]])
+        assert text == whole.partition("<analyze>")[2].partition("</analyze>")[0] + "</analyze>"
+    reward = np.arange(PROMPTS * GROUP, dtype=np.float32).reshape(PROMPTS, GROUP)
+    args = (rollout, reward, np.ones_like(reward, bool), None, None, None, job.model)
+    seen = make_experience(*args, PRESETS["dr_grpo"], 1.0, untrained=inside)
+    np.testing.assert_array_equal(seen.action_mask, rollout.action_mask)
+    np.testing.assert_array_equal(np.asarray(seen.advantage) != 0, rollout.action_mask & ~inside)
 
 
 def test_generating_in_parts_draws_what_the_whole_batch_would(job):

@@ -32,11 +32,13 @@ def make_experience(
     *,
     components: Array | None = None,
     kl_coef: Array | None = None,
+    untrained: Array | None = None,
 ) -> Experience:
     """Experience of a rollout with reward [P, G] float32 and valid [P, G] bool.
 
     components [C, P, G]: the parts of the reward that gdpo normalises one by one (`reward_components`).
-    kl_coef []: in place of the config's, when a controller moves it. Old logprobs are the trainer's own,
+    kl_coef []: in place of the config's, when a controller moves it. untrained [P, G, N] bool: tokens
+    without advantage, which the KL to the reference holds in place. Old logprobs are the trainer's own,
     at the sampling temperature; on-policy they are left to the update, whose forward pass computes the
     same numbers. A row without a verdict keeps its place with an empty mask and takes no part in any
     statistic; one cut short, when `drop_truncated` is set, is not trained on but counts in its group.
@@ -61,6 +63,8 @@ def make_experience(
         bootstrap=bootstrap,
         components=components,
     )
+    if untrained is not None:
+        advantage = jnp.where(untrained, 0.0, advantage)
     is_weight = None
     if config.is_cap > 0:
         is_weight = truncated_is_weight(old_logp, rollout.sampler_logp, config.is_cap)
