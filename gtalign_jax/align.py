@@ -124,7 +124,8 @@ def align_step(
     if dumps and distributed.is_main():
         write_rollouts(job.workdir, "train", k, rollout_lines(job, rollout, scored, k))
     after = distributed.total(job.judge_stats.numbers())
-    judged = {f"judge/{name}": n - before.get(name, 0.0) for name, n in after.items()}
+    peaks = {"max_in_flight"}  # the other counters are sums: what this step added
+    judged = {f"judge/{k}": n - (0.0 if k in peaks else before.get(k, 0.0)) for k, n in after.items()}
     return state, metrics | judged | drawn | rollout_metrics(sampled)
 
 
@@ -241,24 +242,25 @@ def _same_width(*parts: Sampled) -> tuple[Sampled, ...]:
 
 
 def rollout_metrics(sampled: Sampled) -> Metrics:
-    """What the completions of a step were like."""
+    """What the completions of a step were like; samples without a verdict count in no mean of a reward."""
     scored, rollout = sampled.scored, sampled.rollout
     f, action, reward = scored.batch.features, scored.batch.action, scored.reward
+    valid = np.asarray(f.valid)
     metrics = {
-        "reward/welfare": reward.welfare.mean(),
-        "reward/user": reward.user.mean(),
-        "reward/llm": reward.llm.mean(),
         "reward/format": (f.format_ok & f.payoff_ok).mean(),
-        "reward/answer": scored.batch.answer.mean(),
         "reward/frontier": f.frontier.mean(),
         "length/mean": rollout.length.mean(),
         "length/truncated": 1.0 - rollout.finished.mean(),
-        "judge/missing": 1.0 - np.asarray(f.valid).mean(),
+        "judge/missing": 1.0 - valid.mean(),
         "tokens": int(rollout.length.sum()),
     }
     metrics |= {f"action/{name}": float(np.mean([a == name for a in action])) for name in ("DA", "CQ", "AQ")}
-    for task in sorted({item.task for item in scored.items}):
-        mine = np.array([item.task == task for item in scored.items])
-        for name in ("welfare", "user", "llm"):
-            metrics[f"reward/{name}/{task}"] = getattr(reward, name)[mine].mean()
+    tasks = np.array([item.task for item in scored.items])
+    values = {"welfare": reward.welfare, "user": reward.user, "llm": reward.llm}
+    for name, value in (values | {"answer": scored.batch.answer}).items():
+        if valid.any():
+            metrics[f"reward/{name}"] = value[valid].mean()
+    for task in sorted(set(tasks[valid])):
+        mine = valid & (tasks == task)
+        metrics |= {f"reward/{name}/{task}": value[mine].mean() for name, value in values.items()}
     return metrics

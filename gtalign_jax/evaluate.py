@@ -65,7 +65,15 @@ def rollout_lines(job: Job, rollout: Rollout, scored: Scored, step: int) -> list
     """The lines of a rollout file."""
     length = np.asarray(rollout.length).reshape(-1)
     reward, features = scored.reward, scored.batch.features
-    welfare = np.sqrt(reward.user * reward.llm)
+    columns = {
+        "score": reward.welfare,
+        "answer_reward": scored.batch.answer,
+        "user_reward": reward.user,
+        "llm_reward": reward.llm,
+        "utility": np.sqrt(reward.user * reward.llm),
+    }
+    # Without a verdict these are not known: they are written as null, and no mean counts them.
+    known = {k: np.where(features.valid, np.asarray(v, np.float64), np.nan) for k, v in columns.items()}
     return [
         rollout_line(
             input=item.messages[-1]["content"],
@@ -73,18 +81,14 @@ def rollout_lines(job: Job, rollout: Rollout, scored: Scored, step: int) -> list
             gts=item.ground_truth,
             source=item.source,
             step=step,
-            score=float(reward.welfare[i]),
-            answer_reward=float(scored.batch.answer[i]),
             format_reward=float(features.format_ok[i]),
             payoff_reward=float(reward.parts["payoff"][i]) if "payoff" in reward.parts else 0.0,
             pareto_score=float(features.frontier[i]),
-            user_reward=float(reward.user[i]),
-            llm_reward=float(reward.llm[i]),
-            utility=float(welfare[i]),
             action=scored.batch.action[i],
             n_tokens=int(length[i]),
             verdict=scored.batch.verdicts[i],
             seen=item.seen,
+            **{name: float(column[i]) for name, column in known.items()},
         )
         for i, (item, text) in enumerate(zip(scored.items, scored.texts, strict=True))
     ]

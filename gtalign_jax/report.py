@@ -133,7 +133,8 @@ def _lede(run: Run) -> str:
 
 
 def _results_note(run: Run) -> str:
-    counts = sorted({table[OVERALL]["utility"]["n"] for table in run.summary.values() if OVERALL in table})
+    overall = [table.get(OVERALL, {}) for table in run.summary.values()]
+    counts = sorted({table["utility"]["n"] for table in overall if "utility" in table})
     return f" (n = {' / '.join(f'{n:,}' for n in counts)})" if counts else ""
 
 

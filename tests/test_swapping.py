@@ -11,7 +11,7 @@ from gtalign_jax import align
 from gtalign_jax import config as config_lib
 from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
-from gtalign_jax.evaluate import score
+from gtalign_jax.evaluate import rollout_lines, score
 from gtalign_jax.job import load_start, make_job
 from gtalign_jax.rewards.judges.base import Verdict
 from gtalign_jax.rewards.mutual_welfare import REWARDS, resolve_reward
@@ -116,6 +116,12 @@ def test_training_goes_on_when_the_judge_is_down(job, rollout):
     assert judged.any() and not valid[judged].any() and valid[~judged].all()
     metrics = align.rollout_metrics(sampled)
     assert metrics["judge/missing"] == pytest.approx(judged.mean())
+    assert metrics["reward/welfare"] == 0.0  # what is left are broken chains, which earn nothing
+    lines = rollout_lines(job, rollout, sampled.scored, 0)
+    for line, unknown in zip(lines, judged.reshape(-1), strict=True):
+        assert [line[k] is None for k in ("score", "utility", "user_reward", "answer_reward")] == [
+            unknown
+        ] * 4
 
 
 def test_normalising_per_task_changes_the_reward_not_the_record(job, rollout):
