@@ -104,16 +104,21 @@ class Endpoints:
         self._skipped_until = [0.0] * count
         self._paused_until = [0.0] * count
 
-    def pick(self, avoid: int | None = None) -> tuple[int, float]:
-        """(endpoint, seconds its pause still lasts). `avoid`: only if there is no other.
+    def pick(self, avoid: Sequence[int] = ()) -> tuple[int, float]:
+        """(endpoint, seconds its pause still lasts). `avoid`: where the request failed, latest last.
 
-        When all are skipped or paused, the one that is free first: a request is never refused here.
+        Never the latest while there is another; of the others, those that rest come last, and where the
+        request failed least often comes first. When all rest, the one that is free first: a request is
+        never refused here.
         """
         with self._lock:
             now = self._clock()
             order = [(self._next + i) % self.count for i in range(self.count)]
             free_at = lambda i: max(self._paused_until[i], self._skipped_until[i], now)
-            best = min(order, key=lambda i: free_at(i) if i != avoid or self.count == 1 else float("inf"))
+            latest = avoid[-1] if avoid and self.count > 1 else None
+            rests = lambda i: free_at(i) > now
+            tried = lambda i: 0 if rests(i) else avoid.count(i)
+            best = min(order, key=lambda i: (i == latest, rests(i), tried(i), free_at(i)))
             self._next = (best + 1) % self.count
             return best, max(0.0, self._paused_until[best] - now)
 
@@ -198,7 +203,7 @@ async def _judge_one(
 ) -> tuple[Verdict, str]:
     """(verdict, the text it was read from) after at most `tries` attempts."""
     started = time.monotonic()
-    last: int | None = None
+    tried: list[int] = []
     worth = ("again", "elsewhere") if endpoints.count > 1 else ("again",)
     tries = tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(config.tries),
@@ -211,9 +216,10 @@ async def _judge_one(
             with attempt:
                 if attempt.retry_state.attempt_number > 1:
                     stats.add("retries")
-                last, pause = endpoints.pick(avoid=last)
+                index, pause = endpoints.pick(avoid=tried)
+                tried.append(index)
                 await asyncio.sleep(min(pause, config.max_wait_s))
-                score, text = await _attempt(prompt, asks[last], last, endpoints, config, stats)
+                score, text = await _attempt(prompt, asks[index], index, endpoints, config, stats)
     except AttemptFailed as failure:
         return Verdict(None, failure.reason, time.monotonic() - started), ""
     return Verdict(score, "", time.monotonic() - started), text

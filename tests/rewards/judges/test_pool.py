@@ -67,15 +67,28 @@ def test_a_pause_is_kept_only_where_there_is_no_other_endpoint():
     assert set(turns(pool, 2)) == {0, 1}
     alone, _ = endpoints(1)
     alone.failed(0, slow)
-    assert alone.pick(avoid=0) == (0, 3.0)
+    assert alone.pick(avoid=[0]) == (0, 3.0)
 
 
 def test_a_retry_goes_elsewhere_if_there_is_an_elsewhere():
     pool, _ = endpoints(2)
-    assert [pool.pick(avoid=0)[0] for _ in range(3)] == [1, 1, 1]
+    assert [pool.pick(avoid=[0])[0] for _ in range(3)] == [1, 1, 1]
     for _ in range(2):
         pool.failed(1, DOWN)
-    assert pool.pick(avoid=0)[0] == 1  # resting, but the other one has just failed this request
+    assert pool.pick(avoid=[0])[0] == 1  # resting, but the other one has just failed this request
+
+
+def test_a_request_visits_every_endpoint_before_it_returns_to_one():
+    pool, _ = endpoints(3)
+    pool.pick()  # another request has moved the turn on
+    tried = []
+    for _ in range(3):
+        tried.append(pool.pick(avoid=tried)[0])
+        pool.pick()
+    assert sorted(tried) == [0, 1, 2]
+    for _ in range(2):
+        pool.failed(2, DOWN)
+    assert pool.pick(avoid=[0, 1])[0] == 0  # the untried one rests: better an endpoint that answers
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["ok", "fail", "pause", "tick"])), max_size=60))
@@ -88,7 +101,7 @@ def test_some_endpoint_is_always_named_with_a_bounded_wait(events):
             pool.worked(index)
         else:
             pool.failed(index, AttemptFailed("x", "x", pause_s=4.0 if event == "pause" else 0.0))
-        picked, wait = pool.pick(avoid=index)
+        picked, wait = pool.pick(avoid=[index])
         assert picked in {0, 1, 2} - {index} and 0 <= wait <= 4.0
 
 
