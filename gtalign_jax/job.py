@@ -79,6 +79,8 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     settings = make_settings(config)
     mesh = make_mesh(settings.mesh)
     _check_batches(settings, batch_shards(mesh))
+    if settings.align.untrained_blocks and not settings.algorithm.kl_coef:
+        log.warning("config.align.untrained_blocks: no kl_coef holds their tokens in place; they may drift")
     reward_fn = resolve_reward(config.reward.fn)
     stats = JudgeStats()
     judge, consistency = _judges(settings, stats)
