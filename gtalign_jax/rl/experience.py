@@ -46,10 +46,7 @@ def make_experience(
     known = rollout.action_mask & valid[..., None]
     mask = known & rollout.finished[..., None] if config.drop_truncated else known
     old_logp, ref_logp = _logprobs(rollout, params, reference, model, config, temperature)
-    penalty = None
-    if ref_logp is not None and config.kl_place == "reward":
-        penalty = kl_estimate(old_logp, ref_logp, config.kl_estimator)
-        penalty = jnp.where(known, penalty * (config.kl_coef if kl_coef is None else kl_coef), 0.0)
+    penalty = _kl_penalty(old_logp, ref_logp, known, config, kl_coef)
     old_value, bootstrap = _values(critic, rollout, model, config)
     advantage, returns = compute_advantages(
         config,
@@ -82,6 +79,16 @@ def make_experience(
         is_weight=is_weight,
         sampler_logp=rollout.sampler_logp,
     )
+
+
+def _kl_penalty(
+    old_logp: Array, ref_logp: Array | None, known: Array, config: AlgorithmConfig, kl_coef: Array | None
+) -> Array | None:
+    """What the KL to the reference takes off each token's reward [P, G, N]; None where it is in the loss."""
+    if ref_logp is None or config.kl_place != "reward":
+        return None
+    penalty = kl_estimate(old_logp, ref_logp, config.kl_estimator)
+    return jnp.where(known, penalty * (config.kl_coef if kl_coef is None else kl_coef), 0.0)
 
 
 def in_parts(function: Callable[..., Any], parts: int, *arrays: Array) -> Any:
