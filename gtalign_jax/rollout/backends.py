@@ -1,0 +1,244 @@
+"""What each kind of inference server is asked for completions, and how its answer is read. Pure functions.
+
+    vllm     POST /v1/completions with the token fields that vLLM adds   reload: /collective_rpc
+    sglang   POST /generate, one sample a request                        reload: /update_weights_from_disk
+    openai   POST /v1/completions with standard fields only              no reload
+
+An answer is taken whole or not at all: token ids, a log-probability for each, and the end that training
+needs. Ids come from `token_ids`, from tokens written as `token_id:N`, or from token texts where every one
+of them belongs to exactly one id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.rollout.http_pool import AttemptFailed, Call
+from gtalign_jax.rollout.sampling import SamplingConfig
+
+KINDS = ("vllm", "sglang", "openai")
+_ID_TOKEN = "token_id:"
+# Rounding may lift the log-probability of a sure token above zero by a hair.
+_ABOVE_ZERO = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One sample: token ids, their log-probabilities, and whether it ended by itself."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """What all requests of a rollout share.
+
+    model: the name the server knows it by. eos_ids: tokens that end a row. stops: texts that do.
+    text_ids: () -> text of a token → its ids, called only for a server that sends texts alone.
+    """
+
+    kind: str
+    model: str
+    sampling: SamplingConfig
+    max_tokens: int
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    stops: tuple[str, ...]
+    text_ids: Callable[[], Mapping[str, Sequence[int]]]
+
+
+def completion_call(ask: Ask, prompt: Sequence[int], count: int, seed: int) -> Call:
+    """The request for `count` samples of a prompt; its answer is read as a list of `Completion`.
+
+    UserError where the sampling settings cannot be expressed in the server's protocol.
+    """
+    prompt = [int(i) for i in prompt]
+    if ask.kind == "sglang":
+        read = lambda answer: [_check(ask, _read_sglang(answer))]
+        return Call("/generate", _sglang_body(ask, prompt, seed), read)
+    body = _openai_body(ask, prompt, count, seed)
+    return Call("/v1/completions", body, lambda answer: _read_choices(ask, answer, prompt, count))
+
+
+def reload_calls(kind: str, folder: str) -> list[Call]:
+    """The requests, in order, after which a server holds the weights in `folder`."""
+    if kind == "vllm":
+        # Reads the folder the server was started from; what is cached belongs to the old weights.
+        return [
+            Call("/collective_rpc", {"method": "reload_weights"}, _not_refused),
+            Call("/reset_prefix_cache", {}, _not_refused),
+        ]
+    if kind == "sglang":
+        return [Call("/update_weights_from_disk", {"model_path": folder}, _read_success)]
+    raise UserError(f"config.engine.kind={kind!r}: such a server takes no new weights; use vllm or sglang")
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+def _openai_body(ask: Ask, prompt: list[int], count: int, seed: int) -> dict[str, Any]:
+    sampling = ask.sampling
+    body: dict[str, Any] = {
+        "model": ask.model,
+        "prompt": prompt,
+        "n": count,
+        "seed": seed,
+        "max_tokens": ask.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "logprobs": 1,
+    }
+    if ask.stops:
+        body["stop"] = list(ask.stops)
+    if ask.kind == "openai":
+        for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
+            if getattr(sampling, name) != off:
+                raise UserError(f"sampling.{name}: not in the OpenAI protocol; use config.engine.kind=vllm")
+        return body
+    # All are said, because the server would else take the model folder's generation_config.json.
+    return body | {
+        "top_k": sampling.top_k or -1,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "stop_token_ids": list(ask.eos_ids),
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+        "skip_special_tokens": False,
+        "include_stop_str_in_output": True,
+    }
+
+
+def _sglang_body(ask: Ask, prompt: list[int], seed: int) -> dict[str, Any]:
+    sampling = ask.sampling
+    params: dict[str, Any] = {
+        "max_new_tokens": ask.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k or -1,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "stop_token_ids": list(ask.eos_ids),
+        "sampling_seed": seed,
+        "skip_special_tokens": False,
+    }
+    if ask.stops:
+        params["stop"] = list(ask.stops)
+    return {"input_ids": prompt, "sampling_params": params, "return_logprob": True}
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def _read_choices(ask: Ask, answer: Any, prompt: list[int], count: int) -> list[Completion]:
+    try:
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        if len(choices) != count:
+            raise _misfit(f"{len(choices)} samples instead of n={count}")
+        found = [_check(ask, _read_choice(ask, choice, prompt)) for choice in choices]
+        told = (answer.get("usage") or {}).get("completion_tokens")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _misfit(f"it has no usable choices ({type(error).__name__}: {error})") from error
+    total = sum(len(c.ids) for c in found)
+    if ask.kind == "vllm" and told is not None and told != total:
+        raise _misfit(f"{total} tokens, but it counts {told}")
+    return found
+
+
+def _read_choice(ask: Ask, choice: Mapping[str, Any], prompt: list[int]) -> tuple[list, list, str]:
+    """(token ids, log-probabilities, finish reason) of a choice."""
+    logprobs = choice.get("logprobs")
+    if not logprobs:
+        raise AttemptFailed(
+            "no_logprobs",
+            "the server sends no log-probabilities; use one that does (vLLM, SGLang)",
+            again=False,
+            blame=False,
+        )
+    if choice.get("prompt_token_ids") not in (None, prompt):
+        raise _misfit("the server changed the prompt's tokens")
+    ids = choice.get("token_ids")
+    if ids is None:
+        ids = _ids_of_texts(ask, logprobs["tokens"])
+    return ids, logprobs["token_logprobs"], choice["finish_reason"]
+
+
+def _ids_of_texts(ask: Ask, texts: Sequence[str]) -> list[int]:
+    """Ids of tokens given as `token_id:N` or as texts; AttemptFailed for a text of no id or several."""
+    if all(text.startswith(_ID_TOKEN) for text in texts):
+        return [int(text.removeprefix(_ID_TOKEN)) for text in texts]
+    known, ids = ask.text_ids(), []
+    for text in texts:
+        same = known.get(text, ())
+        if len(same) != 1:
+            raise AttemptFailed(
+                "no_token_ids",
+                f"the server sends texts instead of token ids, and {text!r} stands for {len(same)} ids; use "
+                "one that sends ids (vLLM, SGLang)",
+                again=False,
+                blame=False,
+            )
+        ids.append(same[0])
+    return ids
+
+
+def _read_sglang(answer: Any) -> tuple[list, list, str]:
+    try:
+        meta = answer["meta_info"]
+        pairs = meta.get("output_token_logprobs")
+        reason = meta["finish_reason"]["type"]
+        if pairs is None:
+            raise AttemptFailed(
+                "no_logprobs", "the server sends no output_token_logprobs", again=False, blame=False
+            )
+        return [pair[1] for pair in pairs], [pair[0] for pair in pairs], reason
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _misfit(f"it has no usable meta_info ({type(error).__name__}: {error})") from error
+
+
+def _check(ask: Ask, read: tuple[list, list, str]) -> Completion:
+    """The sample, once its ids, log-probabilities, length and end fit together."""
+    ids, logprobs, reason = read
+    if not isinstance(ids, list) or not isinstance(logprobs, list) or len(ids) != len(logprobs):
+        raise _misfit("token ids and log-probabilities are not as many")
+    if not 0 < len(ids) <= ask.max_tokens:
+        raise _misfit(f"{len(ids)} tokens; 1 to max_tokens={ask.max_tokens} were asked for")
+    if not all(type(i) is int and 0 <= i < ask.vocab_size for i in ids):
+        raise _misfit(f"a token id is not in [0, {ask.vocab_size}): another model?")
+    number = lambda x: isinstance(x, int | float) and math.isfinite(x) and x <= _ABOVE_ZERO
+    if not all(map(number, logprobs)):
+        raise _misfit("a log-probability is no finite number below zero")
+    if reason not in ("stop", "length"):
+        raise _misfit(f"the sample ended by {reason!r}")
+    ended = ids[-1] in ask.eos_ids
+    if any(i in ask.eos_ids for i in ids[:-1]):
+        raise _misfit("tokens follow an end token")
+    if reason == "stop" and not ended and not ask.stops:
+        raise AttemptFailed(
+            "no_end_token",
+            "the server leaves out the end token, which training needs; use one that sends it (vLLM, SGLang)",
+            again=False,
+            blame=False,
+        )
+    return Completion(tuple(ids), tuple(min(float(x), 0.0) for x in logprobs), reason == "stop" or ended)
+
+
+def _read_success(answer: Any) -> bool:
+    if not isinstance(answer, dict) or answer.get("success") is not True:
+        said = answer.get("message") if isinstance(answer, dict) else answer
+        raise AttemptFailed("reload", f"the weights were not taken: {str(said)[:160]}")
+    return True
+
+
+def _not_refused(answer: Any) -> bool:
+    """For calls whose good answer has no fixed form."""
+    return _read_success({"success": True} if not isinstance(answer, dict) else {"success": True} | answer)
+
+
+def _misfit(what: str) -> AttemptFailed:
+    return AttemptFailed("misfit", f"the answer does not fit: {what}")

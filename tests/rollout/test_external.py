@@ -1,0 +1,437 @@
+"""Rollouts from a server: our own engine answers over real sockets, in each kind's protocol, with faults."""
+
+import contextlib
+import dataclasses
+import functools
+import http.server
+import json
+import logging
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.models import hf
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.transformer import init_params
+from gtalign_jax.rl.logprobs import token_logprobs
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout import external
+from gtalign_jax.rollout.backends import Ask, completion_call
+from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout.external import ServerConfig
+from gtalign_jax.rollout.http_pool import AttemptFailed
+from gtalign_jax.rollout.sampling import SamplingConfig
+
+N, G = 12, 2
+KEY = jax.random.key(5)
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
+SEEDS = np.arange(6).reshape(3, 2) * 7 + 100
+
+
+@pytest.fixture(scope="module")
+def engine(tokenizer) -> Engine:
+    config = ModelConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=1,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        initializer_range=0.3,
+    )
+    buckets = BucketConfig(prompt=(4,), completion=(N,), batch=(1, 3))
+    # Several end tokens, so that rows of a random model end early often enough.
+    return Engine(tokenizer, config, (tokenizer.eos_token_id, *range(40, 70)), buckets=buckets)
+
+
+@pytest.fixture(scope="module")
+def params(engine):
+    return jax.jit(init_params, static_argnums=1)(jax.random.key(0), engine.model_config)
+
+
+@pytest.fixture(scope="module")
+def batch(engine):
+    return engine_lib.prompt_batch(engine, PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def embedded(engine, params, batch):
+    return jax.device_get(engine_lib.rollout(engine, params, batch, KEY, G, N, seeds=SEEDS))
+
+
+class Model:
+    """Answers in the three protocols with the engine; `spoil` may change or replace an answer."""
+
+    def __init__(self, engine, params):
+        self.engine, self.params = engine, params
+        self.lock, self.seen = threading.Lock(), []
+        self.spoil = lambda path, body, answer: answer
+
+    def answer(self, path, body):
+        with self.lock:
+            self.seen.append((path, body))
+            if path == "/v1/completions":
+                seeds = range(body["seed"], body["seed"] + body["n"])
+                samples = [self.sample(body["prompt"], seed, body["max_tokens"]) for seed in seeds]
+                answer = {"choices": [self.choice(body, i, *s) for i, s in enumerate(samples)]}
+                answer["usage"] = {"completion_tokens": sum(len(s[0]) for s in samples)}
+            elif path == "/generate":
+                settings = body["sampling_params"]
+                seed, budget = settings["sampling_seed"], settings["max_new_tokens"]
+                ids, logp, ended = self.sample(body["input_ids"], seed, budget)
+                pairs = [[float(x), int(i), None] for x, i in zip(logp, ids, strict=True)]
+                reason = (
+                    {"type": "stop", "matched": int(ids[-1])} if ended else {"type": "length", "length": N}
+                )
+                answer = {"text": "", "meta_info": {"output_token_logprobs": pairs, "finish_reason": reason}}
+            elif path == "/update_weights_from_disk":
+                self.params = hf.load_params(body["model_path"], self.engine.model_config)
+                answer = {"success": True, "message": "ok"}
+            else:
+                answer = {"results": [None]}
+        return self.spoil(path, body, answer)
+
+    def sample(self, prompt, seed, budget):
+        one = engine_lib.prompt_batch(self.engine, [prompt])
+        seeds = np.array([[seed]])
+        r = jax.device_get(engine_lib.rollout(self.engine, self.params, one, KEY, 1, budget, seeds=seeds))
+        n = int(r.length[0, 0])
+        return r.completion[0, 0, :n], r.sampler_logp[0, 0, :n], bool(r.finished[0, 0])
+
+    def choice(self, body, index, ids, logp, ended):
+        ids = [int(i) for i in ids]
+        texts = [f"token_id:{i}" for i in ids]
+        if not body.get("return_tokens_as_token_ids"):
+            texts = [self.engine.tokenizer.decode([i]) for i in ids]
+        choice = {
+            "index": index,
+            "finish_reason": "stop" if ended else "length",
+            "logprobs": {"tokens": texts, "token_logprobs": [float(x) for x in logp]},
+        }
+        if body.get("return_token_ids"):
+            choice |= {"token_ids": ids, "prompt_token_ids": body["prompt"]}
+        return choice
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """An answer of bytes is sent as it is, (status, headers, text) as an error, anything else as JSON."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        answer = self.server.model.answer(self.path, body)
+        status, headers, text = answer if isinstance(answer, tuple) else (200, {}, json.dumps(answer))
+        with contextlib.suppress(ConnectionError):
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+    def log_message(self, *args):
+        """Silent."""
+
+
+@pytest.fixture
+def serve(engine, params, monkeypatch):
+    """Starts servers: serve() -> (URL, Model)."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    servers = []
+
+    def start():
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.daemon_threads = True
+        server.model = Model(engine, params)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}", server.model
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def connect(*urls, kind="vllm", **fields):
+    quick = {"wait_s": 0.01, "max_wait_s": 0.02, "timeout_s": 20.0, "in_flight": 4}
+    return external.connect(ServerConfig(kind=kind, endpoints=urls, model="m", **quick | fields))
+
+
+def assert_same(got, want):
+    for name in ("prompt", "prompt_length", "completion", "length", "finished", "action_mask"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
+    np.testing.assert_allclose(got.sampler_logp, want.sampler_logp, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_a_server_gives_the_rollout_of_the_engine(serve, engine, params, batch, embedded, kind):
+    """The same seeds, the same tokens, and the trainer's log-probabilities; /v1 in the URL is no matter."""
+    url, model = serve()
+    generate = functools.partial(external.rollout, connect(url + "/v1/", kind=kind))
+    got = generate(engine, None, batch, KEY, G, N, seeds=SEEDS)
+    assert_same(got, embedded)
+    assert got.finished.any() and not got.finished.all()
+    args = (got.prompt, got.prompt_length, got.completion)
+    logp = jax.jit(token_logprobs, static_argnums=1)(params, engine.model_config, *args)[0]
+    np.testing.assert_allclose(np.where(got.action_mask, logp, 0), got.sampler_logp, atol=1e-5)
+    assert len(model.seen) == 6
+
+
+def test_a_group_is_one_request_and_its_seed_comes_from_key_and_row(serve, engine, batch):
+    url, model = serve()
+    server = connect(url)
+    whole = external.rollout(server, engine, None, batch, KEY, G, N)
+    assert sorted(len(body["prompt"]) for _, body in model.seen) == [1, 3, 4]
+    assert all(body["n"] == G and body["max_tokens"] == N for _, body in model.seen)
+    assert len({body["seed"] for _, body in model.seen}) == 3
+    assert len({tuple(row) for row in whole.completion.reshape(-1, N)}) == 6
+    last = jax.tree.map(lambda x: x[2:], batch)
+    part = external.rollout(server, engine, None, last, KEY, G, N, first_row=2)
+    assert_same(part, jax.tree.map(lambda x: x[2:], whole))
+    numbers = server.pool.numbers()
+    assert numbers["requests"] == numbers["attempts"] == 4
+    assert numbers["tokens"] == whole.length.sum() + part.length.sum()
+
+
+def test_sampling_settings_reach_the_server(serve, engine, batch):
+    url, model = serve()
+    sampling = SamplingConfig(temperature=0.7, top_k=9, top_p=0.9, min_p=0.01, repetition_penalty=1.1)
+    engine = dataclasses.replace(engine, sampling=sampling)
+    external.rollout(connect(url), engine, None, batch, KEY, 1, N)
+    external.rollout(connect(url, kind="sglang"), engine, None, batch, KEY, 1, N)
+    for path, body in model.seen:
+        said = body["sampling_params"] if path == "/generate" else body
+        for field in dataclasses.fields(sampling):
+            assert said[field.name] == getattr(sampling, field.name)
+        assert said["stop_token_ids"] == list(engine.eos_ids)
+    with pytest.raises(UserError, match="sampling.top_k: not in the OpenAI protocol"):
+        external.rollout(connect(url, kind="openai"), engine, None, batch, KEY, 1, N)
+
+
+def test_rows_are_cut_at_the_token_that_completes_a_stop_string(serve, engine, params, batch, embedded):
+    """A string that the engine is known to write; the server does not know of it, so the cut is made here."""
+    row = embedded.completion[0, 0, : embedded.length[0, 0]]
+    text = engine_lib.decode_tokens(engine, row[2:3])
+    ending = engine_lib.make_ending(engine, [text])
+    want = jax.device_get(engine_lib.rollout(engine, params, batch, KEY, G, N, seeds=SEEDS, ending=ending))
+    url, model = serve()
+    got = external.rollout(connect(url), engine, None, batch, KEY, G, N, seeds=SEEDS, stops=[text])
+    assert_same(got, want)
+    assert want.length[0, 0] <= 3 and want.finished[0, 0]
+    assert all(body["stop"] == [text] for _, body in model.seen)
+
+
+# --- token texts instead of ids --------------------------------------------------------------------
+
+
+def _read_texts(texts, ids=None):
+    """What a standard answer with these token texts is read as, where "b" is the text of two ids."""
+    ask = Ask("openai", "m", SamplingConfig(), 9, 99, (7,), (), lambda: {"a": [1], "b": [2, 3], "<end>": [7]})
+    logprobs = {"tokens": texts, "token_logprobs": [-0.5] * len(texts)}
+    choice = {"index": 0, "finish_reason": "stop", "logprobs": logprobs, "token_ids": ids}
+    (found,) = completion_call(ask, [5], 1, 0).read({"choices": [choice], "usage": None})
+    return found.ids
+
+
+def test_texts_are_mapped_to_ids_only_where_each_stands_for_one():
+    assert _read_texts(["a", "a", "<end>"]) == (1, 1, 7)
+    assert _read_texts(["token_id:2", "token_id:7"]) == (2, 7)
+    assert _read_texts(["b", "b"], ids=[3, 7]) == (3, 7)
+    with pytest.raises(AttemptFailed, match="texts instead of token ids, and 'b' stands for 2 ids"):
+        _read_texts(["a", "b", "<end>"])
+    with pytest.raises(AttemptFailed, match="'c' stands for 0 ids"):
+        _read_texts(["c"])
+    with pytest.raises(AttemptFailed, match="leaves out the end token"):
+        _read_texts(["a"])
+
+
+def test_a_standard_server_that_sends_texts(serve, engine, batch, embedded):
+    """The random model writes halves of characters, whose texts are all alike: those samples are refused."""
+    url, model = serve()
+    server = connect(url, kind="openai")
+    texts = engine_lib.token_texts(engine)
+    first = embedded.completion[..., 0]
+    readable = np.array([[texts.count(texts[i]) == 1 for i in row] for row in first])
+    assert readable.any() and not readable.all()
+    got = external.rollout(server, engine, None, batch, KEY, G, 1, seeds=SEEDS)
+    np.testing.assert_array_equal(got.length, readable)
+    np.testing.assert_array_equal(got.completion[..., 0], np.where(readable, first, 0))
+    assert server.pool.numbers()["failed/no_token_ids"] == (~readable).sum()
+    assert not any("token_ids" in field for field in model.seen[0][1])
+
+
+# --- faults ----------------------------------------------------------------------------------------
+
+
+def http_error(status, text="broken", **headers):
+    return lambda path, body, answer: (status, headers, text)
+
+
+def change(**fields):
+    """A choice with other fields."""
+    return lambda path, body, answer: answer | {"choices": [c | fields for c in answer["choices"]]}
+
+
+def edit(part, value):
+    """Every choice with another `token_ids` or `token_logprobs`."""
+
+    def spoil(path, body, answer):
+        for choice in answer["choices"]:
+            place = choice if part == "token_ids" else choice["logprobs"]
+            place[part] = value(choice)
+        return answer
+
+    return spoil
+
+
+def without_end(path, body, answer):
+    for choice in answer["choices"]:
+        choice |= {"finish_reason": "stop", "token_ids": [3] * len(choice["token_ids"])}
+    return answer
+
+
+def past_the_end(path, body, answer):
+    for choice in answer["choices"]:
+        choice |= {"token_ids": [45, 45], "logprobs": {"tokens": [], "token_logprobs": [-1.0, -1.0]}}
+    return answer | {"usage": None}
+
+
+def sleeping(path, body, answer):
+    time.sleep(4)
+    return answer
+
+
+FAULTS = {
+    "500": (http_error(500, "out of memory"), "http 500: out of memory"),
+    "400": (http_error(400, "prompt must be a string"), "http 400: prompt must be a string"),
+    "timeout": (sleeping, "timeout: no answer in 2 s"),
+    "cut JSON": (lambda p, b, a: (200, {}, json.dumps(a)[:-20]), "the answer is not JSON"),
+    "empty": (lambda p, b, a: (200, {}, ""), "no usable choices"),
+    "list": (lambda p, b, a: [1], "no usable choices"),
+    "no choices": (lambda p, b, a: {"choices": []}, "0 samples instead of n=2"),
+    "no logprobs": (change(logprobs=None), "sends no log-probabilities"),
+    "other prompt": (change(prompt_token_ids=[1]), "changed the prompt's tokens"),
+    "aborted": (change(finish_reason="abort"), "ended by 'abort'"),
+    "count": (lambda p, b, a: a | {"usage": {"completion_tokens": 99}}, "but it counts 99"),
+    "lengths": (edit("token_ids", lambda c: c["token_ids"][:-1]), "are not as many"),
+    "foreign id": (edit("token_ids", lambda c: [10**6] * len(c["token_ids"])), "another model"),
+    "nan": (edit("token_logprobs", lambda c: [float("nan")] * len(c["token_ids"])), "finite number"),
+    "positive": (edit("token_logprobs", lambda c: [0.5] * len(c["token_ids"])), "finite number"),
+    "no end": (without_end, "leaves out the end token"),
+    "past the end": (past_the_end, "tokens follow an end token"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_request_that_fails_drops_its_group_and_says_why(serve, engine, batch, fault, caplog):
+    """Only the second prompt's answers are spoilt: its rows are empty, the others are whole."""
+    spoil, message = FAULTS[fault]
+    url, model = serve()
+    quick = {"tries": 1, "timeout_s": 2.0} if fault == "timeout" else {"tries": 2}
+    server = connect(url, **quick)
+    model.spoil = lambda path, body, answer: spoil(path, body, answer) if body["prompt"] == [8] else answer
+    with caplog.at_level(logging.WARNING):
+        got = external.rollout(server, engine, None, batch, KEY, G, N)
+    assert not got.length[1].any() and not got.finished[1].any() and not got.action_mask[1].any()
+    assert not got.sampler_logp[1].any() and not got.completion[1].any()
+    assert (got.length[[0, 2]] > 0).all()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("2 of 6 samples are missing") and url in line
+    assert message in line
+    numbers = server.pool.numbers()
+    assert numbers["failed"] == 1 and numbers["requests"] == 3
+
+
+def test_a_fault_that_passes_costs_a_retry_and_no_sample(serve, engine, batch):
+    url, model = serve()
+    server, want = connect(url), external.rollout(connect(url), engine, None, batch, KEY, G, N)
+    fails = iter(
+        [http_error(503), http_error(429, **{"Retry-After": "0.01"}), lambda p, b, a: (200, {}, "{")]
+    )
+    model.spoil = lambda p, b, a: next(fails, lambda p, b, a: a)(p, b, a)
+    assert_same(external.rollout(server, engine, None, batch, KEY, G, N), want)
+    numbers = server.pool.numbers()
+    assert numbers["retries"] == 3 and "failed" not in numbers
+
+
+def test_another_server_takes_over(serve, engine, batch):
+    """One refuses every request for good, the third does not exist: nothing is lost."""
+    (good, _), (bad, model) = serve(), serve()
+    model.spoil = http_error(404, "no such model")
+    want = external.rollout(connect(good), engine, None, batch, KEY, G, N)
+    server = connect(bad, "http://127.0.0.1:9", good)
+    assert_same(external.rollout(server, engine, None, batch, KEY, G, N), want)
+
+
+def test_when_nothing_came_back_the_run_ends_with_the_reason(serve, engine, batch):
+    url, model = serve()
+    model.spoil = http_error(400, "prompt must be a string")
+    with pytest.raises(UserError, match=r"none of 6 samples came back \(http.*400: prompt must be a string"):
+        external.rollout(connect(url), engine, None, batch, KEY, G, N)
+    assert len(model.seen) == 3  # a refusal is the same at the next try
+    model.spoil = sleeping
+    late = connect(url, call_timeout_s=0.1)
+    with pytest.raises(UserError, match="no answer within call_timeout_s=0.1"):
+        external.rollout(late, engine, None, batch, KEY, G, N)
+
+
+def test_a_constraint_is_refused(engine, batch):
+    with pytest.raises(UserError, match="no server reports log-probabilities under the grammar"):
+        external.rollout(connect("http://h"), engine, None, batch, KEY, G, N, constraint=object())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kind": "trt"}, "kind='trt': use one of embedded, vllm, sglang, openai"),
+        ({"endpoints": "http://h"}, "must be a list of URLs"),
+        ({"endpoints": ("h:8000",)}, "'h:8000' is no URL"),
+        ({"endpoints": ()}, "endpoints is empty"),
+        ({"model": ""}, "model is empty"),
+        ({"in_flight": 0}, "in_flight=0: must be a finite number at least 1"),
+        ({"timeout_s": float("nan")}, "timeout_s=nan"),
+        ({"api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY: this variable is not set"),
+        ({"kind": "embedded"}, "needs no server"),
+    ],
+)
+def test_a_config_that_cannot_work_is_named(fields, message):
+    with pytest.raises(UserError, match=message):
+        external.connect(ServerConfig(**{"kind": "vllm", "endpoints": ("http://h",), "model": "m"} | fields))
+
+
+# --- weights ---------------------------------------------------------------------------------------
+
+
+def test_pushed_weights_are_those_that_answer(serve, engine, batch, tmp_path, caplog):
+    """The second server refuses them: it is asked no more until it takes a later push."""
+    fresh = jax.jit(init_params, static_argnums=1)(jax.random.key(9), engine.model_config)
+    want = jax.device_get(engine_lib.rollout(engine, fresh, batch, KEY, G, N, seeds=SEEDS))
+    (good, _), (bad, model) = serve(), serve()
+    server = connect(good, bad, kind="sglang", tries=1)
+    model.spoil = lambda p, b, a: {"success": False, "message": "no space"} if "update" in p else a
+    with caplog.at_level(logging.WARNING):
+        assert external.push_weights(server, fresh, engine, tmp_path / "engine") == 1
+    assert "left out for now" in caplog.text and "no space" in caplog.text
+    assert_same(external.rollout(server, engine, None, batch, KEY, G, N, seeds=SEEDS), want)
+    assert [path for path, _ in model.seen] == ["/update_weights_from_disk"]
+    model.spoil = lambda p, b, a: a
+    assert external.push_weights(server, fresh, engine, tmp_path / "engine") == 2
+    assert_same(external.rollout(server, engine, None, batch, KEY, G, N, seeds=SEEDS), want)
+    assert len(model.seen) > 2
+    assert not list(tmp_path.glob("engine.*"))
+
+
+def test_vllm_reloads_and_forgets_what_it_cached(serve, engine, params, tmp_path):
+    url, model = serve()
+    external.push_weights(connect(url), params, engine, tmp_path / "engine")
+    assert model.seen == [("/collective_rpc", {"method": "reload_weights"}), ("/reset_prefix_cache", {})]
+    model.spoil = http_error(404, "Not Found")
+    with pytest.raises(UserError, match="no server loaded .*http 404"):
+        external.push_weights(connect(url), params, engine, tmp_path / "engine")
+    with pytest.raises(UserError, match="takes no new weights"):
+        external.push_weights(connect(url, kind="openai"), params, engine, tmp_path / "engine")
