@@ -2,27 +2,34 @@
 
 A prompt line holds `prompt` (text), `messages` (chat, through the model's template) or `token_ids`, and
 optionally `id`. Each output line holds id, sample, text, token_ids, finished and, on request, logprobs.
+With --server=URL an inference server (vLLM, SGLang, ...) writes them; of --model only the tokenizer and the
+configs are read then. A sample that did not come back has no tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
 from gtalign_jax.config import writable_directory
+from gtalign_jax.data.tokenizer import load_tokenizer
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.models import hf
+from gtalign_jax.models.config import read_config
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout import lines
+from gtalign_jax.rollout import external, lines
+from gtalign_jax.rollout.backends import KINDS
 from gtalign_jax.rollout.engine import BucketConfig, Engine
-from gtalign_jax.rollout.folder import load_engine
+from gtalign_jax.rollout.folder import end_tokens, load_engine
 from gtalign_jax.rollout.sampling import SamplingConfig
-from gtalign_jax.types import PyTree
+from gtalign_jax.types import PyTree, Rollout
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,6 +50,9 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=32, help="prompts computed together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compute_dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--server", action="append", default=[], help="URL that writes, may be repeated")
+    parser.add_argument("--kind", default="vllm", choices=KINDS, help="the protocol of --server")
+    parser.add_argument("--served_model", default="", help="its name there (default: --model)")
     return parser.parse_args(argv)
 
 
@@ -62,17 +72,35 @@ def main(argv: list[str] | None = None) -> None:
     prompts = lines.read_lines(flags.prompts)
     out = pathlib.Path(flags.out).absolute()
     writable_directory(str(out.parent), "out")
-    engine, params = load_engine(
-        flags.model,
-        sampling=sampling,
-        buckets=BucketConfig(completion=(flags.max_new_tokens,), batch=(flags.batch_size,)),
-        compute_dtype=flags.compute_dtype,
-    )
-    jsonl.write(out, complete(engine, params, prompts, flags))
+    engine, params, generate = open_engine(flags, sampling)
+    jsonl.write(out, complete(engine, params, prompts, flags, generate))
+
+
+def open_engine(
+    flags: argparse.Namespace, sampling: SamplingConfig
+) -> tuple[Engine, PyTree, Callable[..., Rollout]]:
+    """(engine, parameters, rollout function): our own, or a server's, which needs no parameters here."""
+    buckets = BucketConfig(completion=(flags.max_new_tokens,), batch=(flags.batch_size,))
+    if not flags.server:
+        loaded = load_engine(
+            flags.model, sampling=sampling, buckets=buckets, compute_dtype=flags.compute_dtype
+        )
+        return *loaded, engine_lib.rollout
+    folder = hf.resolve_folder(flags.model)
+    tokenizer = load_tokenizer(folder)
+    eos_ids = end_tokens(folder, tokenizer.eos_token_id)
+    engine = Engine(tokenizer, read_config(folder), eos_ids, sampling, buckets)
+    name = flags.served_model or flags.model
+    config = external.ServerConfig(kind=flags.kind, endpoints=tuple(flags.server), model=name)
+    return engine, None, functools.partial(external.rollout, external.connect(config), stops=flags.stop)
 
 
 def complete(
-    engine: Engine, params: PyTree, prompts: list[dict], flags: argparse.Namespace
+    engine: Engine,
+    params: PyTree,
+    prompts: list[dict],
+    flags: argparse.Namespace,
+    generate: Callable[..., Rollout],
 ) -> Iterator[dict]:
     """Output lines in input order, batch by batch; what a prompt draws does not depend on its batch."""
     encoded = [lines.prompt_ids(engine, line, flags.prompts) for line in prompts]
@@ -88,7 +116,7 @@ def complete(
     for first in range(0, len(prompts), flags.batch_size):
         part = slice(first, first + flags.batch_size)
         batch = engine_lib.prompt_batch(engine, encoded[part])
-        rollout = engine_lib.rollout(
+        rollout = generate(
             engine,
             params,
             batch,

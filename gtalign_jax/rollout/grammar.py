@@ -27,9 +27,10 @@ import numpy as np
 from gtalign_jax.chain.grammar import Grammar
 from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.errors import UserError
-from gtalign_jax.types import Array
+from gtalign_jax.types import Array, Rollout
 
 UNLIMITED = 2**30
+FAR_BELOW = -1e30
 _FORBIDDEN = 255
 _FAR = np.int32(2**29)
 
@@ -177,8 +178,8 @@ def start_state(constraint: Constraint, shape: Sequence[int]) -> GrammarState:
     return GrammarState(state, _room(constraint, state, jnp.asarray(constraint.budget)))
 
 
-def masked_logits(constraint: Constraint, at: GrammarState, logits: Array) -> Array:
-    """logits [..., V] with -inf where a token is not allowed; at: states of shape [...].
+def masked_logits(constraint: Constraint, at: GrammarState, logits: Array, fill: float = -jnp.inf) -> Array:
+    """logits [..., V] with `fill` where a token is not allowed; at: states of shape [...].
 
     At least one token stays allowed in every state.
     """
@@ -187,7 +188,7 @@ def masked_logits(constraint: Constraint, at: GrammarState, logits: Array) -> Ar
     slack = jnp.where(slack < 0, _FORBIDDEN - 1, jnp.minimum(slack, _FORBIDDEN - 1)).astype(jnp.uint8)
     allowed = constraint.waste[at.state] <= slack[..., None]
     allowed = jnp.take(allowed, constraint.classes, axis=-1, mode="clip")
-    return jnp.where(allowed, logits, -jnp.inf)
+    return jnp.where(allowed, logits, fill)
 
 
 def advanced(
@@ -222,3 +223,24 @@ def _room(constraint: Constraint, state: Array, total: Array) -> Array:
     """What a row that enters a block may write: its limit beyond the shortest way, within the budget."""
     limit = constraint.limit[constraint.block[state]]
     return jnp.minimum(total, constraint.distance[state] + limit)
+
+
+# --- training (pure) --------------------------------------------------------------------------------
+
+
+def action_states(constraint: Constraint, rollout: Rollout) -> GrammarState:
+    """Where each action of a rollout was chosen: states of shape [P, G, N], to limit the trainer's logits.
+
+    Columns that are no action (padding, forced tokens) are free, so that nothing there is -inf. The
+    constraint's budget must be the one of the rollout.
+    """
+    tables = jax.tree.map(jnp.asarray, constraint)
+    _, before = replay(tables, rollout.completion, rollout.length)
+    off = len(constraint.step) - 2
+    return before.replace(state=jnp.where(rollout.action_mask, before.state, off))
+
+
+def limited_logits(constraint: Constraint, at: GrammarState, logits: Array) -> Array:
+    """`masked_logits` for a loss: a number far below any logit in place of -inf, whose product with a
+    probability of zero is zero and not undefined."""
+    return masked_logits(jax.tree.map(jnp.asarray, constraint), at, logits, FAR_BELOW)

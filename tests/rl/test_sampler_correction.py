@@ -1,0 +1,109 @@
+"""A sampler that computes other probabilities than the trainer: measured, and corrected in expectation."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gtalign_jax.rl.algorithm import PRESETS, AlgorithmConfig
+from gtalign_jax.rl.experience import compute_advantages, make_experience
+from gtalign_jax.rl.logprobs import token_logprobs
+from gtalign_jax.rl.losses import policy_loss, truncated_is_weight
+from gtalign_jax.rl.update import policy_step_loss
+
+ARMS, GROUP = 4, 3
+PARAMS = np.array([0.3, -0.7, 1.1, 0.0])
+SAMPLER = np.log(np.array([0.55, 0.2, 0.05, 0.2]))  # far from softmax(PARAMS): 0.22, 0.08, 0.50, 0.17
+REWARD = np.array([0.2, 1.0, -0.4, 0.9])
+# The baseline is made of the other samples, so an update's expectation is the gradient itself.
+RLOO = dataclasses.replace(PRESETS["rloo"], max_tokens=1)
+
+
+def expected_gradient(cap):
+    """The ascent direction averaged over all groups of one-token samples that the sampler may draw."""
+    outcomes = np.array(list(itertools.product(range(ARMS), repeat=GROUP)))
+    known = jnp.ones((1, GROUP, 1), bool)
+
+    def loss(params, group):
+        logp = jax.nn.log_softmax(params)[group][None, :, None]
+        old = jax.lax.stop_gradient(logp)
+        reward = jnp.asarray(REWARD, jnp.float32)[group][None]
+        advantage, _ = compute_advantages(RLOO, reward, known[..., 0], known, known)
+        weight = None
+        if cap:
+            weight = truncated_is_weight(old, jnp.asarray(SAMPLER, jnp.float32)[group][None, :, None], cap)
+        return policy_loss(logp, old, advantage, known, RLOO, is_weight=weight)[0].value
+
+    grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(jnp.asarray(PARAMS, jnp.float32), outcomes)
+    chance = np.exp(SAMPLER)[outcomes].prod(axis=-1)
+    return -np.asarray(chance @ np.asarray(grads))
+
+
+def exact_gradient(weights=1.0):
+    """Of the expected reward under softmax(PARAMS), each arm's share times a weight; float64."""
+    p = np.exp(PARAMS) / np.exp(PARAMS).sum()
+    score = np.eye(ARMS) - p  # row a: gradient of log p(a)
+    return (p * weights * REWARD) @ score, (p * weights) @ score, np.exp(SAMPLER) @ REWARD
+
+
+def test_importance_weights_give_the_on_policy_gradient_in_expectation():
+    want, _, _ = exact_gradient()
+    np.testing.assert_allclose(expected_gradient(cap=100.0), want, atol=1e-6)
+
+
+def test_without_them_the_update_climbs_the_samplers_hill():
+    want, _, _ = exact_gradient()
+    off = expected_gradient(cap=0.0)
+    p = np.exp(PARAMS) / np.exp(PARAMS).sum()
+    q = np.exp(SAMPLER)
+    np.testing.assert_allclose(off, (q * (REWARD - q @ REWARD)) @ (np.eye(ARMS) - p), atol=1e-6)
+    assert off @ want / np.linalg.norm(off) / np.linalg.norm(want) < 0.9
+
+
+def test_a_cap_trades_variance_for_the_bias_it_is_known_to_have():
+    """min(p/q, cap): the expectation is that of the capped weights, baseline and all."""
+    p = np.exp(PARAMS) / np.exp(PARAMS).sum()
+    ratio = p / np.exp(SAMPLER)
+    assert ratio.max() > 2 > np.sort(ratio)[-2]
+    first, second, baseline = exact_gradient(np.minimum(ratio, 2.0) / ratio)
+    np.testing.assert_allclose(expected_gradient(cap=2.0), first - baseline * second, atol=1e-6)
+
+
+def test_gap_and_weights_of_a_sampler_that_is_off_by_a_known_amount(model, params, rollout, reward, valid):
+    """The server's numbers are the trainer's less delta, and one sample's request failed."""
+    temperature, delta, cap = 0.7, 0.25, 1.2
+    args = (rollout.prompt, rollout.prompt_length, rollout.completion)
+    true = jax.jit(lambda p: token_logprobs(p, model, *args, temperature=temperature)[0])(params)
+    failed = jnp.zeros(valid.shape, bool).at[1, 0].set(True)
+    length = jnp.where(failed, 0, rollout.length)
+    mask = jnp.arange(rollout.completion.shape[-1]) < length[..., None]
+    sampled = rollout.replace(
+        length=length,
+        action_mask=mask,
+        finished=rollout.finished & ~failed,
+        completion=jnp.where(mask, rollout.completion, 0),
+        sampler_logp=jnp.where(mask, true - delta, 0.0),
+    )
+    config = AlgorithmConfig(is_cap=cap, scale="none")
+    made = jax.jit(functools.partial(make_experience, model=model, config=config, temperature=temperature))(
+        sampled, reward, valid & ~failed, params, None, None
+    )
+    known = mask & valid[..., None]
+    np.testing.assert_allclose(made.is_weight[known], min(np.exp(delta), cap), rtol=1e-5)
+    assert not made.advantage[1, 0].any() and not made.action_mask[1, 0].any()
+    loss = functools.partial(policy_step_loss, model=model, config=config, temperature=temperature)
+
+    def total(params):
+        ratio, metrics = loss(params, made)
+        return ratio.total, metrics
+
+    (value, metrics), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+    assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    assert float(metrics["sampler/gap"].value) == pytest.approx(delta, abs=1e-5)
+    assert float(metrics["sampler/gap"].count) == int(known.sum())
+    k3 = np.exp(delta) - 1 - delta  # (old under sampler) with d = -delta
+    assert float(metrics["kl/sampler"].value) == pytest.approx(k3, abs=1e-5)
