@@ -1,0 +1,256 @@
+"""What the benchmarks share: workloads, random weights for everybody, clocks, the machine's limits.
+
+Contenders of a case are measured in one run: on a CPU all are made first and their rounds alternate, so
+that a change of the machine's mood hits them alike; on a GPU one at a time, because memory is short.
+Every process, ours and the peers', runs with the same allocator settings (`ALLOCATOR`) and the same cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import dataclasses
+import functools
+import gc
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.models import hf
+from gtalign_jax.models.config import ModelConfig, read_config
+from gtalign_jax.types import PyTree
+
+Line = dict[str, Any]
+Run = Callable[[], object]
+Make = Callable[[], Run]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """P prompts of S tokens, G completions of N tokens each; `rows` are the P*G sequences they make."""
+
+    prompts: int = 4
+    group: int = 8
+    slots: int = 64
+    new: int = 128
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.group
+
+
+_QWEN = {"model_type": "qwen2", "tie_word_embeddings": True, "eos_token_id": None, "bos_token_id": None}
+# hidden, intermediate, layers, heads, kv heads, vocabulary, positions
+_SIZES = {
+    "small": (512, 1536, 8, 8, 2, 16384, 4096),
+    "tiny": (32, 64, 1, 2, 1, 512, 256),
+    "qwen2_5_0_5b": (896, 4864, 24, 14, 2, 151936, 32768),
+    "qwen2_5_3b": (2048, 11008, 36, 16, 2, 151936, 32768),
+}
+_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+SHAPES = {name: {**_QWEN, **dict(zip(_FIELDS, size, strict=True))} for name, size in _SIZES.items()}
+
+
+def workload(name: str, shape: str) -> Workload:
+    """W, or R with the prompts of real use; the tiny shape has a tiny workload."""
+    if shape == "tiny":
+        return Workload(prompts=2, group=2, slots={"W": 8, "R": 24}[name], new=8)
+    return Workload(slots={"W": 64, "R": 512}[name])
+
+
+def random_tokens(shape: Sequence[int], vocab: int, seed: int = 0) -> np.ndarray:
+    """int32 tokens; the first four ids are left to special tokens."""
+    return np.random.default_rng(seed).integers(4, vocab, shape).astype(np.int32)
+
+
+# --- weights ------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def weights_folder(shape: str, dtype: str) -> pathlib.Path:
+    """An HF folder with random weights, which every contender reads; removed when the process ends."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="bench-weights-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    torch.manual_seed(0)
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPES[shape])).save_pretrained(folder)
+    finally:
+        torch.set_default_dtype(kept)
+    return folder
+
+
+def our_model(flags: argparse.Namespace, **switches: Any) -> tuple[ModelConfig, PyTree]:
+    """Our configuration, layers unrolled on a CPU, and parameters."""
+    switches = {"scan_layers": flags.device != "cpu", **switches}
+    types = {"compute_dtype": flags.dtype, "param_dtype": flags.dtype}
+    config = read_config(weights_folder(flags.shape, flags.dtype), **types, **switches)
+    return config, hf.load_params(weights_folder(flags.shape, flags.dtype), config)
+
+
+def torch_model(flags: argparse.Namespace) -> transformers.Qwen2ForCausalLM:
+    """The same weights in transformers, on the device of the flags."""
+    folder = weights_folder(flags.shape, flags.dtype)
+    model = transformers.Qwen2ForCausalLM.from_pretrained(folder, dtype=getattr(torch, flags.dtype))
+    return model.to(torch_device(flags))
+
+
+def torch_device(flags: argparse.Namespace) -> str:
+    return "cuda" if flags.device == "gpu" else "cpu"
+
+
+# --- time ---------------------------------------------------------------------------------------------
+
+
+def time_rounds(
+    repeats: int,
+    makes: Mapping[str, Make],
+    *,
+    together: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each contender's rounds after one that warms up.
+
+    together: all are made first and their rounds alternate; otherwise one after the other, each dropped
+    before the next is made.
+    """
+
+    def rounds(runs: Mapping[str, Run]) -> dict[str, list[float]]:
+        taken: dict[str, list[float]] = {name: [] for name in runs}
+        for number in range(repeats + 1):
+            for name, run in runs.items():
+                start = clock()
+                run()
+                if number:
+                    taken[name].append(clock() - start)
+        return taken
+
+    if together:
+        return rounds({name: make() for name, make in makes.items()})
+    seconds = {}
+    for name, make in makes.items():
+        seconds |= rounds({name: make()})
+        gc.collect()
+    return seconds
+
+
+def compare(ours: Sequence[float], peer: Sequence[float] | None, tokens: int, digits: int = 1) -> Line:
+    """Tokens a second of ours and of the peer (medians), their ratio, and the seconds of every round."""
+    line: Line = {"ours": round(tokens / statistics.median(ours), digits)}
+    seconds = {"ours": [round(s, 3) for s in ours]}
+    if peer is not None:
+        line["peer"] = round(tokens / statistics.median(peer), digits)
+        line["ratio"] = round(statistics.median(peer) / statistics.median(ours), 2)
+        seconds["peer"] = [round(s, 3) for s in peer]
+    return {**line, "seconds": seconds}
+
+
+# --- the machine --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def machine(dtype: str = "float32") -> tuple[float, float]:
+    """(matmul rate in FLOP/s, memory read rate in bytes/s), the best of five."""
+    on_cpu = jax.default_backend() == "cpu"
+    a = jnp.ones((1536, 1536) if on_cpu else (8192, 8192), dtype)
+    big = jnp.ones(2**26 if on_cpu else 2**30, jnp.float32)
+    best = {}
+    for name, function, args in (("multiply", jnp.matmul, (a, a)), ("read", jnp.sum, (big,))):
+        run = jax.jit(function)
+        jax.block_until_ready(run(*args))
+        taken = []
+        for _ in range(5):
+            start = time.perf_counter()
+            jax.block_until_ready(run(*args))
+            taken.append(time.perf_counter() - start)
+        best[name] = min(taken)
+    return 2 * a.size * a.shape[0] / best["multiply"], big.nbytes / best["read"]
+
+
+# --- flags and output ---------------------------------------------------------------------------------
+
+# glibc keeps freed memory and uses huge pages: page faults cost everybody 10 to 30 % otherwise.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**34),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
+CORES = len(os.sched_getaffinity(0))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every benchmark."""
+    parser.add_argument("--case", default="", help="one case; all of them without it")
+    parser.add_argument("--repeats", type=int, default=3, help="measured rounds, after one to warm up")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
+    parser.add_argument("--shape", default="small", choices=tuple(SHAPES))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--allocator", default="tuned", choices=("tuned", "default"))
+
+
+def check_flags(flags: argparse.Namespace, cases: Sequence[str]) -> None:
+    """UserError where a flag asks for what is not here."""
+    if flags.repeats < 1:
+        raise UserError(f"--repeats={flags.repeats}: must be at least 1")
+    if flags.case and flags.case not in cases:
+        raise UserError(f"--case={flags.case}: must be one of {', '.join(cases)}")
+    if flags.device == "gpu" and not (torch.cuda.is_available() and jax.default_backend() == "gpu"):
+        raise UserError("--device=gpu: needs a GPU that both jax and torch see; use --device=cpu")
+    if flags.device == "cpu" and jax.default_backend() != "cpu":
+        raise UserError("--device=cpu: jax has another default; set JAX_PLATFORMS=cpu")
+
+
+def restart_tuned(module: str, argv: Sequence[str], flags: argparse.Namespace) -> None:
+    """Begin again in the environment that all contenders share; a process reads it when it starts.
+
+    A test that calls `main` sets `BENCH_STARTED` and stays in its process.
+    """
+    if "BENCH_STARTED" in os.environ:
+        return
+    shared = {"BENCH_STARTED": "1", "OMP_NUM_THREADS": str(CORES), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if flags.device == "cpu":
+        shared["JAX_PLATFORMS"] = "cpu"
+    if flags.allocator == "tuned":
+        shared |= ALLOCATOR
+    os.execve(sys.executable, [sys.executable, "-m", module, *argv], {**os.environ, **shared})
+
+
+def emit(bench: str, flags: argparse.Namespace, line: Line) -> None:
+    """Print one JSON line with what it was measured under."""
+    about = {"shape": flags.shape, "dtype": flags.dtype, "device": jax.devices()[0].device_kind}
+    print(json.dumps({"bench": bench, **line, **about, "allocator": flags.allocator}), flush=True)
+
+
+Cases = Mapping[str, Sequence[Callable[[], list[Line]]]]
+
+
+def run_cases(bench: str, flags: argparse.Namespace, cases: Cases) -> None:
+    """Check the flags, then print the lines of the case that was asked for, or of all."""
+    check_flags(flags, tuple(cases))
+    for name in [flags.case] if flags.case else cases:
+        for measure in cases[name]:
+            for line in measure():
+                emit(bench, flags, line)

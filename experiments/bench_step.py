@@ -1,0 +1,168 @@
+"""A whole GRPO step: rollout, reward, reference logprobs, update; one JSON line a case and peer.
+
+    python -m experiments.bench_step [--case=W|R] [--repeats=3] [--only=trl,tunix] [--peers=build/peers]
+
+    W    4 prompts x 8 samples, 64 prompt tokens, 128 new ones
+    R    the same with 512 prompt tokens
+
+Ours is `align.align_step`, what `experiments.train` runs, judge, chain parsing and metrics included. The
+peers are TRL's GRPOTrainer and Tunix's GRPOLearner, each in an environment of its own that is made on
+first use (`--peers=` empty: ours alone). All have the same weights and prompts, one update a rollout, AdamW,
+a KL to the reference in the loss, temperature 1, and a reward that counts words on the host; answers
+end with the budget. Rounds alternate. Fields: ours, peer in completion tokens a second; seconds of
+every step; limit: a step that only decodes at the weights' rate and multiplies at the matmul peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import jax
+
+from configs import base
+from experiments import bench_common as common
+from experiments import bench_limits as limits
+from experiments.bench_common import Line, Run, Workload
+from experiments.peers import launch
+from gtalign_jax.align import align_step, optimizers, start_state
+from gtalign_jax.data.item import Item
+from gtalign_jax.data.loader import PromptSet
+from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.job import Job
+from gtalign_jax.phase import to_numbers
+from gtalign_jax.rewards.judges.pool import JudgeStats
+from gtalign_jax.rewards.judges.rules import judge_by_rules
+from gtalign_jax.rewards.mutual_welfare import RewardConfig
+from gtalign_jax.rl.experience import make_experience
+from gtalign_jax.rl.update import make_update
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.settings import Settings, make_settings
+from gtalign_jax.sharding import MeshConfig, make_mesh, spread
+from gtalign_jax.types import Features, PyTree, Reward
+
+PEERS = {"trl": "trl_grpo.py", "tunix": "tunix_grpo.py"}
+TARGETS = {("W", "trl"): 2.5, ("W", "tunix"): 2.0, ("R", "trl"): 4.0}
+NEVER = -1  # no token ends an answer
+
+
+def word_reward(features: Features, config: RewardConfig) -> Reward:
+    """The number of words modulo 8, scaled to [0, 1]: cheap, and different within a group."""
+    value = (features.total_words % 8) / 7
+    return Reward(user=value, llm=value, welfare=value, parts={})
+
+
+def make_settings_of(size: Workload) -> Settings:
+    """GRPO as the presets have it, at the sizes of a workload."""
+    config = base.get_config()
+    config.max_new_tokens = size.new
+    config.buckets.prompt, config.buckets.completion = (size.slots,), (size.new,)
+    config.align.update(algorithm="grpo", steps=10**6, prompts=size.prompts, group_size=size.group)
+    config.align.dump_every = 10**6
+    config.algorithm.kl_coef = launch.KL_COEF
+    config.policy_optimizer.lr = launch.LR
+    return make_settings(config)
+
+
+def make_job(flags: argparse.Namespace, size: Workload, workdir: pathlib.Path) -> tuple[Job, PyTree]:
+    """(a job whose prompts are the workload's, the starting parameters)."""
+    model, params = common.our_model(flags)
+    settings = make_settings_of(size)
+    mesh = make_mesh(MeshConfig())
+    tokens = common.random_tokens((size.prompts, size.slots), model.vocab_size).tolist()
+    message = ({"role": "user", "content": "prompt"},)
+    items = [Item(i, message, "medium", "medium", "", "prompt") for i in range(size.prompts)]
+    tokenizer = launch.make_tokenizer(model.vocab_size)
+    job = Job(
+        settings=settings,
+        workdir=workdir,
+        model_folder=common.weights_folder(flags.shape, flags.dtype),
+        engine=Engine(tokenizer, model, (NEVER,), settings.sampling, settings.buckets, mesh),
+        train=PromptSet(items, tokens, 0),
+        test=PromptSet([], [], 0),
+        demonstrations=[],
+        judge=judge_by_rules,
+        consistency=None,
+        judge_stats=JudgeStats(),
+        reward_fn=word_reward,
+        untrained=(),
+    )
+    return job, spread(params, mesh)
+
+
+@contextlib.contextmanager
+def our_step(flags: argparse.Namespace, size: Workload) -> Iterator[Run]:
+    """One step of the aligning phase a call, as `align.run_align` sets it up."""
+    with tempfile.TemporaryDirectory() as folder:
+        job, reference = make_job(flags, size, pathlib.Path(folder))
+        settings = job.settings
+        temperature = settings.sampling.temperature
+        update = make_update(job.model, settings.algorithm, *optimizers(settings), temperature)
+        fixed = {"model": job.model, "config": settings.algorithm, "temperature": temperature}
+        experience = jax.jit(functools.partial(make_experience, **fixed))
+        state = spread(start_state(settings, job.model, reference), job.mesh)
+        held = {"state": state, "k": 0}
+
+        def run() -> None:
+            held["k"] += 1
+            state, metrics = align_step(job, reference, experience, update, held["state"], held["k"])
+            held["state"] = jax.block_until_ready(state)
+            launch.check_written(to_numbers({**metrics, "seconds": 1.0})["tokens_per_s"], size)
+
+        with jax.set_mesh(job.mesh):
+            yield run
+
+
+def measure(name: str, flags: argparse.Namespace, wanted: list[str]) -> list[Line]:
+    """One line a peer, or one without a peer when none is wanted."""
+    size = common.workload(name, flags.shape)
+    with contextlib.ExitStack() as stack:
+        runs = {"ours": stack.enter_context(our_step(flags, size))}
+        for peer in wanted:
+            process = launch.open_peer(peer, PEERS[peer], flags, size)
+            stack.callback(process.close)
+            runs[peer] = functools.partial(launch.full_round, process, size)
+        makes = {contender: (lambda run=run: run) for contender, run in runs.items()}
+        seconds = common.time_rounds(flags.repeats, makes)
+    tokens = size.rows * size.new
+    most = round(tokens / least_seconds(flags, size), 1)
+    lines = []
+    for peer in wanted or [None]:
+        line = {"case": name, "unit": "completion tokens/s", "peer_name": peer}
+        line |= common.compare(seconds["ours"], seconds.get(peer), tokens)
+        lines.append({**line, "limit": most, "target": TARGETS.get((name, peer))})
+    return lines
+
+
+def least_seconds(flags: argparse.Namespace, size: Workload) -> float:
+    """Decoding at the weights' rate, then a scoring and an update, prompts shared, at the matmul peak."""
+    fields = common.SHAPES[flags.shape]
+    update = limits.step_flops(fields, size, shared=True)
+    decode = size.new * limits.decode_seconds(fields, size.rows, flags.dtype)
+    return decode + update * (1 + 1 / 3) / common.machine(flags.dtype)[0]
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    common.add_flags(parser)
+    parser.add_argument("--peers", default=launch.DEFAULT, help="folder of their environments; empty: none")
+    parser.add_argument("--only", default=",".join(PEERS), help="peers to run, by comma")
+    argv = sys.argv[1:] if argv is None else argv
+    flags = parser.parse_args(argv)
+    common.restart_tuned("experiments.bench_step", argv, flags)
+    wanted = [peer for peer in flags.only.split(",") if peer] if flags.peers else []
+    for peer in wanted:
+        if peer not in PEERS:
+            raise UserError(f"--only={flags.only}: {peer!r} is not one of {', '.join(PEERS)}")
+    cases = {name: [functools.partial(measure, name, flags, wanted)] for name in ("W", "R")}
+    common.run_cases("step", flags, cases)
+
+
+if __name__ == "__main__":
+    main()

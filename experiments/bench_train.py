@@ -1,0 +1,277 @@
+"""A training step, forward, backward and AdamW, in tokens a second; one JSON line a case and variant.
+
+    python -m experiments.bench_train [--case=NAME] [--repeats=3]
+
+    W        4 prompts x 8 completions, 64 and 128 tokens: a supervised step
+    R        the same with 512 prompt tokens
+    policy   W with the clipped policy-gradient loss
+    growth   W's quarter at once, twice and four times the batch, the length and the depth
+    memory   temporary bytes of the compiled step as tokens and vocabulary grow; nothing is run
+
+Ours are `sft.update.make_sft_update` and `rl.update.make_update`, as `experiments.train` calls them:
+`shared` has a group's prompt once, `rows` repeats it for every completion. The peer is transformers'
+Qwen2 in eager PyTorch on separate rows without padding, logits at the completions only, with the same
+weights, tokens, clipping and AdamW; that the first losses agree is checked. Every rate counts the tokens
+of separate rows, whoever computes fewer. limit: the rate at which the products that a variant cannot
+avoid run at the measured matmul peak; share = ours / limit. Seconds of every round are in the line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+import torch
+
+from experiments import bench_common as common
+from experiments import bench_limits as limits
+from experiments.bench_common import Line, Run, Workload
+from gtalign_jax.errors import exit_on_user_error
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.transformer import init_params
+from gtalign_jax.rl.algorithm import AlgorithmConfig
+from gtalign_jax.rl.update import make_update
+from gtalign_jax.sft.update import SftBatch, make_sft_update
+from gtalign_jax.state import OptimizerConfig, init_state, make_optimizer
+from gtalign_jax.types import Experience, PyTree, TrainState
+
+OPTIMIZER = OptimizerConfig(lr=1e-5)
+ALGORITHM = AlgorithmConfig()
+TARGETS = {("W", "rows"): 1.0, ("W", "shared"): 1.4, ("R", "shared"): 3.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """prompt [P, S], completion [P, G, N] int32, advantage [P, G] float32; every slot is a token."""
+
+    prompt: np.ndarray
+    completion: np.ndarray
+    advantage: np.ndarray
+
+    def separate(self) -> Tokens:
+        """The same as P*G prompts with one completion each."""
+        group = self.completion.shape[1]
+        own = lambda x: x.reshape(-1, 1, *x.shape[2:])
+        return Tokens(np.repeat(self.prompt, group, axis=0), own(self.completion), own(self.advantage))
+
+
+def make_tokens(size: Workload, vocab: int) -> Tokens:
+    return Tokens(
+        common.random_tokens((size.prompts, size.slots), vocab),
+        common.random_tokens((size.prompts, size.group, size.new), vocab, seed=1),
+        np.random.default_rng(2).normal(size=(size.prompts, size.group)).astype(np.float32),
+    )
+
+
+# --- ours ---------------------------------------------------------------------------------------------
+
+
+def make_batch(tokens: Tokens, policy: bool) -> SftBatch | Experience:
+    """What the supervised or the policy update sees of these tokens."""
+    length = np.full(len(tokens.prompt), tokens.prompt.shape[1], np.int32)
+    everywhere = np.ones(tokens.completion.shape, bool)
+    if not policy:
+        return SftBatch(tokens.prompt, length, tokens.completion, everywhere)
+    return Experience(
+        prompt=tokens.prompt,
+        prompt_length=length,
+        completion=tokens.completion,
+        length=np.full(tokens.advantage.shape, tokens.completion.shape[-1], np.int32),
+        action_mask=everywhere,
+        old_logp=np.zeros(tokens.completion.shape, np.float32),  # one update a rollout: not read
+        advantage=np.where(everywhere, tokens.advantage[..., None], 0.0).astype(np.float32),
+    )
+
+
+def make_step(config: ModelConfig, policy: bool) -> tuple[Callable, Callable[[PyTree], TrainState]]:
+    """(the jitted update, what makes its state from parameters)."""
+    optimizer = make_optimizer(OPTIMIZER, 1000)
+    start = lambda params: init_state(jax.random.key(0), params, optimizer)
+    if policy:
+        return make_update(config, ALGORITHM, optimizer, None, 1.0), start
+    return make_sft_update(config, optimizer), start
+
+
+def our_run(config: ModelConfig, params: PyTree, tokens: Tokens, policy: bool) -> Run:
+    """One update a call; returns its loss."""
+    update, start = make_step(config, policy)
+    batch = jax.device_put(make_batch(tokens, policy))
+    held = {"state": start(params)}
+
+    def run() -> float:
+        held["state"], metrics = update(held["state"], batch)
+        jax.block_until_ready(held["state"])
+        return float(metrics["loss/policy" if policy else "loss/sft"].value)
+
+    return run
+
+
+# --- the peer -----------------------------------------------------------------------------------------
+
+
+def peer_run(flags: argparse.Namespace, tokens: Tokens, policy: bool) -> Run:
+    """One step of eager PyTorch a call; returns its loss."""
+    model, device = common.torch_model(flags).train(), common.torch_device(flags)
+    if flags.remat != "none":
+        model.gradient_checkpointing_enable()
+    made = tokens.separate()
+    rows = np.concatenate([made.prompt, made.completion[:, 0]], axis=1).astype(np.int64)
+    rows, new = torch.from_numpy(rows).to(device), made.completion.shape[-1]
+    advantage = torch.from_numpy(made.advantage).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIMIZER.lr, weight_decay=OPTIMIZER.weight_decay)
+
+    def run() -> float:
+        logits = model(input_ids=rows, use_cache=False, logits_to_keep=new + 1).logits[:, :-1]
+        logp = torch.log_softmax(logits.float(), -1).gather(-1, rows[:, -new:, None])[..., 0]
+        loss = clipped_loss(logp, advantage) if policy else -logp.mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return run
+
+
+def clipped_loss(logp: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+    """The PPO clip of the first update after a rollout, mean over tokens."""
+    ratio = torch.exp(logp - logp.detach())
+    bounded = ratio.clamp(1 - ALGORITHM.clip_low, 1 + ALGORITHM.clip_high)
+    return -torch.minimum(ratio * advantage, bounded * advantage).mean()
+
+
+# --- cases --------------------------------------------------------------------------------------------
+
+
+def against_peer(name: str, flags: argparse.Namespace, policy: bool = False) -> list[Line]:
+    """Ours with shared prompts and with separate rows, each beside the peer."""
+    size = common.workload("W" if policy else name, flags.shape)
+    fields = common.SHAPES[flags.shape]
+    tokens = make_tokens(size, fields["vocab_size"])
+    losses: dict[str, float] = {}
+
+    def ours(tokens: Tokens) -> Run:
+        return our_run(*common.our_model(flags, remat=flags.remat), tokens, policy)
+
+    makes = {
+        "shared": lambda: ours(tokens),
+        "rows": lambda: ours(tokens.separate()),
+        "peer": lambda: peer_run(flags, tokens, policy),
+    }
+    makes = {n: functools.partial(keep_first_loss, losses, n, make) for n, make in makes.items()}
+    seconds = common.time_rounds(flags.repeats, makes, together=flags.device == "cpu")
+    check_losses(losses, flags.dtype)
+    lines = []
+    for variant in ("shared", "rows"):
+        line = {"case": name, "variant": variant, "unit": "row tokens/s", "peer_name": "PyTorch eager"}
+        line |= common.compare(seconds[variant], seconds["peer"], size.rows * (size.slots + size.new))
+        line |= share_of_limit(line["ours"], fields, size, flags.dtype, shared=variant == "shared")
+        lines.append({**line, "target": TARGETS.get((name, variant))})
+    return lines
+
+
+def share_of_limit(ours: float, fields: dict, size: Workload, dtype: str, *, shared: bool) -> Line:
+    """The rate at the matmul peak, and what part of it ours is: model FLOPs over peak FLOPs."""
+    seconds = limits.step_flops(fields, size, shared=shared) / common.machine(dtype)[0]
+    limit = size.rows * (size.slots + size.new) / seconds
+    return {"limit": round(limit, 1), "share": round(ours / limit, 3)}
+
+
+def keep_first_loss(losses: dict[str, float], name: str, make: common.Make) -> Run:
+    """The contender, with the loss of its first round kept."""
+    run = make()
+
+    def kept() -> None:
+        losses.setdefault(name, run())
+
+    return kept
+
+
+def check_losses(losses: dict[str, float], dtype: str) -> None:
+    """RuntimeError when the contenders did not begin with the same loss: they would do different work."""
+    tolerance = {"float32": 1e-3, "bfloat16": 5e-2}[dtype]
+    if max(losses.values()) - min(losses.values()) > tolerance * max(1.0, abs(losses["peer"])):
+        raise RuntimeError(f"the first losses differ: {losses}")
+
+
+def growth(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
+    """A quarter of W, one of its sizes grown; shared prompts, ours alone."""
+    fields, size = dict(common.SHAPES[flags.shape]), common.workload("W", flags.shape)
+    size = dataclasses.replace(size, prompts=1)
+    config, _ = common.our_model(flags, remat=flags.remat)
+    if name == "batch":
+        size = dataclasses.replace(size, prompts=factor)
+    elif name == "length":
+        size = dataclasses.replace(size, slots=size.slots * factor, new=size.new * factor)
+    elif name == "depth":
+        fields["num_hidden_layers"] *= factor
+        config = dataclasses.replace(config, num_layers=config.num_layers * factor, source="")
+    params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), config)
+    make = lambda: our_run(config, params, make_tokens(size, fields["vocab_size"]), False)
+    seconds = common.time_rounds(flags.repeats, {"ours": make})["ours"]
+    line = {"case": "growth", "variant": f"{name} x{factor}", "unit": "row tokens/s"}
+    line |= common.compare(seconds, None, size.rows * (size.slots + size.new))
+    return [line | share_of_limit(line["ours"], fields, size, flags.dtype, shared=True)]
+
+
+def memory(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
+    """Temporary bytes of the compiled supervised step; a gradient as large as the weights is among them."""
+    config, _ = common.our_model(flags, remat=flags.remat)
+    size = dataclasses.replace(common.workload("W", flags.shape), prompts=1)
+    if name == "tokens":
+        size = dataclasses.replace(size, prompts=factor)
+    elif name == "vocabulary":
+        config = dataclasses.replace(config, vocab_size=config.vocab_size * factor, source="")
+    update, start = make_step(config, policy=False)
+    params = jax.eval_shape(functools.partial(init_params, config=config), jax.random.key(0))
+    batch = make_batch(make_tokens(size, config.vocab_size), policy=False)
+    sizes = update.lower(jax.eval_shape(start, params), batch).compile().memory_analysis()
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return [
+        {
+            "case": "memory",
+            "variant": f"{name} x{factor}",
+            "unit": "MiB",
+            "weights": mebibytes(weights),
+            "temporary": mebibytes(sizes.temp_size_in_bytes),
+            "beyond_gradient": mebibytes(sizes.temp_size_in_bytes - weights),
+            "tokens": size.prompts * size.slots + size.rows * size.new,
+        }
+    ]
+
+
+def mebibytes(count: int) -> float:
+    return round(count / 2**20, 1)
+
+
+def cases(flags: argparse.Namespace) -> dict[str, Sequence[Callable[[], list[Line]]]]:
+    """Name -> what to measure, in the order of the docstring."""
+    grown = [(name, factor) for name in ("batch", "length", "depth") for factor in (2, 4)]
+    sizes = [("tokens", 1), ("tokens", 2), ("tokens", 4), ("vocabulary", 2), ("vocabulary", 4)]
+    return {
+        "W": [lambda: against_peer("W", flags)],
+        "R": [lambda: against_peer("R", flags)],
+        "policy": [lambda: against_peer("policy", flags, policy=True)],
+        "growth": [functools.partial(growth, *grow, flags) for grow in [("batch", 1), *grown]],
+        "memory": [functools.partial(memory, *grow, flags) for grow in sizes],
+    }
+
+
+@exit_on_user_error
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    common.add_flags(parser)
+    parser.add_argument("--remat", default="none", choices=("none", "dots", "full"))
+    argv = sys.argv[1:] if argv is None else argv
+    flags = parser.parse_args(argv)
+    common.restart_tuned("experiments.bench_train", argv, flags)
+    common.run_cases("train", flags, cases(flags))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""The benchmarks' own arithmetic: work counted, rounds timed, peers talked to, tables written."""
+
+import argparse
+import gc
+import json
+import pathlib
+import sys
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments import bench_common as common
+from experiments import bench_limits as limits
+from experiments import bench_rollout, bench_step, bench_table, bench_train
+from experiments.bench_common import Workload
+from experiments.peers import launch
+from gtalign_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch):
+    """`main` stays in this process."""
+    monkeypatch.setenv("BENCH_STARTED", "1")
+
+
+def lines_of(capsys, main, *argv):
+    main(list(argv))
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+# --- work ---------------------------------------------------------------------------------------------
+
+
+def counted_flops(fields, rows, slots, kept):
+    """Matrix-product FLOPs of forward and backward in PyTorch, attention over all pairs of positions."""
+    config = transformers.Qwen2Config(**fields, attn_implementation="eager")
+    model = transformers.Qwen2ForCausalLM(config)
+    tokens = torch.zeros((rows, slots), dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        out = model(input_ids=tokens, use_cache=False, logits_to_keep=kept).logits
+        out.sum().backward()
+    return counter.get_total_flops()
+
+
+def unseen(fields, rows, slots):
+    """What of it goes into pairs that causality hides: forward and backward."""
+    return 3 * 4 * fields["num_hidden_layers"] * fields["hidden_size"] * rows * slots * (slots - 1) / 2
+
+
+def test_flops_of_separate_rows_are_pytorchs():
+    fields, size = common.SHAPES["tiny"], Workload(prompts=2, group=3, slots=5, new=7)
+    expected = counted_flops(fields, 6, 12, 7) - unseen(fields, 6, 12)
+    assert limits.step_flops(fields, size, shared=False) == pytest.approx(expected, rel=1e-6)
+
+
+def test_sharing_saves_the_prompts_other_copies():
+    fields, size = common.SHAPES["tiny"], Workload(prompts=2, group=3, slots=5, new=7)
+    saved = limits.step_flops(fields, size, shared=False) - limits.step_flops(fields, size, shared=True)
+    one = counted_flops(fields, 1, 5, 1) - unseen(fields, 1, 5)
+    logits = 3 * 2 * fields["vocab_size"] * fields["hidden_size"]
+    assert saved == pytest.approx(4 * (one - logits), rel=1e-6)
+
+
+def test_a_decode_step_is_bound_by_reading_or_by_multiplying(monkeypatch):
+    fields = common.SHAPES["small"]
+    weights = sum(p.numel() for p in meta_model(fields).parameters() if p.ndim > 1)
+    monkeypatch.setattr(common, "machine", lambda dtype: (1e30, 1e9))
+    assert limits.decode_seconds(fields, 32, "float32") == pytest.approx(4 * weights / 1e9)
+    assert limits.decode_seconds(fields, 32, "bfloat16") == pytest.approx(2 * weights / 1e9)
+    monkeypatch.setattr(common, "machine", lambda dtype: (1e9, 1e30))
+    assert limits.decode_seconds(fields, 32, "float32") == pytest.approx(2 * weights * 32 / 1e9)
+
+
+def meta_model(fields):
+    with torch.device("meta"):
+        return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**fields))
+
+
+# --- time ---------------------------------------------------------------------------------------------
+
+
+def test_rounds_alternate_and_the_first_is_not_counted():
+    order, now = [], [0.0]
+
+    def make(name, cost):
+        def run():
+            order.append(name)
+            now[0] += cost
+
+        return lambda: run
+
+    makes = {"a": make("a", 1.0), "b": make("b", 2.0)}
+    seconds = common.time_rounds(2, makes, clock=lambda: now[0])
+    assert order == ["a", "b"] * 3
+    assert seconds == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
+
+
+def test_one_after_the_other_each_is_dropped_before_the_next_is_made():
+    alive = []
+
+    class Run:
+        def __call__(self):
+            pass
+
+    def make():
+        gc.collect()
+        assert all(ref() is None for ref in alive)
+        run = Run()
+        alive.append(weakref.ref(run))
+        return run
+
+    seconds = common.time_rounds(1, {"a": make, "b": make}, together=False)
+    assert len(alive) == 2 and {name: len(taken) for name, taken in seconds.items()} == {"a": 1, "b": 1}
+
+
+def test_rates_are_of_medians():
+    line = common.compare([1.0, 9.0, 2.0], [3.0, 4.0, 99.0], tokens=100)
+    assert (line["ours"], line["peer"], line["ratio"]) == (50.0, 25.0, 2.0)
+
+
+# --- peers --------------------------------------------------------------------------------------------
+
+
+def test_texts_read_back_as_their_tokens_and_differ_in_words():
+    tokenizer = launch.make_tokenizer(512)
+    tokens = common.random_tokens((8, 64), 512)
+    texts = tokenizer.batch_decode(tokens)
+    np.testing.assert_array_equal(tokenizer(texts)["input_ids"], tokens)
+    assert len({len(text.split()) for text in texts}) > 1
+
+
+def peer_of(tmp_path, body):
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(launch.HERE)!r})\nfrom rounds import *\n{body}")
+    return launch.Peer(str(script), pathlib.Path(sys.executable), {"tokens": 5})
+
+
+def test_a_peer_answers_each_round_whatever_it_prints(tmp_path):
+    body = "spec, rounds = read_spec(), Rounds()\nfor i in range(9):\n"
+    body += " rounds.wait(); print('noise'); rounds.done(tokens=spec['tokens'] + i)\n"
+    peer = peer_of(tmp_path, body)
+    assert [peer()["tokens"], peer()["tokens"]] == [5, 6]
+    peer.close()
+    assert peer._process.returncode == 0
+
+
+def test_a_peer_that_ends_is_an_error(tmp_path):
+    peer = peer_of(tmp_path, "sys.exit(3)\n")
+    with pytest.raises(RuntimeError, match="status 3"):
+        peer()
+    peer.close()
+
+
+def test_a_round_with_too_few_tokens_is_an_error():
+    launch.check_written(4000, Workload())  # an end token drawn by chance is no error
+    with pytest.raises(RuntimeError, match="3000"):
+        launch.check_written(3000, Workload())
+
+
+# --- the scripts --------------------------------------------------------------------------------------
+
+
+def test_training_compares_like_with_like(capsys):
+    """The script itself refuses contenders whose first losses differ."""
+    shared, rows = lines_of(capsys, bench_train.main, "--shape=tiny", "--case=W", "--repeats=1")
+    assert (shared["variant"], rows["variant"]) == ("shared", "rows")
+    assert shared["limit"] > rows["limit"] and all(line["ours"] > 0 < line["peer"] for line in (shared, rows))
+
+
+def test_different_losses_are_refused():
+    with pytest.raises(RuntimeError, match="differ"):
+        bench_train.check_losses({"shared": 6.0, "rows": 6.0, "peer": 6.1}, "float32")
+
+
+def test_the_clipped_loss_has_the_policy_gradient():
+    logp = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    loss = bench_train.clipped_loss(logp, torch.tensor([[3.0]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(-3.0) and logp.grad.tolist() == [[-1.5, -1.5]]
+
+
+def test_separate_rows_are_the_same_sequences():
+    tokens = bench_train.make_tokens(Workload(prompts=2, group=3, slots=4, new=5), 100)
+    rows = tokens.separate()
+    assert rows.prompt.shape == (6, 4) and rows.completion.shape == (6, 1, 5)
+    for p in range(2):
+        for g in range(3):
+            np.testing.assert_array_equal(rows.prompt[3 * p + g], tokens.prompt[p])
+            np.testing.assert_array_equal(rows.completion[3 * p + g, 0], tokens.completion[p, g])
+            assert rows.advantage[3 * p + g, 0] == tokens.advantage[p, g]
+
+
+def test_rollout_and_memory_lines(capsys):
+    (line,) = lines_of(capsys, bench_rollout.main, "--shape=tiny", "--case=W", "--repeats=1", "--peers=")
+    assert line["peer_name"] == "transformers" and line["ours"] > 0 < line["peer"]
+    flags = argparse.Namespace(shape="tiny", dtype="float32", device="cpu", remat="none")
+    (memory,) = bench_train.memory("tokens", 1, flags)
+    parameters = sum(p.numel() for p in meta_model(common.SHAPES["tiny"]).parameters())
+    assert memory["weights"] == round(4 * parameters / 2**20, 1)
+
+
+def test_a_step_line_without_peers(capsys):
+    (line,) = lines_of(capsys, bench_step.main, "--shape=tiny", "--case=W", "--repeats=1", "--peers=")
+    assert line["peer_name"] is None and line["ours"] > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["--case=Z"], "--case=Z"),
+        (["--repeats=0"], "--repeats=0"),
+        (["--device=gpu"], "--device=gpu"),
+        (["--only=verl"], "verl"),
+    ],
+)
+def test_bad_flags_are_one_line(capsys, argv, names):
+    with pytest.raises(SystemExit) as error:
+        bench_step.main(["--shape=tiny", *argv])
+    message = capsys.readouterr().err
+    assert error.value.code == 2 and message.count("\n") == 1 and names in message
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+def test_a_table_has_the_columns_its_lines_fill():
+    about = {"bench": "step", "unit": "completion tokens/s", "shape": "small", "dtype": "float32"}
+    about |= {"device": "cpu", "allocator": "tuned", "case": "W", "limit": 1234.5}
+    seconds = {"ours": [1.0, 1.0], "peer": [2.0, 3.0]}
+    lines = [
+        {
+            **about,
+            "peer_name": "trl",
+            "ours": 300.0,
+            "peer": 100.0,
+            "ratio": 3.0,
+            "target": 2.5,
+            "seconds": seconds,
+        },
+        {**about, "peer_name": "tunix", "ours": 300.0, "peer": 200.0, "ratio": 1.5, "target": 2.0},
+    ]
+    lines[0]["seconds"] = seconds
+    expected = """bench_step, completion tokens/s, small shape, float32, cpu, tuned allocator:
+
+| case | peer | ours | the peer's | ratio | target | limit | spread |
+| --- | --- | --- | --- | --- | --- | --- | --- |
+| W | trl | 300 | 100 | 3.00 | ≥ 2.5, met | 1,234 | 40% |
+| W | tunix | 300 | 200 | 1.50 | ≥ 2.0, missed | 1,234 |  |"""
+    assert bench_table.render(lines) == expected
+
+
+def test_a_ratio_of_seconds_stays_below_its_target():
+    assert bench_table.target({"unit": "s", "ratio": 1.2, "target": 1.3}) == "≤ 1.3, met"
+    assert bench_table.target({"unit": "CPU s", "ratio": 1.4, "target": 1.3}) == "≤ 1.3, missed"
+
+
+def test_other_files_are_refused(tmp_path, capsys):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"requests": 1}\n')
+    for argv in ([], [str(tmp_path / "absent")], [str(path)]):
+        with pytest.raises(SystemExit):
+            bench_table.main(argv)
+        assert capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(UserError):
+        common.check_flags(argparse.Namespace(repeats=1, case="no", device="cpu"), ("yes",))
