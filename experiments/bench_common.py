@@ -247,10 +247,10 @@ def emit(bench: str, flags: argparse.Namespace, line: Line) -> None:
 Cases = Mapping[str, Sequence[Callable[[], list[Line]]]]
 
 
-def run_cases(bench: str, flags: argparse.Namespace, cases: Cases) -> None:
-    """Check the flags, then print the lines of the case that was asked for, or of all."""
+def run_cases(bench: str, flags: argparse.Namespace, cases: Cases, *, named_only: Sequence[str] = ()) -> None:
+    """Check the flags, then print the lines of the case that was asked for, or of all but `named_only`."""
     check_flags(flags, tuple(cases))
-    for name in [flags.case] if flags.case else cases:
+    for name in [flags.case] if flags.case else [name for name in cases if name not in named_only]:
         for measure in cases[name]:
             for line in measure():
                 emit(bench, flags, line)

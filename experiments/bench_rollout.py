@@ -8,6 +8,7 @@
     ragged    31 answers of 32 tokens and one of 128, against what as many tokens cost in W
     grammar   W held to the chain's grammar, against W without
     growth    W at once, twice and four times the batch, the length and the depth
+    batch64   W with 8 prompts, against transformers: what is asked of a GPU; only when it is named
 
 Fields: ours and peer in new tokens a second (medians), their ratio, seconds of every round, and limit:
 what the machine allows, each step reading every weight once and multiplying it with all rows at the rates
@@ -114,7 +115,9 @@ def peer_generate(model: transformers.Qwen2ForCausalLM, size: Workload) -> torch
 
 
 def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
-    size, fields = common.workload(name, flags.shape), common.SHAPES[flags.shape]
+    fields, size = common.SHAPES[flags.shape], common.workload("R" if name == "R" else "W", flags.shape)
+    if name == "batch64":
+        size = dataclasses.replace(size, prompts=64 // size.group)
 
     def ours() -> Run:
         config, params = common.our_model(flags)
@@ -126,7 +129,7 @@ def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
 
     with contextlib.ExitStack() as stack:
         makes = {"ours": ours, "transformers": peer}
-        if flags.peers and flags.device == "cpu":
+        if flags.peers and flags.device == "cpu" and name != "batch64":
             process = launch.open_peer("tunix", "tunix_sampler.py", flags, size)
             stack.callback(process.close)
             makes["tunix"] = lambda: functools.partial(launch.full_round, process, size)
@@ -239,6 +242,7 @@ def cases(flags: argparse.Namespace) -> dict[str, Sequence[Callable[[], list[Lin
         "ragged": [lambda: ragged(flags)],
         "grammar": [lambda: grammar(flags)],
         "growth": [functools.partial(growth, name, factor, flags) for name, factor in sizes],
+        "batch64": [lambda: against_peers("batch64", flags)],
     }
 
 
@@ -250,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     flags = parser.parse_args(argv)
     common.restart_tuned("experiments.bench_rollout", argv, flags)
-    common.run_cases("rollout", flags, cases(flags))
+    common.run_cases("rollout", flags, cases(flags), named_only=("batch64",))
 
 
 if __name__ == "__main__":
