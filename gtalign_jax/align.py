@@ -21,6 +21,7 @@ from gtalign_jax import distributed
 from gtalign_jax.data import loader
 from gtalign_jax.evaluate import Scored, rollout_lines, score
 from gtalign_jax.job import Job
+from gtalign_jax.models import lora
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.phase import Metrics, Session, run_phase
@@ -42,7 +43,11 @@ REFILL_STRIDE = 1_000_003  # steps between a batch and the batches that refill i
 
 
 def run_align(job: Job, reference: PyTree, session: Session) -> PyTree:
-    """The parameters after alignment; the reference is the policy it starts from, never changed."""
+    """The parameters after alignment; the reference is the policy it starts from, never changed.
+
+    With adapters in it (`models.lora`), the adapters alone are trained: the policy's go on from the
+    reference's, and both stand on the same base.
+    """
     settings = job.settings
     if not settings.align.steps:
         return reference
@@ -52,8 +57,9 @@ def run_align(job: Job, reference: PyTree, session: Session) -> PyTree:
     fixed = {"model": job.model, "config": settings.algorithm, "temperature": temperature}
     experience = jax.jit(functools.partial(make_experience, **fixed))
     step = functools.partial(align_step, job, reference, experience, update)
-    state = start_state(settings, job.model, reference)
-    return run_phase(session, "align", state, settings.align.steps, step).policy.params
+    trained, base = lora.split(reference)
+    state = start_state(settings, job.model, trained)
+    return lora.join(base, run_phase(session, "align", state, settings.align.steps, step).policy.params)
 
 
 def optimizers(settings: Settings) -> tuple[Any, Any]:
@@ -65,7 +71,10 @@ def optimizers(settings: Settings) -> tuple[Any, Any]:
 
 
 def start_state(settings: Settings, model: ModelConfig, reference: PyTree) -> TrainState:
-    """The state at step 0: the policy is a copy of the reference, and the critic starts from its trunk."""
+    """The state at step 0: the policy is a copy of the reference, and the critic starts from its trunk.
+
+    reference: what is trained of it (`lora.split`); with adapters, policy and critic are adapters only.
+    """
     algorithm = settings.algorithm
     optimizer, critic_optimizer = optimizers(settings)
     copy = lambda: jax.tree.map(jnp.copy, reference)  # the state is donated, the reference must live on
@@ -103,9 +112,9 @@ def align_step(
     k: int,
 ) -> tuple[TrainState, Metrics]:
     """One rollout and the update it leads to."""
-    settings, params = job.settings, state.policy.params
+    settings, (start, base) = job.settings, lora.split(reference)
     before = distributed.total(job.judge_stats.numbers())
-    sampled, drawn = sample_groups(job, params, k)
+    sampled, drawn = sample_groups(job, lora.join(base, state.policy.params), k)
     rollout, scored = sampled.rollout, sampled.scored
     arrays = place_batch((rollout, *training_reward(job, scored, rollout.length.shape)), job.mesh)
     critic = None if state.critic is None else state.critic.params
@@ -118,8 +127,9 @@ def align_step(
     if settings.algorithm.kl_target > 0:
         extra["kl_coef"] = state.kl_coef
     moving = getattr(state, "reference", None)
-    seen = experience(*arrays, params, reference if moving is None else moving, critic, **extra)
-    state, metrics = update(state, seen)
+    models = (state.policy.params, start if moving is None else moving, critic)
+    seen = experience(*arrays, *models, base=base, **extra)
+    state, metrics = update(state, seen, base)
     dumps = k % settings.align.dump_every == 0 or k + 1 == settings.align.steps
     if dumps and distributed.is_main():
         write_rollouts(job.workdir, "train", k, rollout_lines(job, rollout, scored, k))

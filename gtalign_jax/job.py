@@ -24,7 +24,7 @@ from gtalign_jax.data.item import Item, item_of
 from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from gtalign_jax.errors import UserError
-from gtalign_jax.models import hf, transformer
+from gtalign_jax.models import hf, lora, transformer
 from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.rewards.judges.base import ConsistencyJudge, Judge
@@ -79,8 +79,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     settings = make_settings(config)
     mesh = make_mesh(settings.mesh)
     _check_batches(settings, batch_shards(mesh))
-    if settings.align.untrained_blocks and not settings.algorithm.kl_coef:
-        log.warning("config.align.untrained_blocks: no kl_coef holds their tokens in place; they may drift")
+    _warn(settings)
     reward_fn = resolve_reward(config.reward.fn)
     stats = JudgeStats()
     judge, consistency = _judges(settings, stats)
@@ -149,6 +148,15 @@ def _block_tables(engine: Engine, blocks: Sequence[str]) -> tuple[Tables, ...]:
     return tuple(block_tables(block, texts) for block in blocks)
 
 
+def _warn(settings: Settings) -> None:
+    """Say what is allowed and rarely meant."""
+    if settings.align.untrained_blocks and not settings.algorithm.kl_coef:
+        log.warning("config.align.untrained_blocks: no kl_coef holds their tokens in place; they may drift")
+    trains_all = (settings.sft.steps or settings.align.steps) and not settings.lora.rank
+    if settings.start.param_dtype == "bfloat16" and trains_all:
+        log.warning("config.start.param_dtype: small updates are lost in bfloat16; set config.lora.rank")
+
+
 def _check_batches(settings: Settings, shards: int) -> None:
     """Every batch of prompts must be split evenly over the mesh."""
     for name in ("sft", "align"):
@@ -172,11 +180,10 @@ def load_start(job: Job) -> PyTree:
 
 def load_folder_engine(folder: pathlib.Path, settings: Settings, mesh: Mesh) -> Engine:
     """An engine for an HF folder at the run's sampling and buckets; parameters are loaded apart."""
-    switches = {k: getattr(settings.start, k) for k in ("compute_dtype", "remat", "scan_layers")}
     tokenizer = load_tokenizer(folder)
     return Engine(
         tokenizer=tokenizer,
-        model_config=read_config(folder, **switches),
+        model_config=read_config(folder, **settings.start.switches),
         eos_ids=end_tokens(folder, tokenizer.eos_token_id),
         sampling=settings.sampling,
         buckets=settings.buckets,
@@ -216,9 +223,12 @@ def _make_model(
 
 
 def save_model(params: PyTree, config: ModelConfig, folder: pathlib.Path, tokenizer) -> None:
-    """An HF folder with its tokenizer and end and padding tokens in the generation config."""
+    """An HF folder with its tokenizer and end and padding tokens in the generation config.
+
+    Adapters are merged into it.
+    """
     generation = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    hf.save_params(params, config, folder, tokenizer=tokenizer, generation=generation)
+    hf.save_params(lora.merged(params), config, folder, tokenizer=tokenizer, generation=generation)
 
 
 def _demonstrations(

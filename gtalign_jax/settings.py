@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import ml_collections
 
@@ -12,6 +13,7 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.health import HealthConfig
 from gtalign_jax.metrics import MetricsConfig
+from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.phase import CheckpointConfig
 from gtalign_jax.rewards.features import FeatureConfig
 from gtalign_jax.rewards.judges.http import HttpJudgeConfig
@@ -49,7 +51,8 @@ class StartConfig:
     """The starting model: an HF folder or hub name, or "" to make one from `config.model` here.
 
     vocab_size: entries of the tokenizer that is then trained on the run's own text. compute_dtype,
-    remat, scan_layers: run-time switches, for loaded models too.
+    remat, scan_layers: run-time switches, for loaded models too. param_dtype: what the weights are held in,
+    `float32` or `bfloat16`; "" is float32 whatever type they are stored in.
     """
 
     path: str = ""
@@ -57,6 +60,17 @@ class StartConfig:
     compute_dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool = True
+    param_dtype: str = ""
+
+    def __post_init__(self):
+        if self.param_dtype not in ("", "float32", "bfloat16"):
+            raise UserError(f"config.start.param_dtype={self.param_dtype!r}: must be float32 or bfloat16")
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """The fields of a ModelConfig that are not in a model's own config.json."""
+        names = ("compute_dtype", "remat", "scan_layers", "param_dtype")
+        return {name: getattr(self, name) for name in names if getattr(self, name) != ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +152,7 @@ class Settings:
     mesh: MeshConfig
     data: DataConfig
     start: StartConfig
+    lora: LoraConfig
     sft: SftConfig
     align: AlignConfig
     algorithm: AlgorithmConfig
@@ -161,6 +176,7 @@ SECTIONS = {
     "mesh": MeshConfig,
     "data": DataConfig,
     "start": StartConfig,
+    "lora": LoraConfig,
     "sft": SftConfig,
     "align": AlignConfig,
     "sft_optimizer": OptimizerConfig,
@@ -184,7 +200,8 @@ def make_settings(config: ml_collections.ConfigDict) -> Settings:
     overrides = {k: v for k, v in config.algorithm.items() if v is not None}
     if not chosen.max_tokens:  # a length is measured against the budget, not against the width of a bucket
         overrides.setdefault("max_tokens", config.max_new_tokens)
-    parts = {name: config_lib.build(cls, config[name], name) for name, cls in SECTIONS.items()}
+    # A run recorded before a section existed has its defaults.
+    parts = {name: config_lib.build(cls, config.get(name, {}), name) for name, cls in SECTIONS.items()}
     reward = {k: v for k, v in config.reward.items() if k != "fn"}
     return Settings(
         seed=config.seed,

@@ -14,12 +14,14 @@ import ml_collections
 import numpy as np
 
 from gtalign_jax import distributed
+from gtalign_jax.adapters import add_adapters, save_adapters
 from gtalign_jax.align import run_align
 from gtalign_jax.bootstrap import format_table, summary_table
 from gtalign_jax.data import loader
 from gtalign_jax.evaluate import evaluate_once
 from gtalign_jax.job import Job, check_config, load_start, make_job, save_model, write_config
 from gtalign_jax.metrics import NullLog, RunLog
+from gtalign_jax.models import lora
 from gtalign_jax.phase import Metrics, Session, open_session, run_phase
 from gtalign_jax.report import write_report
 from gtalign_jax.reporting import jsonl
@@ -43,12 +45,13 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     if distributed.is_main():
         log = RunLog(workdir, PHASES, settings.metrics, settings=config.to_dict())
     with open_session(workdir, job.mesh, log, settings.checkpoint, settings.health) as session:
-        sft = run_sft(job, load_start(job), session)
+        sft = run_sft(job, add_adapters(job, load_start(job)), session)
         rows = {"sft": evaluate_once(job, "sft", sft, settings.sft.steps)}
         aligned = run_align(job, sft, session)
         if settings.align.steps:
             rows["aligned"] = evaluate_once(job, "aligned", aligned, settings.align.steps)
         save_model(aligned, job.model, workdir / "hf", job.engine.tokenizer)
+        save_adapters(aligned, settings, job.model, workdir / "adapter", job.model_folder)
         examples = steer_examples(job, aligned)
     if distributed.is_main():
         jsonl.write(workdir / "steering.jsonl", examples)
@@ -80,25 +83,31 @@ def finish(rows: dict[str, list[dict[str, Any]]], workdir: pathlib.Path) -> path
 
 
 def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
-    """The parameters after the cold start."""
+    """The parameters after the cold start.
+
+    With adapters in `start`, those alone are trained, and alignment goes on with the same ones. Merging them
+    here would round them to the weights' type and need a second copy of the weights; this way the exported
+    adapter fits the model the run started from, and a frozen copy of a few megabytes is the reference.
+    """
     steps = job.settings.sft.steps
     if not steps:
         return start
     optimizer = make_optimizer(job.settings.sft_optimizer, steps)
-    state = sft_state(job.settings, start)
+    trained, base = lora.split(start)
+    state = sft_state(job.settings, trained)
     update = make_sft_update(job.model, optimizer, job.settings.sft.microbatches)
 
     def step(state: TrainState, k: int) -> tuple[TrainState, Metrics]:
         batch, tokens = sft_batch(job, k)
         batch = distributed.global_batch(batch, job.settings.sft.prompts, job.mesh)
-        state, metrics = update(state, batch)
+        state, metrics = update(state, batch, base)
         return state, metrics | {"tokens": tokens}
 
-    return run_phase(session, "sft", state, steps, step).policy.params
+    return lora.join(base, run_phase(session, "sft", state, steps, step).policy.params)
 
 
 def sft_state(settings: Settings, start: PyTree) -> TrainState:
-    """The state of the cold start at step 0."""
+    """The state of the cold start at step 0; start: what is trained (`lora.split`)."""
     optimizer = make_optimizer(settings.sft_optimizer, settings.sft.steps)
     return init_state(jax.random.key(settings.seed), start, optimizer)
 

@@ -46,7 +46,10 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-    """A linear map from the last `inputs` axes of x to `shape`, stored [inputs..., outputs...]."""
+    """A linear map from the last `inputs` axes of x to `shape`, stored [inputs..., outputs...].
+
+    Where a low-rank adapter stands beside the kernel (`models.lora`), its product is added.
+    """
 
     config: ModelConfig
     shape: tuple[int, ...]
@@ -59,9 +62,17 @@ class Projection(nn.Module):
         contracted = x.shape[x.ndim - self.inputs :]
         kernel = weight(self, "kernel", contracted + self.shape, self.axes)
         y = jnp.tensordot(x, kernel, self.inputs)
+        if self.has_variable("params", "lora_a"):
+            y += self._low_rank(x)
         if self.bias:
             y += weight(self, "bias", self.shape, self.axes[self.inputs :])
         return y
+
+    def _low_rank(self, x: Array) -> Array:
+        """scale (x A) B: two thin products, so that A B is never formed."""
+        names = ("lora_a", "lora_b", "lora_scale")
+        a, b, scale = (self.get_variable("params", name).astype(self.config.compute_dtype) for name in names)
+        return jnp.tensordot(jnp.tensordot(x, a, self.inputs) * scale, b, 1)
 
 
 class Block(nn.Module):

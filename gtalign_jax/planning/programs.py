@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gtalign_jax.align import optimizers, start_state
-from gtalign_jax.models import hf, transformer
+from gtalign_jax.models import lora
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import value_logical_axes
+from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.rl.experience import make_experience
 from gtalign_jax.rl.update import make_update
 from gtalign_jax.rollout import programs
@@ -90,13 +91,26 @@ def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(join, shapes, shardings)
 
 
-def abstract_params(model: ModelConfig, mesh: Mesh) -> PyTree:
-    """The policy's parameters as `job.load_start` lays them out."""
-    shapes = hf.abstract_params(model)
-    return placed(shapes, shard_tree(transformer.logical_axes(model), mesh, shapes))
+def abstract_params(model: ModelConfig, mesh: Mesh, adapters: LoraConfig | None = None) -> PyTree:
+    """The policy's parameters as `job.load_start` and `adapters.add_adapters` lay them out."""
+    adapters = adapters or LoraConfig()
+    shapes = lora.abstract_params(model, adapters)
+    return placed(shapes, shard_tree(lora.logical_axes(model, adapters), mesh, shapes))
 
 
-def abstract_state(state: TrainState, model: ModelConfig, mesh: Mesh) -> TrainState:
+def reference_params(settings: Settings, model: ModelConfig, mesh: Mesh) -> PyTree:
+    """What the reference holds besides the arrays it shares with the policy: all, or its own adapters."""
+    return lora.split(abstract_params(model, mesh, settings.lora))[0]
+
+
+def abstract_base(settings: Settings, model: ModelConfig, mesh: Mesh) -> PyTree | None:
+    """What the adapters stand on; None without any."""
+    return lora.split(abstract_params(model, mesh, settings.lora))[1]
+
+
+def abstract_state(
+    state: TrainState, model: ModelConfig, mesh: Mesh, adapters: LoraConfig | None = None
+) -> TrainState:
     """A state's shapes (from `jax.eval_shape`) with every learner and its moments split by the table."""
 
     def learner(shapes, axes):
@@ -104,10 +118,12 @@ def abstract_state(state: TrainState, model: ModelConfig, mesh: Mesh) -> TrainSt
         moments = shard_state(shapes.opt_state, params, mesh)
         return placed(shapes, shapes.replace(params=params, opt_state=moments))
 
-    axes = transformer.logical_axes(model)
+    adapters = adapters or LoraConfig()
+    axes, _ = lora.split(lora.logical_axes(model, adapters))
     parts = {"policy": learner(state.policy, axes)}
     if state.critic is not None:
-        parts["critic"] = learner(state.critic, value_logical_axes(model))
+        trunk = {name: part for name, part in axes.items() if name != "unembedding"}
+        parts["critic"] = learner(state.critic, value_logical_axes(model) | {"trunk": trunk})
     if getattr(state, "reference", None) is not None:
         parts["reference"] = placed(state.reference, shard_tree(axes, mesh, state.reference))
     rest = {
@@ -123,8 +139,9 @@ def abstract_state(state: TrainState, model: ModelConfig, mesh: Mesh) -> TrainSt
 
 def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
     """The cold start's update."""
-    start = hf.abstract_params(model)
-    state = abstract_state(jax.eval_shape(functools.partial(sft_state, settings), start), model, mesh)
+    start, _ = lora.split(lora.abstract_params(model, settings.lora))
+    state = jax.eval_shape(functools.partial(sft_state, settings), start)
+    state = abstract_state(state, model, mesh, settings.lora)
     p, g, n = settings.sft.prompts, settings.sft.chains, settings.max_new_tokens
     s = settings.buckets.prompt[-1]
     batch = SftBatch(
@@ -136,7 +153,8 @@ def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
     update = make_sft_update(
         model, make_optimizer(settings.sft_optimizer, settings.sft.steps), settings.sft.microbatches
     )
-    return Program("sft", mesh, update, (state, by_prompt(batch, mesh)), {}, (), p * (s + g * n))
+    args = (state, by_prompt(batch, mesh), abstract_base(settings, model, mesh))
+    return Program("sft", mesh, update, args, {}, (), p * (s + g * n))
 
 
 def prefill_program(settings: Settings, model: ModelConfig, mesh: Mesh, resident: PyTree) -> Program:
@@ -148,7 +166,8 @@ def prefill_program(settings: Settings, model: ModelConfig, mesh: Mesh, resident
         id=jax.ShapeDtypeStruct((p,), jnp.int32),
     )
     key = replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh)
-    args = (abstract_params(model, mesh), model, by_prompt(batch, mesh), key, settings.sampling)
+    params = abstract_params(model, mesh, settings.lora)
+    args = (params, model, by_prompt(batch, mesh), key, settings.sampling)
     kwargs = {
         "group_size": settings.align.group_size,
         "max_new_tokens": settings.max_new_tokens,
@@ -164,7 +183,7 @@ def decode_program(
 ) -> Program:
     """The second half: a token a step until every row ends. state: what prefill returns, with shardings."""
     n = settings.max_new_tokens
-    args = (abstract_params(model, mesh), model, state, settings.sampling)
+    args = (abstract_params(model, mesh, settings.lora), model, state, settings.sampling)
     until = replicated(jax.ShapeDtypeStruct((), jnp.int32), mesh)
     kwargs = {"ending": _ending(mesh), "until": until}
     p = settings.align.prompts_at_once
@@ -178,8 +197,9 @@ def _ending(mesh: Mesh) -> Ending:
 
 def align_state(settings: Settings, model: ModelConfig, mesh: Mesh) -> TrainState:
     """The alignment's state at step 0, abstract."""
-    shapes = jax.eval_shape(functools.partial(start_state, settings, model), hf.abstract_params(model))
-    return abstract_state(shapes, model, mesh)
+    start, _ = lora.split(lora.abstract_params(model, settings.lora))
+    shapes = jax.eval_shape(functools.partial(start_state, settings, model), start)
+    return abstract_state(shapes, model, mesh, settings.lora)
 
 
 def experience_program(
@@ -190,9 +210,9 @@ def experience_program(
     fixed = {"model": model, "config": algorithm, "temperature": settings.sampling.temperature}
     rollout = abstract_rollout(settings)
     arrays = (rollout, jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, bool))
-    reference = abstract_params(model, mesh)
+    reference = reference_params(settings, model, mesh)
     critic = None if state.critic is None else state.critic.params
-    extra = {}
+    extra = {"base": abstract_base(settings, model, mesh)}
     if algorithm.needs_components:
         components = jax.ShapeDtypeStruct((len(algorithm.components), *shape), jnp.float32)
         extra["components"] = replicated(components, mesh)
@@ -215,7 +235,8 @@ def update_program(
     temperature = settings.sampling.temperature
     update = make_update(model, settings.algorithm, *optimizers(settings), temperature)
     tokens = settings.algorithm.epochs * _sequence_tokens(settings)
-    return Program("update", mesh, update, (state, experience), {}, resident, tokens)
+    args = (state, experience, abstract_base(settings, model, mesh))
+    return Program("update", mesh, update, args, {}, resident, tokens)
 
 
 def abstract_rollout(settings: Settings) -> Rollout:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.models import lora
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import token_values
 from gtalign_jax.rl.advantages import decoupled_advantages, discounted_returns, gae, group_advantages, whiten
@@ -33,16 +34,20 @@ def make_experience(
     components: Array | None = None,
     kl_coef: Array | None = None,
     untrained: Array | None = None,
+    base: PyTree | None = None,
 ) -> Experience:
     """Experience of a rollout with reward [P, G] float32 and valid [P, G] bool.
 
     components [C, P, G]: the parts of the reward that gdpo normalises one by one (`reward_components`).
     kl_coef []: in place of the config's, when a controller moves it. untrained [P, G, N] bool: tokens
-    without advantage, which the KL to the reference holds in place. Old logprobs are the trainer's own,
+    without advantage, which the KL to the reference holds in place. base: what policy, reference and critic
+    stand on when they are adapters (`models.lora`). Old logprobs are the trainer's own,
     at the sampling temperature; on-policy they are left to the update, whose forward pass computes the
     same numbers. A row without a verdict keeps its place with an empty mask and takes no part in any
     statistic; one cut short, when `drop_truncated` is set, is not trained on but counts in its group.
     """
+    params, reference = lora.join(base, params), lora.join(base, reference)
+    critic = lora.join(lora.value_base(base), critic)
     known = rollout.action_mask & valid[..., None]
     mask = known & rollout.finished[..., None] if config.drop_truncated else known
     old_logp, ref_logp = _logprobs(rollout, params, reference, model, config, temperature)

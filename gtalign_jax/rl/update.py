@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.models import lora
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import token_values
 from gtalign_jax.rl import gradients
@@ -37,8 +38,11 @@ def make_update(
     optimizer: optax.GradientTransformation,
     critic_optimizer: optax.GradientTransformation | None,
     temperature: float,
-) -> Callable[[TrainState, Experience], tuple[TrainState, Metrics]]:
-    """The jitted update of one algorithm; the state is donated.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The jitted update of one algorithm: (state, experience, base=None) → (state, metrics).
+
+    The state is donated. base: what the policy's and the critic's adapters stand on when those are all that
+    is trained (`models.lora`); it is an argument that stays as it is, shared by policy, critic and reference.
 
     An algorithm with kl_target or reference_every needs an `AlignState` (see `state.init_state`). Raises
     UserError at the first call when mini- or micro-batches do not divide the prompts.
@@ -46,11 +50,10 @@ def make_update(
     policy_fn = functools.partial(policy_step_loss, model=model, config=config, temperature=temperature)
     value_fn = functools.partial(value_step_loss, model=model, clip=config.value_clip)
 
-    def minibatch(carry: tuple[TrainState, Array], rows: Array | None, experience: Experience):
+    def minibatch(carry: tuple[TrainState, Array], batch: Experience, base: PyTree | None):
         state, stopped = carry
-        batch = experience if rows is None else jax.tree.map(lambda x: x[rows], experience)
         coef = state.kl_coef if config.kl_target > 0 else None
-        loss = functools.partial(policy_fn, kl_coef=coef)
+        loss = on_base(functools.partial(policy_fn, kl_coef=coef), base)
         grads, metrics = gradients.accumulate(loss, state.policy.params, batch, config.microbatches)
         if config.kl_stop > 0:
             stopped |= metrics["kl/old"].value > config.kl_stop
@@ -60,24 +63,33 @@ def make_update(
         metrics |= step_metrics
         critic = state.critic
         if critic is not None:
-            grads, value_metrics = gradients.accumulate(value_fn, critic.params, batch, config.microbatches)
+            loss = on_base(value_fn, lora.value_base(base))
+            grads, value_metrics = gradients.accumulate(loss, critic.params, batch, config.microbatches)
             critic, step_metrics = gradients.apply(critic, grads, critic_optimizer, name="critic_")
             metrics |= value_metrics | step_metrics
         return (state.replace(policy=policy, critic=critic), stopped), metrics
 
-    def update(state: TrainState, experience: Experience) -> tuple[TrainState, Metrics]:
+    def update(
+        state: TrainState, experience: Experience, base: PyTree | None = None
+    ) -> tuple[TrainState, Metrics]:
         rng, key = jax.random.split(state.rng)
         carry = (state.replace(rng=rng, step=state.step + 1), jnp.zeros((), bool))
         rows = minibatch_rows(key, experience.prompt.shape[0], config)
         if rows is None:
-            (state, _), metrics = minibatch(carry, None, experience)
+            (state, _), metrics = minibatch(carry, experience, base)
         else:
-            step = lambda carry, rows: minibatch(carry, rows, experience)
+            take = lambda rows: jax.tree.map(lambda x: x[rows], experience)
+            step = lambda carry, rows: minibatch(carry, take(rows), base)
             (state, _), metrics = jax.lax.scan(step, carry, rows)
             metrics = {name: Ratio(m.total.sum(), m.count.sum()) for name, m in metrics.items()}
         return move_slow_parts(state, metrics, experience.length.size, config)
 
     return jax.jit(update, donate_argnums=0)
+
+
+def on_base(loss: gradients.LossFn, base: PyTree | None) -> gradients.LossFn:
+    """The loss as a function of what is trained alone: adapters over a base, or all parameters."""
+    return lambda trained, batch: loss(lora.join(base, trained), batch)
 
 
 def minibatch_rows(key: Array, prompts: int, config: AlgorithmConfig) -> Array | None:

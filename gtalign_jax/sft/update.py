@@ -12,6 +12,7 @@ import optax
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rl import gradients
 from gtalign_jax.rl.logprobs import token_logprobs
+from gtalign_jax.rl.update import on_base
 from gtalign_jax.types import Array, PyTree, Ratio, TrainState
 
 
@@ -27,12 +28,18 @@ class SftBatch:
 
 def make_sft_update(
     model: ModelConfig, optimizer: optax.GradientTransformation, microbatches: int = 1
-) -> Callable[[TrainState, SftBatch], tuple[TrainState, dict[str, Ratio]]]:
-    """The jitted SFT step; the state is donated."""
+) -> Callable[..., tuple[TrainState, dict[str, Ratio]]]:
+    """The jitted SFT step (state, batch, base=None) → (state, metrics); the state is donated.
+
+    base: what the trained adapters stand on, see `rl.update.make_update`.
+    """
     loss_fn = functools.partial(sft_loss, model=model)
 
-    def update(state: TrainState, batch: SftBatch) -> tuple[TrainState, dict[str, Ratio]]:
-        grads, metrics = gradients.accumulate(loss_fn, state.policy.params, batch, microbatches)
+    def update(
+        state: TrainState, batch: SftBatch, base: PyTree | None = None
+    ) -> tuple[TrainState, dict[str, Ratio]]:
+        loss = on_base(loss_fn, base)
+        grads, metrics = gradients.accumulate(loss, state.policy.params, batch, microbatches)
         policy, step_metrics = gradients.apply(state.policy, grads, optimizer)
         return state.replace(policy=policy, step=state.step + 1), metrics | step_metrics
 
