@@ -33,7 +33,8 @@ def config():
     config.sft_optimizer.lr = 0.1
     config.align.update(steps=2, prompts=2, group_size=2)
     config.policy_optimizer.update(lr=0.05, warmup=0)
-    config.evaluate.samples = 1
+    config.evaluate.update(samples=2, prompts=2)  # the shape of a rollout: one program serves both
+    config.steer.tries = 0
     config.checkpoint.every = 1
     return config
 

@@ -64,22 +64,19 @@ def stacked(params):
 
 @functools.partial(jax.jit, static_argnums=1)
 def four_passes(params, config):
-    """Logits or states of every way through the layers, decoding two tokens."""
+    """Logits or states of every way through the layers, decoding one token."""
     rng = np.random.default_rng(0)
     prompt = jnp.asarray(rng.integers(0, 31, (P, S)), jnp.int32)
     completion = jnp.asarray(rng.integers(0, 31, (P, G, N)), jnp.int32)
     length = jnp.array([5, 3], jnp.int32)
     logits, prompt_cache = transformer.prefill(params, config, prompt, length)
     cache = transformer.init_decode_cache(config, P, G, N)
-    steps = []
-    for t in range(2):
-        step, cache = transformer.decode_step(params, config, completion[:, :, t], t, prompt_cache, cache)
-        steps.append(step)
+    step, _ = transformer.decode_step(params, config, completion[:, :, 0], 0, prompt_cache, cache)
     return {
         "forward": transformer.forward(params, config, prompt, length)[1, :3],
         "shared": transformer.forward_shared(params, config, prompt, length, completion),
         "prefill": logits,
-        "decode": steps,
+        "decode": step,
     }
 
 
