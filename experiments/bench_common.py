@@ -103,11 +103,16 @@ def weights_folder(shape: str, dtype: str) -> pathlib.Path:
     return folder
 
 
-def our_model(flags: argparse.Namespace, **switches: Any) -> tuple[ModelConfig, PyTree]:
-    """Our configuration, layers unrolled on a CPU, and parameters."""
-    switches = {"scan_layers": flags.device != "cpu", **switches}
+def our_config(flags: argparse.Namespace, **switches: Any) -> ModelConfig:
+    """Our configuration of the weights; layers are unrolled on a CPU."""
     types = {"compute_dtype": flags.dtype, "param_dtype": flags.dtype}
-    config = read_config(weights_folder(flags.shape, flags.dtype), **types, **switches)
+    switches = {"scan_layers": flags.device != "cpu", **types, **switches}
+    return read_config(weights_folder(flags.shape, flags.dtype), **switches)
+
+
+def our_model(flags: argparse.Namespace, **switches: Any) -> tuple[ModelConfig, PyTree]:
+    """Our configuration and parameters."""
+    config = our_config(flags, **switches)
     return config, hf.load_params(weights_folder(flags.shape, flags.dtype), config)
 
 

@@ -108,7 +108,7 @@ def peer_generate(model: transformers.Qwen2ForCausalLM, size: Workload) -> torch
         )
     if out.shape != (size.rows, size.slots + size.new):
         raise RuntimeError(f"the peer wrote {tuple(out.shape)}, not {size.new} tokens a row")
-    return out
+    return out.cpu()  # a GPU is done when its numbers are here
 
 
 # --- cases --------------------------------------------------------------------------------------------
@@ -129,7 +129,8 @@ def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
 
     with contextlib.ExitStack() as stack:
         makes = {"ours": ours, "transformers": peer}
-        if flags.peers and flags.device == "cpu" and name != "batch64":
+        on_cpu = flags.device == "cpu" and flags.dtype == "float32"  # what its script is written for
+        if flags.peers and on_cpu and name != "batch64":
             process = launch.open_peer("tunix", "tunix_sampler.py", flags, size)
             stack.callback(process.close)
             makes["tunix"] = lambda: functools.partial(launch.full_round, process, size)
@@ -215,7 +216,7 @@ def vocabulary(size: int) -> list[bytes | None]:
 
 
 def growth(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
-    config, _ = common.our_model(flags)
+    config = common.our_config(flags)
     fields, size = dict(common.SHAPES[flags.shape]), common.workload("W", flags.shape)
     if name == "depth":
         config = dataclasses.replace(config, num_layers=config.num_layers * factor, source="")

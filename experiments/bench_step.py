@@ -156,6 +156,9 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     flags = parser.parse_args(argv)
     common.restart_tuned("experiments.bench_step", argv, flags)
+    if (flags.device, flags.dtype) != ("cpu", "float32"):
+        given = f"--device={flags.device} --dtype={flags.dtype}"
+        raise UserError(f"{given}: the peers of a step run in float32 on a CPU; leave the defaults")
     wanted = [peer for peer in flags.only.split(",") if peer] if flags.peers else []
     for peer in wanted:
         if peer not in PEERS:

@@ -203,7 +203,7 @@ def growth(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
     """A quarter of W, one of its sizes grown; shared prompts, ours alone."""
     fields, size = dict(common.SHAPES[flags.shape]), common.workload("W", flags.shape)
     size = dataclasses.replace(size, prompts=1)
-    config, _ = common.our_model(flags, remat=flags.remat)
+    config = common.our_config(flags, remat=flags.remat)
     if name == "batch":
         size = dataclasses.replace(size, prompts=factor)
     elif name == "length":
@@ -221,7 +221,7 @@ def growth(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
 
 def memory(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
     """Temporary bytes of the compiled supervised step; a gradient as large as the weights is among them."""
-    config, _ = common.our_model(flags, remat=flags.remat)
+    config = common.our_config(flags, remat=flags.remat)
     size = dataclasses.replace(common.workload("W", flags.shape), prompts=1)
     if name == "tokens":
         size = dataclasses.replace(size, prompts=factor)

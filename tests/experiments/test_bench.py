@@ -214,6 +214,7 @@ def test_a_step_line_without_peers(capsys):
         (["--case=Z"], "--case=Z"),
         (["--repeats=0"], "--repeats=0"),
         (["--device=gpu"], "--device=gpu"),
+        (["--dtype=bfloat16"], "--dtype=bfloat16"),
         (["--only=verl"], "verl"),
     ],
 )
