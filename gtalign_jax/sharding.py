@@ -14,6 +14,8 @@ device, it does nothing; a jitted function is retraced when the current mesh cha
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
@@ -42,9 +44,17 @@ RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "group": ("data", "fsdp"),  # samples of a prompt take what a small batch of prompts left over
     "length": ("context",),
+    "shards": ("data", "fsdp", "context"),  # tokens regrouped by the device that holds them
     "keys": (),  # slots that every query of the row reads
     "width": (),
 }
+
+# While a token a row is decoded there is no sequence to split: rows take the context axis as well, and
+# weights that stay whole over the batch axes are read in every step but gathered once.
+_ROWS = ("data", "fsdp", "context")
+DECODE_RULES = RULES | {"embed": (), "batch": _ROWS, "group": _ROWS}
+
+_rules: contextvars.ContextVar[dict[str, tuple[str, ...]]] = contextvars.ContextVar("rules", default=RULES)
 
 # K/V heads may be fewer than the tensor axis is wide; then every device of the axis holds them all.
 MAY_REPLICATE = frozenset({"kv"})
@@ -218,10 +228,39 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(names, x.shape, mesh))
 
 
+@contextlib.contextmanager
+def decode_layout() -> Iterator[None]:
+    """Inside, `constrain` and `partition_spec` go by DECODE_RULES; what is traced here keeps that layout."""
+    before = _rules.set(DECODE_RULES)
+    try:
+        yield
+    finally:
+        _rules.reset(before)
+
+
+def gather_for_decode(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
+    """Parameters as a decoding loop reads them: in `dtype`, split over the tensor axis alone.
+
+    axes: their logical axis names. Called once before the loop, so that no step gathers a weight; a device
+    then holds 1 / tensor of the model.
+    """
+    with decode_layout():
+        return jax.tree.map(lambda x, names: constrain(x.astype(dtype), *names), params, axes)
+
+
+def pieces(names: Sequence[str], shape: Sequence[int]) -> tuple[int, ...]:
+    """Into how many parts `constrain` splits each dimension of such an array on the current mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    spec = partition_spec(names, shape, mesh)
+    axes = ((entry,) if isinstance(entry, str) else entry or () for entry in spec)
+    return tuple(math.prod(mesh.shape[axis] for axis in entry) for entry in axes)
+
+
 def _rule(name: str) -> tuple[str, ...]:
-    if name not in RULES:
+    rules = _rules.get()
+    if name not in rules:
         raise UserError(f"logical axis {name!r} has no rule; add it to RULES in gtalign_jax/sharding.py")
-    return RULES[name]
+    return rules[name]
 
 
 def _auto_axes(mesh: Mesh | AbstractMesh) -> dict[str, int]:

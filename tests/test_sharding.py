@@ -53,7 +53,7 @@ def batch():
 @jax.jit
 def loss_and_gradients(params, prompt, length, completion, mask):
     def loss(params):
-        logp, entropy = token_logprobs(params, MODEL, prompt, length, completion)
+        logp, entropy = token_logprobs(params, MODEL, prompt, length, completion, chunk=3)
         return jnp.sum(jnp.where(mask, -logp + 0.1 * entropy, 0.0)) / jnp.sum(mask)
 
     return jax.value_and_grad(loss)(params)

@@ -1,21 +1,24 @@
 """Log-probabilities of given tokens: the only place where predictions meet the tokens they predict.
 
-The vocabulary is visited in chunks of token positions and recomputed in the backward pass, so logits of
-a whole batch never exist.
+Logits exist for `chunk` tokens of a device at a time, forward and backward, so `[B, T, V]` never does. Every
+device scores the tokens it holds: the vocabulary table is gathered over the batch axes of the mesh once
+before the first chunk, and its gradient is added up on each device and summed over them once after the last.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.transformer import forward, forward_shared, unembed
+from gtalign_jax.models.transformer import forward, forward_shared
+from gtalign_jax.sharding import constrain, pieces
 from gtalign_jax.types import Array, PyTree
 
-CHUNK = 128
+CHUNK = 1024
 
 
 def token_logprobs(
@@ -31,7 +34,7 @@ def token_logprobs(
     """(logprobs, entropies) [P, G, N] float32 of completion [P, G, N] after prompt [P, S].
 
     Column n is log p(token n | prompt, tokens before n) of softmax(logits / temperature). Columns past a
-    row's length are finite and meaningless.
+    row's length are finite and meaningless. chunk: tokens of a device whose logits exist at a time.
     """
     hidden = forward_shared(params, config, prompt, prompt_length, completion)
     return _from_hidden(params, config, hidden, completion, temperature, chunk)
@@ -47,34 +50,147 @@ def row_logprobs(
     chunk: int = CHUNK,
 ) -> Array:
     """log p(token t + 1 | tokens up to t): [B, T - 1] float32 for rows tokens [B, T]."""
-    hidden = forward(params, config, tokens, length)[:, :-1]
-    return _from_hidden(params, config, hidden, tokens[:, 1:], temperature, chunk)[0]
+    hidden = forward(params, config, tokens, length)[:, None, :-1]
+    return _from_hidden(params, config, hidden, tokens[:, None, 1:], temperature, chunk)[0][:, 0]
 
 
 def _from_hidden(
     params: PyTree, config: ModelConfig, hidden: Array, tokens: Array, temperature: float, chunk: int
 ) -> tuple[Array, Array]:
-    """Logprobs and entropies [..., N] of tokens [..., N] from states [..., N, D], chunk by chunk."""
-    score = functools.partial(_score_chunk, params, config, temperature)
-    total = tokens.shape[-1]
-    if total <= chunk:
-        return jax.checkpoint(score)(hidden, tokens)
-    spare = -total % chunk
-    pad = [(0, 0)] * (tokens.ndim - 1) + [(0, spare)]
-    hidden, tokens = jnp.pad(hidden, [*pad, (0, 0)]), jnp.pad(tokens, pad)
-    parts = (total + spare) // chunk
-    split = lambda x: jnp.moveaxis(
-        x.reshape(*tokens.shape[:-1], parts, chunk, *x.shape[tokens.ndim :]), tokens.ndim - 1, 0
-    )
-    step = lambda _, xs: (None, jax.checkpoint(score)(*xs))
-    _, columns = jax.lax.scan(step, None, (split(hidden), split(tokens)))
-    join = lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)[..., :total]
-    return join(columns[0]), join(columns[1])
+    """Logprobs and entropies [P, G, N] of tokens [P, G, N] from the states [P, G, N, D] before them."""
+    table = params["embedding" if config.tie_embeddings else "unembedding"]
+    shape, split = tokens.shape, pieces(("batch", "group", "length"), tokens.shape)
+    rows = constrain(_by_device(hidden, split), "shards", "width", "width")
+    scored = _score(temperature, chunk, table, rows, constrain(_by_device(tokens, split), "shards", "width"))
+    logp, entropy = (_by_position(x, shape, split) for x in scored)
+    return logp, entropy
 
 
-def _score_chunk(params: PyTree, config: ModelConfig, temperature: float, hidden: Array, tokens: Array):
-    logits = unembed(params, config, hidden) / temperature
-    log_norm = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
-    mean_logit = jnp.sum(jnp.exp(logits - log_norm[..., None]) * logits, axis=-1)
-    return chosen - log_norm, log_norm - mean_logit
+# --- tokens by the device that holds them -------------------------------------------------------
+
+
+def _by_device(x: Array, split: tuple[int, ...]) -> Array:
+    """x [P, G, N, ...] as [devices, tokens of one, ...]; split: into how many parts P, G and N are cut."""
+    cut = [size for part, dim in zip(split, x.shape, strict=False) for size in (part, dim // part)]
+    x = x.reshape(*cut, *x.shape[3:]).transpose(0, 2, 4, 1, 3, 5, *range(6, x.ndim + 3))
+    return x.reshape(math.prod(split), -1, *x.shape[6:])
+
+
+def _by_position(x: Array, shape: tuple[int, ...], split: tuple[int, ...]) -> Array:
+    """The inverse of `_by_device` for x [devices, tokens of one]."""
+    x = x.reshape(*split, *(dim // part for part, dim in zip(split, shape, strict=True)))
+    x = x.transpose(0, 3, 1, 4, 2, 5).reshape(shape)
+    return constrain(x, "batch", "group", "length")
+
+
+def _in_chunks(chunk: int, *arrays: Array) -> tuple[Array, ...]:
+    """Arrays [devices, L, ...] as [chunks, devices, l, ...] with l <= chunk; spare tokens are zeros."""
+    length = arrays[0].shape[1]
+    count = -(-length // chunk)
+    size = -(-length // count)
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, [(0, size * count - length if axis == 1 else 0) for axis in range(x.ndim)])
+        return x.reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
+
+    return tuple(map(cut, arrays))
+
+
+def _joined(x: Array, length: int) -> Array:
+    """The inverse of `_in_chunks` for one array."""
+    x = x.swapaxes(0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+# --- scores and their gradient ------------------------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _score(temperature: float, chunk: int, table: Array, hidden: Array, tokens: Array):
+    """(log p, entropy) [devices, L] of tokens [devices, L]; p = softmax(hidden table^T / temperature).
+
+    table [V, D]; hidden [devices, L, D]. With logits l, their log-sum z and mean m = sum_v p_v l_v, a token
+    c has log p = l_c - z and the distribution has entropy z - m; the gradients by l_v are [v = c] - p_v and
+    -p_v (l_v - m). Backward keeps z and m and computes the logits again.
+    """
+    return _score_forward(temperature, chunk, table, hidden, tokens)[0]
+
+
+def _score_forward(temperature: float, chunk: int, table: Array, hidden: Array, tokens: Array):
+    whole = _gathered(table, hidden)
+
+    def step(_, xs):
+        hidden, tokens = xs
+        logits = _logits(whole, hidden, temperature)
+        top = logits.max(-1, keepdims=True)
+        weights = jnp.exp(logits - top)
+        chosen = jnp.where(_is_token(logits, tokens), logits, 0.0)
+        total, weighted, chosen = _sums(weights, weights * logits, chosen)
+        log_norm = jnp.log(total) + top[..., 0]
+        return None, (chosen - log_norm, log_norm, weighted / total)
+
+    _, columns = jax.lax.scan(step, None, _in_chunks(chunk, hidden, tokens))
+    logp, log_norm, mean = (_joined(x, tokens.shape[1]) for x in columns)
+    return (logp, log_norm - mean), (table, hidden, tokens, log_norm, mean)
+
+
+def _score_backward(temperature: float, chunk: int, saved: tuple, gradients: tuple[Array, Array]):
+    table, hidden, tokens, log_norm, mean = saved
+    whole = _gathered(table, hidden)
+
+    def step(d_table, xs):
+        hidden, tokens, log_norm, mean, d_logp, d_entropy = xs
+        per_token = lambda x: x[..., None]
+        logits = _logits(whole, hidden, temperature)
+        slope = per_token(d_logp) + per_token(d_entropy) * (logits - per_token(mean))
+        chosen = jnp.where(_is_token(logits, tokens), per_token(d_logp), 0.0)
+        d_logits = chosen - jnp.exp(logits - per_token(log_norm)) * slope
+        d_logits = (d_logits / temperature).astype(hidden.dtype)
+        add = jnp.einsum("stv,std->svd", d_logits, hidden, preferred_element_type=jnp.float32)
+        return _split(d_table + add), jnp.einsum("stv,svd->std", d_logits, whole)
+
+    zero = _split(jnp.zeros(whole.shape, jnp.float32))
+    chunks = _in_chunks(chunk, hidden, tokens, log_norm, mean, *gradients)
+    d_table, d_hidden = jax.lax.scan(step, zero, chunks)
+    d_table = constrain(d_table.sum(0), "vocab", "embed").astype(table.dtype)
+    return d_table, _joined(d_hidden, tokens.shape[1]), None
+
+
+_score.defvjp(_score_forward, _score_backward)
+
+
+def _gathered(table: Array, hidden: Array) -> Array:
+    """The table once per device that holds tokens, [devices, V, D] in the dtype of hidden."""
+    return _split(jnp.broadcast_to(table.astype(hidden.dtype), (hidden.shape[0], *table.shape)))
+
+
+def _split(tables: Array) -> Array:
+    return constrain(tables, "shards", "vocab", "width")
+
+
+def _logits(tables: Array, hidden: Array, temperature: float) -> Array:
+    """[devices, l, V] float32 from tables [devices, V, D] and hidden [devices, l, D]."""
+    logits = jnp.einsum("std,svd->stv", hidden, tables, preferred_element_type=jnp.float32)
+    return constrain(logits, "shards", "width", "vocab") / temperature
+
+
+def _sums(*terms: Array) -> tuple[Array, ...]:
+    """Every term summed over its last axis, the vocabulary."""
+    apart = lambda *terms: tuple(x.sum(-1) for x in terms)
+    return jax.lax.platform_dependent(*terms, cpu=_sums_in_one_pass, default=apart)
+
+
+def _sums_in_one_pass(*terms: Array) -> tuple[Array, ...]:
+    """`_sums` where the compiler would compute the terms anew for each sum: on the CPU a quarter of the time.
+
+    One long sum adds number after number and loses digits, so blocks are summed first, then their sums.
+    """
+    blocks = math.gcd(terms[0].shape[-1], 128)
+    terms = tuple(x.reshape(*x.shape[:-1], blocks, -1) for x in terms)
+    add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
+    sums = jax.lax.reduce(terms, (0.0,) * len(terms), add, (terms[0].ndim - 1,))
+    return tuple(x.sum(-1) for x in sums)
+
+
+def _is_token(logits: Array, tokens: Array) -> Array:
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == tokens[..., None]

@@ -9,10 +9,12 @@ from configs import quickstart
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning import cost, hlo, programs
+from gtalign_jax.rl.logprobs import CHUNK
 from gtalign_jax.settings import make_settings
 from gtalign_jax.sharding import MeshConfig, make_mesh
 
 FSDP, TENSOR = 4, 2
+MINIBATCHES, PROMPTS, TOKENS = 2, 16, 800
 MODEL = ModelConfig(
     vocab_size=512,
     hidden_size=64,
@@ -28,9 +30,9 @@ MODEL = ModelConfig(
 @pytest.fixture(scope="module")
 def update():
     config = quickstart.get_config()
-    config.max_new_tokens, config.buckets.prompt, config.buckets.completion = 32, (16,), (32,)
-    config.align.update(algorithm="ppo_paper", prompts=16, group_size=1)
-    config.algorithm.minibatches = 2
+    config.max_new_tokens, config.buckets.prompt, config.buckets.completion = TOKENS, (16,), (TOKENS,)
+    config.align.update(algorithm="ppo_paper", prompts=PROMPTS, group_size=1)
+    config.algorithm.minibatches = MINIBATCHES
     settings = make_settings(config)
     mesh = make_mesh(MeshConfig(fsdp=FSDP, tensor=TENSOR))
     state = programs.align_state(settings, MODEL, mesh)
@@ -84,12 +86,29 @@ def test_layers_are_gathered_one_at_a_time_inside_the_layer_loop(update):
     assert max(c.bytes for c in weights) <= 1.01 * layer_bytes
 
 
+def test_the_vocabulary_table_is_gathered_and_its_gradient_summed_once_a_pass(update):
+    """However many chunks of tokens are scored: one gather forward, one backward, one sum of the gradient."""
+    _, compiled, found = update
+    chunks = -(-PROMPTS * TOKENS // MINIBATCHES // FSDP // CHUNK)
+    assert chunks > 1
+    table = (MODEL.vocab_size // TENSOR, MODEL.hidden_size)
+    whole = [c for c in found if c.shape in (table, (1, *table)) and c.group == FSDP]
+    gathers = sum(c.times for c in whole if c.kind == "all-gather")
+    assert MINIBATCHES <= gathers <= 2 * MINIBATCHES  # the critic scores no tokens
+    # The policy's scores and lookups, the critic's lookups: prompts and completions.
+    sums = [c for c in whole if c.kind in ("all-reduce", "reduce-scatter")]
+    assert all(c.times == MINIBATCHES for c in sums) and len(sums) <= 5, sums
+    carried = f"f32[1,{table[0]},{table[1]}]"
+    assert carried in compiled.as_text()  # what the loop over chunks adds to is one device's part
+
+
 def test_no_collective_is_larger_than_one_layer_or_the_embedding(update):
     *_, found = update
     layer = 4 * MODEL.hidden_size * MODEL.intermediate_size / TENSOR
     table = 4 * MODEL.vocab_size * MODEL.hidden_size / TENSOR
-    activations = 4 * 16 * 48 * MODEL.hidden_size
-    assert max(c.bytes for c in found) <= max(layer, table, activations)
+    activations = 4 * PROMPTS // MINIBATCHES // FSDP * (TOKENS + 16) * MODEL.hidden_size
+    # Of one array: the compiler sends several small ones together.
+    assert max(4 * math.prod(c.shape) for c in found) <= max(layer, table, activations)
 
 
 def test_tensor_and_fsdp_groups_both_take_part(update):
