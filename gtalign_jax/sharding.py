@@ -241,11 +241,14 @@ def decode_layout() -> Iterator[None]:
 def gather_for_decode(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
     """Parameters as a decoding loop reads them: in `dtype`, split over the tensor axis alone.
 
-    axes: their logical axis names. Called once before the loop, so that no step gathers a weight; a device
-    then holds 1 / tensor of the model.
+    axes: their logical axis names; a leaf that has none there (an adapter's) stays as it is. Called once,
+    before the loop, so that no step gathers a weight; a device then holds 1 / tensor of the model.
     """
+    is_names = lambda x: isinstance(x, tuple) and all(isinstance(name, str) for name in x)
+    known = dict(jax.tree.leaves_with_path(axes, is_leaf=is_names))
     with decode_layout():
-        return jax.tree.map(lambda x, names: constrain(x.astype(dtype), *names), params, axes)
+        place = lambda path, x: constrain(x.astype(dtype), *known[path]) if path in known else x
+        return jax.tree.map_with_path(place, params)
 
 
 def pieces(names: Sequence[str], shape: Sequence[int]) -> tuple[int, ...]:
