@@ -16,11 +16,17 @@ _MASKED = -1e30  # finite, so that a fully masked row has no NaN in value or gra
 
 
 class Keys(NamedTuple):
-    """k, v [P, S, K, H] (shared by the group) or [P, G, N, K, H]; mask broadcasts to scores."""
+    """k, v [P, S, K, H] (shared by the group) or [P, G, N, K, H]; mask broadcasts to scores.
+
+    What fused kernels (`fused`) read in place of a mask, and only where it says the same: causal: each token
+    sees its own row's past. length [P]: every query sees the slots below it.
+    """
 
     k: Array
     v: Array
     mask: Array
+    causal: bool = False
+    length: Array | None = None
 
 
 def attend(query: Array, own: Keys, shared: Keys | None = None) -> Array:
