@@ -37,6 +37,7 @@ from gtalign_jax.types import PyTree
 
 Say = Callable[[str], None]
 Run = Callable[[Program], tuple[dict[str, Any], Any]]
+STAGES = {"lowered": "lower_s", "compiled": "compile_s", "read": "read_s"}
 HEADROOM = 0.02  # share of the memory that is left to the runtime
 
 
@@ -149,25 +150,29 @@ def measure(program: Program, *, chip: Chip, say: Say) -> tuple[dict[str, Any], 
     A row holds, for one device: argument_gib, temporary_gib, resident_gib (other arrays of the run),
     hbm_gib (all of it, with the outputs), fits; then, for all calls of a training step, tflops, traffic_gb,
     collectives {kind: {count, gb}}, the three times and their largest, seconds; tokens of all devices;
-    compile_s.
+    lower_s, compile_s and read_s, how long each stage of the plan itself took.
     """
     began = time.monotonic()
     resident = device_bytes(program.resident)
+    lowered = program.lower()
+    started = time.monotonic()
     try:
-        compiled = program.lower().compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = out_of_memory(str(error))
         if needed is None:
             raise
         say(f"{program.name}: the compiler finds no room, {needed / GIB:.1f} GiB are needed")
         row = {"name": program.name, "hbm_gib": (needed + resident) / GIB, "fits": False, "compiled": False}
-        return row | {"resident_gib": resident / GIB, "compile_s": time.monotonic() - began}, None
-    took = time.monotonic() - began
+        return row | {"resident_gib": resident / GIB, "compile_s": time.monotonic() - started}, None
+    ended = time.monotonic()
     tokens = program.calls * program.tokens
-    row = {"name": program.name, "compiled": True, "tokens": tokens, "compile_s": took}
+    row = {"name": program.name, "compiled": True, "tokens": tokens}
     row |= memory(compiled, resident, chip)
     row |= work(hlo.parse(compiled.as_text(), program.steps), chip, program.calls)
-    say(f"{program.name}: compiled in {took:.0f} s, {row['hbm_gib']:.1f} GiB a chip")
+    row |= {"lower_s": started - began, "compile_s": ended - started, "read_s": time.monotonic() - ended}
+    stages = ", ".join(f"{name} {row[key]:.0f} s" for name, key in STAGES.items())
+    say(f"{program.name}: {stages}; {row['hbm_gib']:.1f} GiB a chip")
     return row, compiled
 
 
