@@ -43,7 +43,8 @@ class ModelConfig:
     `window` tokens back in the layers marked True (0 and () for full attention everywhere).
     compute_dtype: activations and matmuls; param_dtype: storage. remat: `none`, `dots` (keep matmul
     outputs) or `full` (keep layer inputs). scan_layers: one compiled layer in a scan, or an unrolled
-    loop, which is faster on CPU and slower to compile. source: the JSON this was read from.
+    loop, which is faster on CPU and slower to compile. decode_layout: `auto`, `rows` or `features`, see
+    `models.layouts`. source: the JSON this was read from.
     """
 
     family: str = "qwen2"
@@ -69,6 +70,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     remat: str = "none"
     scan_layers: bool = True
+    decode_layout: str = "auto"
     source: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self):
@@ -78,6 +80,8 @@ class ModelConfig:
             raise UserError(f"model.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
         if self.remat not in ("none", "dots", "full"):
             raise UserError(f"model.remat={self.remat!r}: must be none, dots or full")
+        if self.decode_layout not in ("auto", "rows", "features"):
+            raise UserError(f"model.decode_layout={self.decode_layout!r}: must be auto, rows or features")
 
     @property
     def queries_per_kv(self) -> int:

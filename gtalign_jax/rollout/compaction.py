@@ -60,6 +60,7 @@ def finish(
     place = np.arange(shape[0] * shape[1])  # where each row of the state stands in the result
     written = {}
     options = {"ending": ending, "constraint": constraint}
+    params = programs.prepare(params, config)
     while True:
         stage = min(int(state.t) + every, until)
         state = programs.advance(params, config, state, sampling, until=np.int32(stage), **options)
@@ -97,6 +98,7 @@ def warm_up(
 ) -> None:
     """Compile every move between sizes, and the steps of every size but the state's own."""
     options = {"ending": ending, "constraint": constraint}
+    params = programs.prepare(params, config)
     for i, size in enumerate(sizes):
         stage = state if i == 0 else programs.take(state, np.arange(size, dtype=np.int32))
         for smaller in sizes[i + 1 :]:

@@ -20,14 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.transformer import (
-    DecodeCache,
-    PromptCache,
-    decode_step,
-    init_decode_cache,
-    prefill,
-    split_layers,
-)
+from gtalign_jax.models.layouts import decode_step, init_decode_cache, prefill, prepare_decode
+from gtalign_jax.models.transformer import DecodeCache, PromptCache
 from gtalign_jax.rollout import grammar
 from gtalign_jax.rollout.grammar import Constraint, GrammarState
 from gtalign_jax.rollout.sampling import SamplingConfig, row_keys, sample_token, token_uniform
@@ -146,7 +140,7 @@ def start(
     state = DecodeState(
         prompts=batch,
         prompt_cache=prompt_cache,
-        cache=init_decode_cache(config, prompts, group_size, max_new_tokens),
+        cache=init_decode_cache(params, config, prompts, group_size, max_new_tokens),
         keys=row_keys(key, row[:, None] * group_size + sample if row.ndim == 1 else row),
         t=t,
         tokens=tokens,
@@ -173,8 +167,11 @@ def advance(
     forced: Forced | None = None,
     constraint: Constraint | None = None,
 ) -> DecodeState:
-    """Decide tokens t, t + 1, ... until `until` tokens are decided or every row is done."""
-    params = split_layers(params)  # once, outside the loop: no weight is sliced in a step
+    """Decide tokens t, t + 1, ... until `until` tokens are decided or every row is done.
+
+    params: the model's, or what `prepare_decode` made of them, which a caller of several advances keeps.
+    """
+    params = prepare_decode(params, config)  # once, outside the loop
 
     def going(state: DecodeState) -> Array:
         return (state.t < until) & ~jnp.all(state.done)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from gtalign_jax.models.layouts import prepare_decode
 from gtalign_jax.rollout import decode
 from gtalign_jax.rollout.decode import DecodeState
 from gtalign_jax.types import Array
@@ -42,6 +43,7 @@ def _program(function: Callable, static: Sequence[str] = (), donate: Sequence[st
 
 
 generate = _program(decode.generate, _SHAPES)
+prepare = _program(prepare_decode, ("config",))
 start = _program(decode.start, _SHAPES)
 advance = _program(decode.advance, ("config", "sampling"), donate=("state",))
 rewind = _program(decode.rewind, donate=("state",))

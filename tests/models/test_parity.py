@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.models import hf, transformer
+from gtalign_jax.models import hf, layouts, transformer
 from gtalign_jax.models.config import from_hf, read_config
+from gtalign_jax.models.cpu import FeatureWeights
 
 BASE = dict(
     vocab_size=97,
@@ -95,13 +96,17 @@ def test_logits_equal_transformers_on_ragged_rows(pair):
         np.testing.assert_allclose(row[:n], expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_prefill_and_decode_equal_transformers(pair):
+@pytest.mark.parametrize("layout", ["rows", "features"])
+def test_prefill_and_decode_equal_transformers(pair, layout):
     theirs, config, params, _ = pair
+    config = dataclasses.replace(config, decode_layout=layout)
     tokens, length = rows()
     completion = np.random.default_rng(1).integers(1, 97, (4, 2, 9)).astype(np.int32)
-    logits, prompt_cache = jax.jit(transformer.prefill, static_argnums=1)(params, config, tokens, length)
-    cache = transformer.init_decode_cache(config, 4, 2, 9)
-    step = jax.jit(transformer.decode_step, static_argnums=1)
+    logits, prompt_cache = jax.jit(layouts.prefill, static_argnums=1)(params, config, tokens, length)
+    cache = layouts.init_decode_cache(params, config, 4, 2, 9)
+    params = layouts.prepare_decode(params, config)
+    assert isinstance(params, FeatureWeights) == (layout == "features")
+    step = jax.jit(layouts.decode_step, static_argnums=1)
     steps = [np.broadcast_to(logits[:, None], (4, 2, 97))]
     for t in range(8):
         out, cache = step(params, config, completion[:, :, t], t, prompt_cache, cache)

@@ -1,0 +1,184 @@
+"""Decoding in the order a CPU likes: weights on the left, activations feature-major, keys transposed.
+
+The same step as `transformer.decode_step`, for one device and dense weights:
+
+    x [D, B] with B = P * G rows; every product is W [out, in] @ x [in, B], so that the small matrix is
+    packed once and the large one is read along its rows; query, key and value are one product, gate and
+    up another; keys are stored [K, H, slot] and values [K, slot, H], as their products read them.
+
+On accelerators the compiler chooses layouts itself; `models.layouts` decides which step runs.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gtalign_jax.models.attention import visible
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.rope import rope_tables
+from gtalign_jax.models.transformer import DecodeCache, Params, PromptCache, split_layers
+
+Array = jax.Array
+_MASKED = -1e30  # as in `attention`
+
+
+@flax.struct.dataclass
+class FeatureWeights:
+    """Weights of a model for the feature-major step, in the compute dtype.
+
+    embedding, unembedding [V, D]; final_norm [D]; layers: per layer qkv [(Q + 2K) H, D], output [D, Q H],
+    gate_up [2F, D], down [D, F], their biases `*_bias`, and the scales attention_norm, mlp_norm [D] and
+    query_norm, key_norm [H] where the model has them.
+    """
+
+    embedding: Array
+    unembedding: Array
+    final_norm: Array
+    layers: tuple[dict[str, Array], ...]
+
+
+def feature_weights(params: Params, config: ModelConfig) -> FeatureWeights:
+    """The weights of plain parameters, transposed and joined; done once for a generation."""
+    cast = lambda x: x.astype(config.compute_dtype)
+    layers = tuple(_layer_weights(jax.tree.map(cast, layer)) for layer in split_layers(params)["layers"])
+    return FeatureWeights(
+        embedding=cast(params["embedding"]),
+        unembedding=cast(params["embedding" if config.tie_embeddings else "unembedding"]),
+        final_norm=cast(params["final_norm"]["scale"]),
+        layers=layers,
+    )
+
+
+def _layer_weights(layer: Params) -> dict[str, Array]:
+    width = layer["attention_norm"]["scale"].shape[0]
+    joined = {
+        "qkv": [layer[name] for name in ("query", "key", "value")],
+        "output": [layer["output"]],
+        "gate_up": [layer["gate"], layer["up"]],
+        "down": [layer["down"]],
+    }
+    found = {name: value["scale"] for name, value in layer.items() if "scale" in value}
+    for name, parts in joined.items():
+        inputs = (-1, width) if name in ("output", "down") else (width, -1)
+        found[name] = jnp.concatenate([part["kernel"].reshape(inputs).T for part in parts])
+        if "bias" in parts[0]:
+            found[f"{name}_bias"] = jnp.concatenate([part["bias"].reshape(-1) for part in parts])
+    return found
+
+
+def prompt_cache(cache: PromptCache) -> PromptCache:
+    """A prefill's cache with k [P, K, H, S] and v [P, K, S, H] in place of [P, S, K, H]."""
+    turned = tuple((k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) for k, v in cache.layers)
+    return PromptCache(turned, cache.length)
+
+
+def init_decode_cache(config: ModelConfig, prompts: int, group: int, slots: int) -> DecodeCache:
+    """An empty cache: per layer k [P, G, K, H, N] and v [P, G, K, N, H]."""
+    front = (prompts, group, config.num_kv_heads)
+    empty = lambda *shape: jnp.zeros((*front, *shape), config.compute_dtype)
+    pairs = [(empty(config.head_dim, slots), empty(slots, config.head_dim)) for _ in range(config.num_layers)]
+    return DecodeCache(tuple(pairs))
+
+
+def decode_step(
+    weights: FeatureWeights,
+    config: ModelConfig,
+    token: Array,
+    t: Array,
+    prompt_cache: PromptCache,
+    cache: DecodeCache,
+) -> tuple[Array, DecodeCache]:
+    """`transformer.decode_step` on weights and caches of this module: same arguments, same numbers."""
+    group = token.shape[1]
+    position = prompt_cache.length + t
+    tables = rope_tables(config.rope, config.head_dim, position)  # [P, H/2], then [H/2, B]
+    tables = tuple(jnp.repeat(table.T, group, axis=1) for table in tables)
+    x = weights.embedding[token.reshape(-1)].T
+    written = []
+    for i, w in enumerate(weights.layers):
+        q, k, v = _heads(w, config, _norm(x, w["attention_norm"], config), tables)
+        window = config.window if config.window and config.window_layers[i] else None
+        own = _write(cache.layers[i], k, v, t)
+        written.append(own)
+        out = _attend(q, own, prompt_cache.layers[i], prompt_cache.length, t, window)
+        x = x + _product(w, "output", out)
+        gate, up = jnp.split(_product(w, "gate_up", _norm(x, w["mlp_norm"], config)), 2)
+        x = x + _product(w, "down", jax.nn.silu(gate) * up)
+    hidden = _norm(x, weights.final_norm, config)
+    logits = jnp.matmul(weights.unembedding, hidden, preferred_element_type=jnp.float32)
+    # Without the barrier the transpose is moved into the product, which then copies the whole table.
+    logits = jax.lax.optimization_barrier(logits).T
+    return logits.reshape(*token.shape, -1), DecodeCache(tuple(written))
+
+
+def _product(w: dict[str, Array], name: str, x: Array) -> Array:
+    y = w[name] @ x
+    bias = w.get(f"{name}_bias")
+    return y if bias is None else y + bias[:, None]
+
+
+def _norm(x: Array, scale: Array, config: ModelConfig) -> Array:
+    """RMS norm of x [..., features, B] over its features, computed in float32."""
+    wide = x.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-2, keepdims=True) + config.rms_norm_eps)
+    return wide.astype(x.dtype) * scale[:, None]
+
+
+def _heads(w: dict[str, Array], c: ModelConfig, x: Array, tables: tuple[Array, Array]) -> tuple:
+    """Rotated q [Q, H, B], rotated k and v [K, H, B] of normed activations x [D, B]."""
+    y = _product(w, "qkv", x).reshape(-1, c.head_dim, x.shape[1])
+    q, k, v = jnp.split(y, (c.num_heads, c.num_heads + c.num_kv_heads))
+    if c.qk_norm:
+        q, k = _norm(q, w["query_norm"], c), _norm(k, w["key_norm"], c)
+    return _rotate(q, tables), _rotate(k, tables), v
+
+
+def _rotate(x: Array, tables: tuple[Array, Array]) -> Array:
+    """`rope.rotate` for x [heads, H, B] and tables [H/2, B]."""
+    cos, sin = tables
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=1)
+    return turned.astype(x.dtype)
+
+
+def _write(stored: tuple[Array, Array], k: Array, v: Array, t: Array) -> tuple[Array, Array]:
+    """The cache of a layer with k, v [K, H, B] in slot t of every row."""
+    old_k, old_v = stored
+    rows = lambda x: x.transpose(2, 0, 1).reshape(old_k.shape[:4])  # [P, G, K, H]
+    write = jax.lax.dynamic_update_slice_in_dim
+    return write(old_k, rows(k)[..., None], t, axis=4), write(old_v, rows(v)[..., None, :], t, axis=3)
+
+
+def _attend(
+    q: Array,
+    own: tuple[Array, Array],
+    shared: tuple[Array, Array],
+    length: Array,
+    t: Array,
+    window: int | None,
+) -> Array:
+    """Attention of q [Q, H, B] over prompt slots and completion slots up to t; returns [Q H, B].
+
+    One softmax over both parts without joining them: exp(s - max) and the sums are those of the pair.
+    """
+    p, g, kv, dim, slots = own[0].shape
+    query = q.reshape(kv, -1, dim, p, g).transpose(3, 4, 0, 1, 2)  # [P, G, K, R, H]
+    at = length[:, None] + t
+    prompt_slot, own_slot = jnp.arange(shared[0].shape[-1]), jnp.arange(slots)
+    in_prompt = visible(at, prompt_slot, window)[:, 0] & (prompt_slot < length[:, None])
+    in_own = visible(t[None], own_slot, window)[0]
+    old = _scores("pgkrh,pkhs->pgkrs", query, shared[0], in_prompt[:, None, None, None])
+    new = _scores("pgkrh,pgkhn->pgkrn", query, own[0], in_own)
+    top = jnp.maximum(old.max(-1), new.max(-1))[..., None]
+    old, new = jnp.exp(old - top), jnp.exp(new - top)
+    total = (old.sum(-1) + new.sum(-1))[..., None]
+    old, new = ((x / total).astype(q.dtype) for x in (old, new))
+    out = jnp.einsum("pgkrs,pksh->pgkrh", old, shared[1]) + jnp.einsum("pgkrn,pgknh->pgkrh", new, own[1])
+    return out.transpose(2, 3, 4, 0, 1).reshape(-1, p * g)
+
+
+def _scores(spec: str, query: Array, keys: Array, mask: Array) -> Array:
+    scores = jnp.einsum(spec, query, keys, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    return jnp.where(mask, scores, _MASKED)

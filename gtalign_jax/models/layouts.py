@@ -1,0 +1,83 @@
+"""Which decoding runs: the one switch between layouts, so that callers do not know them.
+
+    decode_layout = auto       features on a CPU and one device, rows everywhere else
+                    rows       `transformer.decode_step`: any mesh, any parameters
+                    features   `cpu.decode_step`, 1.5 to 2 times as fast on a CPU; one device
+
+Parameters with more than kernels and biases (LoRA factors) always take rows. A generation prepares its
+weights once (`prepare_decode`) and passes them to every step; the caches belong to the same layout.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from gtalign_jax.models import cpu, transformer
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.cpu import FeatureWeights
+from gtalign_jax.models.transformer import DecodeCache, Params, PromptCache
+
+Array = jax.Array
+
+
+def feature_major(params: Params | FeatureWeights, config: ModelConfig) -> bool:
+    """Whether these parameters decode feature-major here; read at trace time, under the mesh in use."""
+    if isinstance(params, FeatureWeights):
+        return True
+    if config.decode_layout == "rows" or not _dense(params):
+        return False
+    return config.decode_layout == "features" or _one_cpu()
+
+
+def _dense(params: Params) -> bool:
+    layers = params["layers"][0] if isinstance(params["layers"], tuple) else params["layers"]
+    return all(set(part) <= {"kernel", "bias", "scale"} for part in layers.values())
+
+
+def _one_cpu() -> bool:
+    """Whether the computation goes to a single CPU device: of the current mesh, or the default one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.abstract_device is None:
+        return jax.default_backend() == "cpu" and mesh.size <= 1
+    return mesh.size == 1 and mesh.abstract_device.device_kind == "cpu"
+
+
+def prepare_decode(params: Params | FeatureWeights, config: ModelConfig) -> Params | FeatureWeights:
+    """Parameters as the decode step of their layout reads them; prepared ones are returned as they are.
+
+    Rows: per-layer trees, so that no weight is sliced in a step. Features: `cpu.feature_weights`.
+    """
+    if isinstance(params, FeatureWeights):
+        return params
+    if feature_major(params, config):
+        return cpu.feature_weights(params, config)
+    return transformer.split_layers(params)
+
+
+def prefill(
+    params: Params, config: ModelConfig, prompt: Array, prompt_length: Array
+) -> tuple[Array, PromptCache]:
+    """`transformer.prefill` with the cache in the layout that decoding will read."""
+    logits, cache = transformer.prefill(params, config, prompt, prompt_length)
+    return logits, cpu.prompt_cache(cache) if feature_major(params, config) else cache
+
+
+def init_decode_cache(
+    params: Params, config: ModelConfig, prompts: int, group: int, slots: int
+) -> DecodeCache:
+    """An empty cache for `slots` completion tokens of `group` samples of each prompt, in the layout."""
+    module = cpu if feature_major(params, config) else transformer
+    return module.init_decode_cache(config, prompts, group, slots)
+
+
+def decode_step(
+    params: Params | FeatureWeights,
+    config: ModelConfig,
+    token: Array,
+    t: Array,
+    prompt_cache: PromptCache,
+    cache: DecodeCache,
+) -> tuple[Array, DecodeCache]:
+    """One token of every sample with prepared parameters: see `transformer.decode_step`."""
+    module = cpu if isinstance(params, FeatureWeights) else transformer
+    return module.decode_step(params, config, token, t, prompt_cache, cache)

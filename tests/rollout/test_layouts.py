@@ -1,0 +1,108 @@
+"""The decode layouts are one function: same tokens, same log-probabilities, chosen in one place."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.models import layouts
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.transformer import forward_shared, init_params, unembed
+from gtalign_jax.rollout import decode
+from gtalign_jax.rollout.decode import Ending
+from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
+from gtalign_jax.sharding import MeshConfig, make_mesh
+from gtalign_jax.types import PromptBatch
+
+CONFIG = ModelConfig(
+    vocab_size=150,
+    hidden_size=24,
+    intermediate_size=40,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=1,
+    head_dim=8,
+    initializer_range=0.3,
+    tie_embeddings=False,
+    output_bias=True,
+    qk_norm=True,
+    window=6,
+    window_layers=(True, False),
+    decode_layout="features",
+)
+ROWS = dataclasses.replace(CONFIG, decode_layout="rows")
+NEVER = Ending(np.array([-1], np.int32))
+SHAPE = {"group_size": 2, "max_new_tokens": 10, "ending": NEVER}
+
+
+@functools.cache
+def params():
+    made = jax.jit(init_params, static_argnums=1)(jax.random.key(0), CONFIG)
+    noise = lambda x: x + 0.2 * jax.random.normal(jax.random.key(x.size), x.shape)
+    return jax.tree.map(noise, made)  # biases of zero and scales of one would hide a missing one
+
+
+def prompts() -> PromptBatch:
+    tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (3, 9)).astype(np.int32)
+    return PromptBatch(jnp.asarray(tokens), jnp.asarray([9, 1, 5]), jnp.arange(3))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sampling"))
+def generated(params, config, sampling, key=None):
+    return decode.generate(params, config, prompts(), jax.random.key(1), sampling, **SHAPE)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(temperature=0.9)])
+def test_both_layouts_write_the_same_and_agree_with_the_trainer(sampling):
+    ours = generated(params(), CONFIG, sampling)
+    plain = generated(params(), ROWS, sampling)
+    np.testing.assert_array_equal(ours.completion, plain.completion)
+    np.testing.assert_allclose(ours.sampler_logp, plain.sampler_logp, atol=1e-5)
+    batch = prompts()
+    hidden = forward_shared(params(), CONFIG, batch.tokens, batch.length, ours.completion)
+    logp = jax.nn.log_softmax(unembed(params(), CONFIG, hidden) / (sampling.temperature or 1.0))
+    expected = np.take_along_axis(np.asarray(logp), np.asarray(ours.completion)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(ours.sampler_logp, expected, atol=1e-5)
+
+
+def test_half_precision_is_as_close_to_float32_as_the_plain_layout():
+    exact = generated(params(), ROWS, GREEDY)
+    errors = []
+    for config in (CONFIG, ROWS):
+        low = dataclasses.replace(config, compute_dtype="bfloat16")
+        rollout = generated(params(), low, GREEDY)
+        errors.append(np.abs(rollout.sampler_logp - exact.sampler_logp)[..., 0].max())
+    assert errors[0] < 2 * errors[1] + 0.02
+
+
+def test_prepared_weights_go_on_from_a_start_with_plain_ones():
+    whole = generated(params(), CONFIG, GREEDY)
+    weights = jax.jit(layouts.prepare_decode, static_argnums=1)(params(), CONFIG)
+    state = decode.start(params(), CONFIG, prompts(), jax.random.key(1), GREEDY, **SHAPE)
+    advance = jax.jit(decode.advance, static_argnums=(1, 3))
+    for until in (4, 10):
+        state = advance(weights, CONFIG, state, GREEDY, ending=NEVER, until=until)
+    np.testing.assert_array_equal(state.tokens, whole.completion)
+
+
+def test_auto_is_features_on_one_cpu_and_rows_on_a_mesh_or_with_lora_factors():
+    auto = dataclasses.replace(CONFIG, decode_layout="auto")
+    assert layouts.feature_major(params(), auto)
+    assert not layouts.feature_major(params(), ROWS)
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=4, tensor=2))):
+        assert not layouts.feature_major(params(), auto)
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        assert layouts.feature_major(params(), auto)
+    layers = params()["layers"]
+    factors = {**layers["query"], "lora_a": jnp.zeros((2, 24, 3)), "lora_b": jnp.zeros((2, 3, 4, 8))}
+    adapted = {**params(), "layers": {**layers, "query": factors}}
+    assert not layouts.feature_major(adapted, CONFIG)
+
+
+def test_an_unknown_layout_is_named():
+    with pytest.raises(UserError, match="decode_layout='columns'"):
+        dataclasses.replace(CONFIG, decode_layout="columns")
