@@ -92,9 +92,8 @@ def decode_step(
 ) -> tuple[Array, DecodeCache]:
     """`transformer.decode_step` on weights and caches of this module: same arguments, same numbers."""
     group = token.shape[1]
-    position = prompt_cache.length + t
-    tables = rope_tables(config.rope, config.head_dim, position)  # [P, H/2], then [H/2, B]
-    tables = tuple(jnp.repeat(table.T, group, axis=1) for table in tables)
+    tables = rope_tables(config.rope, config.head_dim, prompt_cache.length + t)
+    tables = tuple(_per_row(table, group) for table in tables)
     x = weights.embedding[token.reshape(-1)].T
     written = []
     for i, w in enumerate(weights.layers):
@@ -111,6 +110,16 @@ def decode_step(
     # Without the barrier the transpose is moved into the product, which then copies the whole table.
     logits = jax.lax.optimization_barrier(logits).T
     return logits.reshape(*token.shape, -1), DecodeCache(tuple(written))
+
+
+def _per_row(table: Array, group: int) -> Array:
+    """A table [P, H/2] as [H/2, B]: its product with the 0/1 matrix that says whose prompt a row has.
+
+    Exact, and unlike a repeat it is not fused into the rotations, which would compute the sines again for
+    every head of every layer.
+    """
+    owner = jnp.repeat(jnp.eye(table.shape[0], dtype=table.dtype), group, axis=1)
+    return jnp.matmul(table.T, owner, precision=jax.lax.Precision.HIGHEST)
 
 
 def _product(w: dict[str, Array], name: str, x: Array) -> Array:
