@@ -2,7 +2,7 @@
 
     decode_layout = auto       features on a CPU and one device, rows everywhere else
                     rows       `transformer.decode_step`: any mesh, any parameters
-                    features   `cpu.decode_step`, 1.5 to 2 times as fast on a CPU; one device
+                    features   `cpu.decode_step`: one device, dense parameters; faster on a CPU
 
 Parameters with more than kernels and biases (LoRA factors) always take rows. A generation prepares its
 weights once (`prepare_decode`) and passes them to every step; the caches belong to the same layout.
