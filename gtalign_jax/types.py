@@ -99,7 +99,8 @@ class Experience:
     prompt [P, S], prompt_length [P], completion [P, G, N], length [P, G], action_mask [P, G, N] as in
     `Rollout`. old_logp, advantage [P, G, N] float32. ref_logp (no KL term), returns and old_value
     (no critic), is_weight (no rollout/trainer correction), sampler_logp (not compared with the trainer's)
-    [P, G, N] float32 or None.
+    [P, G, N] float32 or None. limit: where each token was chosen, a pytree of [P, G, N] int32, when not all
+    tokens were open there (`rl.logprobs.Limit`).
     """
 
     prompt: Array
@@ -114,6 +115,7 @@ class Experience:
     old_value: Array | None = None
     is_weight: Array | None = None
     sampler_logp: Array | None = None
+    limit: PyTree | None = None
 
 
 @flax.struct.dataclass

@@ -15,7 +15,7 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import token_values
 from gtalign_jax.rl.advantages import decoupled_advantages, discounted_returns, gae, group_advantages, whiten
 from gtalign_jax.rl.algorithm import AlgorithmConfig, load_function
-from gtalign_jax.rl.logprobs import token_logprobs
+from gtalign_jax.rl.logprobs import Limit, token_logprobs
 from gtalign_jax.rl.losses import kl_estimate, soft_overlong_penalty, truncated_is_weight
 from gtalign_jax.types import Array, Experience, PyTree, Reward, Rollout
 
@@ -35,13 +35,15 @@ def make_experience(
     kl_coef: Array | None = None,
     untrained: Array | None = None,
     base: PyTree | None = None,
+    limit: Limit | None = None,
 ) -> Experience:
     """Experience of a rollout with reward [P, G] float32 and valid [P, G] bool.
 
     components [C, P, G]: the parts of the reward that gdpo normalises one by one (`reward_components`).
     kl_coef []: in place of the config's, when a controller moves it. untrained [P, G, N] bool: tokens
     without advantage, which the KL to the reference holds in place. base: what policy, reference and critic
-    stand on when they are adapters (`models.lora`). Old logprobs are the trainer's own,
+    stand on when they are adapters (`models.lora`). limit: when not all tokens were open to the sampler; all
+    logprobs are then under the same limit. Old logprobs are the trainer's own,
     at the sampling temperature; on-policy they are left to the update, whose forward pass computes the
     same numbers. A row without a verdict keeps its place with an empty mask and takes no part in any
     statistic; one cut short, when `drop_truncated` is set, is not trained on but counts in its group.
@@ -50,7 +52,8 @@ def make_experience(
     critic = lora.join(lora.value_base(base), critic)
     known = rollout.action_mask & valid[..., None]
     mask = known & rollout.finished[..., None] if config.drop_truncated else known
-    old_logp, ref_logp = _logprobs(rollout, params, reference, model, config, temperature)
+    at = None if limit is None else limit.states(rollout)
+    old_logp, ref_logp = _logprobs(rollout, params, reference, model, config, temperature, limit, at)
     penalty = _kl_penalty(old_logp, ref_logp, known, config, kl_coef)
     old_value, bootstrap = _values(critic, rollout, model, config)
     advantage, returns = compute_advantages(
@@ -83,6 +86,7 @@ def make_experience(
         old_value=old_value,
         is_weight=is_weight,
         sampler_logp=rollout.sampler_logp,
+        limit=at,
     )
 
 
@@ -96,8 +100,8 @@ def _kl_penalty(
     return jnp.where(known, penalty * (config.kl_coef if kl_coef is None else kl_coef), 0.0)
 
 
-def in_parts(function: Callable[..., Any], parts: int, *arrays: Array) -> Any:
-    """function(*arrays) of arrays [P, ...], computed for P / parts prompts at a time.
+def in_parts(function: Callable[..., Any], parts: int, *arrays: PyTree) -> Any:
+    """function(*arrays) of arrays [P, ...] or trees of them, computed for P / parts prompts at a time.
 
     A part takes every `parts`-th prompt, so that each device computes rows that it holds.
     """
@@ -105,7 +109,7 @@ def in_parts(function: Callable[..., Any], parts: int, *arrays: Array) -> Any:
         return function(*arrays)
     cut = lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1)
     join = lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
-    return jax.tree.map(join, jax.lax.map(lambda xs: function(*xs), tuple(map(cut, arrays))))
+    return jax.tree.map(join, jax.lax.map(lambda xs: function(*xs), jax.tree.map(cut, arrays)))
 
 
 def _logprobs(
@@ -115,13 +119,18 @@ def _logprobs(
     model: ModelConfig,
     config: AlgorithmConfig,
     temperature: float,
+    limit: Limit | None,
+    at: PyTree | None,
 ) -> tuple[Array, Array | None]:
     """(old, reference) logprobs [P, G, N]; the sampler's stand in for old ones that nothing reads."""
-    args = (rollout.prompt, rollout.prompt_length, rollout.completion)
+    args = (rollout.prompt, rollout.prompt_length, rollout.completion, at)
     parts = config.minibatches * config.microbatches
 
     def of(params: PyTree) -> Array:
-        score = functools.partial(token_logprobs, params, model, temperature=temperature)
+        def score(prompt, prompt_length, completion, at):
+            options = {"temperature": temperature, "limit": limit and limit.logits, "at": at}
+            return token_logprobs(params, model, prompt, prompt_length, completion, **options)
+
         return in_parts(score, parts, *args)[0]
 
     old_logp, ref_logp = rollout.sampler_logp, None

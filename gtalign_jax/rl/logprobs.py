@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,23 @@ import jax.numpy as jnp
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, forward_shared
 from gtalign_jax.sharding import constrain, pieces
-from gtalign_jax.types import Array, PyTree
+from gtalign_jax.types import Array, PyTree, Rollout
 
 CHUNK = 1024
+
+
+LimitLogits = Callable[[PyTree, Array], Array]
+
+
+class Limit(NamedTuple):
+    """What tokens were drawn from when not all were open, as when decoding is held to a grammar.
+
+    states: Rollout → a pytree of [P, G, N] integers, where each token was chosen. logits: (states [...],
+    logits [..., V]) → logits far below all others, and finite, where a token was not open.
+    """
+
+    states: Callable[[Rollout], PyTree]
+    logits: LimitLogits
 
 
 def token_logprobs(
@@ -30,14 +46,17 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     chunk: int = CHUNK,
+    limit: LimitLogits | None = None,
+    at: PyTree | None = None,
 ) -> tuple[Array, Array]:
     """(logprobs, entropies) [P, G, N] float32 of completion [P, G, N] after prompt [P, S].
 
     Column n is log p(token n | prompt, tokens before n) of softmax(logits / temperature). Columns past a
     row's length are finite and meaningless. chunk: tokens of a device whose logits exist at a time.
+    limit, at: `Limit.logits` and the states it is told, both under the distribution they leave.
     """
     hidden = forward_shared(params, config, prompt, prompt_length, completion)
-    return _from_hidden(params, config, hidden, completion, temperature, chunk)
+    return _from_hidden(params, config, hidden, completion, temperature, chunk, limit, at)
 
 
 def row_logprobs(
@@ -55,13 +74,21 @@ def row_logprobs(
 
 
 def _from_hidden(
-    params: PyTree, config: ModelConfig, hidden: Array, tokens: Array, temperature: float, chunk: int
+    params: PyTree,
+    config: ModelConfig,
+    hidden: Array,
+    tokens: Array,
+    temperature: float,
+    chunk: int,
+    limit: LimitLogits | None = None,
+    at: PyTree | None = None,
 ) -> tuple[Array, Array]:
     """Logprobs and entropies [P, G, N] of tokens [P, G, N] from the states [P, G, N, D] before them."""
     table = params["embedding" if config.tie_embeddings else "unembedding"]
     shape, split = tokens.shape, pieces(("batch", "group", "length"), tokens.shape)
     rows = constrain(_by_device(hidden, split), "shards", "width", "width")
-    scored = _score(temperature, chunk, table, rows, constrain(_by_device(tokens, split), "shards", "width"))
+    given = jax.tree.map(lambda x: constrain(_by_device(x, split), "shards", "width"), (tokens, at))
+    scored = _score(temperature, chunk, limit, table, rows, given)
     logp, entropy = (_by_position(x, shape, split) for x in scored)
     return logp, entropy
 
@@ -83,9 +110,9 @@ def _by_position(x: Array, shape: tuple[int, ...], split: tuple[int, ...]) -> Ar
     return constrain(x, "batch", "group", "length")
 
 
-def _in_chunks(chunk: int, *arrays: Array) -> tuple[Array, ...]:
+def _in_chunks(chunk: int, arrays: PyTree) -> PyTree:
     """Arrays [devices, L, ...] as [chunks, devices, l, ...] with l <= chunk; spare tokens are zeros."""
-    length = arrays[0].shape[1]
+    length = jax.tree.leaves(arrays)[0].shape[1]
     count = -(-length // chunk)
     size = -(-length // count)
 
@@ -93,7 +120,7 @@ def _in_chunks(chunk: int, *arrays: Array) -> tuple[Array, ...]:
         x = jnp.pad(x, [(0, size * count - length if axis == 1 else 0) for axis in range(x.ndim)])
         return x.reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
 
-    return tuple(map(cut, arrays))
+    return jax.tree.map(cut, arrays)
 
 
 def _joined(x: Array, length: int) -> Array:
@@ -105,23 +132,26 @@ def _joined(x: Array, length: int) -> Array:
 # --- scores and their gradient ------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _score(temperature: float, chunk: int, table: Array, hidden: Array, tokens: Array):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _score(
+    temperature: float, chunk: int, limit: LimitLogits | None, table: Array, hidden: Array, given: PyTree
+):
     """(log p, entropy) [devices, L] of tokens [devices, L]; p = softmax(hidden table^T / temperature).
 
     table [V, D]; hidden [devices, L, D]. With logits l, their log-sum z and mean m = sum_v p_v l_v, a token
     c has log p = l_c - z and the distribution has entropy z - m; the gradients by l_v are [v = c] - p_v and
-    -p_v (l_v - m). Backward keeps z and m and computes the logits again.
+    -p_v (l_v - m). Backward keeps z and m and computes the logits again. given: the tokens, and the states
+    at which `limit` leaves some of them out (p_v = 0).
     """
-    return _score_forward(temperature, chunk, table, hidden, tokens)[0]
+    return _score_forward(temperature, chunk, limit, table, hidden, given)[0]
 
 
-def _score_forward(temperature: float, chunk: int, table: Array, hidden: Array, tokens: Array):
+def _score_forward(temperature: float, chunk: int, limit: LimitLogits | None, table, hidden, given):
     whole = _gathered(table, hidden)
 
     def step(_, xs):
-        hidden, tokens = xs
-        logits = _logits(whole, hidden, temperature)
+        hidden, (tokens, at) = xs
+        logits = _logits(whole, hidden, temperature, limit, at)
         top = logits.max(-1, keepdims=True)
         weights = jnp.exp(logits - top)
         chosen = jnp.where(_is_token(logits, tokens), logits, 0.0)
@@ -129,19 +159,21 @@ def _score_forward(temperature: float, chunk: int, table: Array, hidden: Array, 
         log_norm = jnp.log(total) + top[..., 0]
         return None, (chosen - log_norm, log_norm, weighted / total)
 
-    _, columns = jax.lax.scan(step, None, _in_chunks(chunk, hidden, tokens))
-    logp, log_norm, mean = (_joined(x, tokens.shape[1]) for x in columns)
-    return (logp, log_norm - mean), (table, hidden, tokens, log_norm, mean)
+    _, columns = jax.lax.scan(step, None, _in_chunks(chunk, (hidden, given)))
+    logp, log_norm, mean = (_joined(x, hidden.shape[1]) for x in columns)
+    return (logp, log_norm - mean), (table, hidden, given, log_norm, mean)
 
 
-def _score_backward(temperature: float, chunk: int, saved: tuple, gradients: tuple[Array, Array]):
-    table, hidden, tokens, log_norm, mean = saved
+def _score_backward(
+    temperature: float, chunk: int, limit: LimitLogits | None, saved: tuple, gradients: tuple[Array, Array]
+):
+    table, hidden, given, log_norm, mean = saved
     whole = _gathered(table, hidden)
 
     def step(d_table, xs):
-        hidden, tokens, log_norm, mean, d_logp, d_entropy = xs
+        hidden, (tokens, at), log_norm, mean, d_logp, d_entropy = xs
         per_token = lambda x: x[..., None]
-        logits = _logits(whole, hidden, temperature)
+        logits = _logits(whole, hidden, temperature, limit, at)
         slope = per_token(d_logp) + per_token(d_entropy) * (logits - per_token(mean))
         chosen = jnp.where(_is_token(logits, tokens), per_token(d_logp), 0.0)
         d_logits = chosen - jnp.exp(logits - per_token(log_norm)) * slope
@@ -150,10 +182,10 @@ def _score_backward(temperature: float, chunk: int, saved: tuple, gradients: tup
         return _split(d_table + add), jnp.einsum("stv,svd->std", d_logits, whole)
 
     zero = _split(jnp.zeros(whole.shape, jnp.float32))
-    chunks = _in_chunks(chunk, hidden, tokens, log_norm, mean, *gradients)
+    chunks = _in_chunks(chunk, (hidden, given, log_norm, mean, *gradients))
     d_table, d_hidden = jax.lax.scan(step, zero, chunks)
     d_table = constrain(d_table.sum(0), "vocab", "embed").astype(table.dtype)
-    return d_table, _joined(d_hidden, tokens.shape[1]), None
+    return d_table, _joined(d_hidden, hidden.shape[1]), None
 
 
 _score.defvjp(_score_forward, _score_backward)
@@ -168,10 +200,13 @@ def _split(tables: Array) -> Array:
     return constrain(tables, "shards", "vocab", "width")
 
 
-def _logits(tables: Array, hidden: Array, temperature: float) -> Array:
+def _logits(
+    tables: Array, hidden: Array, temperature: float, limit: LimitLogits | None, at: PyTree | None
+) -> Array:
     """[devices, l, V] float32 from tables [devices, V, D] and hidden [devices, l, D]."""
     logits = jnp.einsum("std,svd->stv", hidden, tables, preferred_element_type=jnp.float32)
-    return constrain(logits, "shards", "width", "vocab") / temperature
+    logits = constrain(logits, "shards", "width", "vocab") / temperature
+    return logits if limit is None else limit(at, logits)
 
 
 def _sums(*terms: Array) -> tuple[Array, ...]:

@@ -24,7 +24,7 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import token_values
 from gtalign_jax.rl import gradients
 from gtalign_jax.rl.algorithm import AlgorithmConfig
-from gtalign_jax.rl.logprobs import token_logprobs
+from gtalign_jax.rl.logprobs import LimitLogits, token_logprobs
 from gtalign_jax.rl.losses import adapt_kl_coef, kl_estimate, policy_loss, value_loss
 from gtalign_jax.state import AlignState
 from gtalign_jax.types import Array, Experience, PyTree, Ratio, TrainState
@@ -38,6 +38,7 @@ def make_update(
     optimizer: optax.GradientTransformation,
     critic_optimizer: optax.GradientTransformation | None,
     temperature: float,
+    limit: LimitLogits | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted update of one algorithm: (state, experience, base=None) → (state, metrics).
 
@@ -47,7 +48,8 @@ def make_update(
     An algorithm with kl_target or reference_every needs an `AlignState` (see `state.init_state`). Raises
     UserError at the first call when mini- or micro-batches do not divide the prompts.
     """
-    policy_fn = functools.partial(policy_step_loss, model=model, config=config, temperature=temperature)
+    fixed = {"model": model, "config": config, "temperature": temperature, "limit": limit}
+    policy_fn = functools.partial(policy_step_loss, **fixed)
     value_fn = functools.partial(value_step_loss, model=model, clip=config.value_clip)
 
     def minibatch(carry: tuple[TrainState, Array], batch: Experience, base: PyTree | None):
@@ -134,10 +136,21 @@ def policy_step_loss(
     config: AlgorithmConfig,
     temperature: float,
     kl_coef: Array | None = None,
+    limit: LimitLogits | None = None,
 ) -> tuple[Ratio, Metrics]:
-    """`policy_loss` of a mini-batch under `params`, and how far the sampler was from the trainer."""
+    """`policy_loss` of a mini-batch under `params`, and how far the sampler was from the trainer.
+
+    limit: `Limit.logits` of the `Limit` that the batch was made with, or None.
+    """
     logp, entropy = token_logprobs(
-        params, model, batch.prompt, batch.prompt_length, batch.completion, temperature=temperature
+        params,
+        model,
+        batch.prompt,
+        batch.prompt_length,
+        batch.completion,
+        temperature=temperature,
+        limit=limit,
+        at=batch.limit,
     )
     old_logp = jax.lax.stop_gradient(logp) if config.on_policy else batch.old_logp
     mask = batch.action_mask
