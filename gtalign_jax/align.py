@@ -8,9 +8,8 @@ state      = the update they lead to                             donated
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gtalign_jax import distributed
-from gtalign_jax.data import loader
-from gtalign_jax.evaluate import Scored, rollout_lines, score
+from gtalign_jax.evaluate import Scored, rollout_lines
+from gtalign_jax.generation import hand_over, numbers, trainer_limit
+from gtalign_jax.groups import Sampled, no_completions, sample_ahead, sample_groups
 from gtalign_jax.job import Job
 from gtalign_jax.models import lora
 from gtalign_jax.models.config import ModelConfig
@@ -28,18 +28,12 @@ from gtalign_jax.phase import Metrics, Session, run_phase
 from gtalign_jax.reporting.rollouts import write_rollouts
 from gtalign_jax.rewards.normalize import normalize_scores
 from gtalign_jax.rewards.tasks import TASKS
-from gtalign_jax.rl.advantages import informative_groups
 from gtalign_jax.rl.experience import make_experience, reward_components
 from gtalign_jax.rl.update import make_update
-from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.spans import Tables, inside_block
 from gtalign_jax.settings import Settings
-from gtalign_jax.sharding import place_batch
+from gtalign_jax.sharding import place_batch, spread
 from gtalign_jax.state import init_state, make_optimizer
-from gtalign_jax.types import Array, Experience, PromptBatch, PyTree, Rollout, TrainState
-
-_informative = jax.jit(informative_groups)
-REFILL_STRIDE = 1_000_003  # steps between a batch and the batches that refill it: never met in a run
+from gtalign_jax.types import Experience, PyTree, TrainState
 
 
 def run_align(job: Job, reference: PyTree, session: Session) -> PyTree:
@@ -53,9 +47,20 @@ def run_align(job: Job, reference: PyTree, session: Session) -> PyTree:
         return reference
     optimizer, critic_optimizer = optimizers(settings)
     temperature = settings.sampling.temperature
-    update = make_update(job.model, settings.algorithm, optimizer, critic_optimizer, temperature)
-    fixed = {"model": job.model, "config": settings.algorithm, "temperature": temperature}
-    experience = jax.jit(functools.partial(make_experience, **fixed))
+    limit = trainer_limit(job.generator, settings.max_new_tokens)
+    # A rollout from before the last update has its sampler's logprobs for old ones, or weights instead.
+    stale = {"old_from_sampler": settings.align.overlap and not settings.algorithm.is_cap}
+    fixed = {"model": job.model, "config": settings.algorithm, "temperature": temperature, **stale}
+    experience = jax.jit(functools.partial(make_experience, limit=limit, **fixed))
+    update = make_update(
+        job.model,
+        settings.algorithm,
+        optimizer,
+        critic_optimizer,
+        temperature,
+        limit=limit and limit.logits,
+        **stale,
+    )
     step = functools.partial(align_step, job, reference, experience, update)
     trained, base = lora.split(reference)
     state = start_state(settings, job.model, trained)
@@ -86,21 +91,8 @@ def start_state(settings: Settings, model: ModelConfig, reference: PyTree) -> Tr
         critic,
         kl_coef=algorithm.kl_coef if algorithm.kl_target > 0 else None,
         reference=reference if algorithm.reference_every > 0 else None,
+        waiting=no_completions(settings) if settings.align.overlap else None,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampled:
-    """Scored groups: rollout (host arrays [P, G, ...]) and what was read from it [B].
-
-    flat [P] bool: groups whose rewards are all equal, which teach nothing. untrained [P, G, N] bool:
-    tokens of `config.align.untrained_blocks`.
-    """
-
-    rollout: Rollout
-    scored: Scored
-    flat: np.ndarray
-    untrained: np.ndarray
 
 
 def align_step(
@@ -113,8 +105,14 @@ def align_step(
 ) -> tuple[TrainState, Metrics]:
     """One rollout and the update it leads to."""
     settings, (start, base) = job.settings, lora.split(reference)
-    before = distributed.total(job.judge_stats.numbers())
-    sampled, drawn = sample_groups(job, lora.join(base, state.policy.params), k)
+    before, last = counters(job), k + 1 == settings.align.steps
+    params, waiting = lora.join(base, state.policy.params), None
+    hand_over(job.generator, job.engine, params, due=k % settings.engine.push_every == 0)
+    if settings.align.overlap:
+        sampled, drawn, waiting = sample_ahead(job, params, k, state.waiting, last)
+        state = state.replace(waiting=None)
+    else:
+        sampled, drawn = sample_groups(job, params, k)
     rollout, scored = sampled.rollout, sampled.scored
     arrays = place_batch((rollout, *training_reward(job, scored, rollout.length.shape)), job.mesh)
     critic = None if state.critic is None else state.critic.params
@@ -130,13 +128,11 @@ def align_step(
     models = (state.policy.params, start if moving is None else moving, critic)
     seen = experience(*arrays, *models, base=base, **extra)
     state, metrics = update(state, seen, base)
-    dumps = k % settings.align.dump_every == 0 or k + 1 == settings.align.steps
-    if dumps and distributed.is_main():
+    if waiting is not None:
+        state = state.replace(waiting=spread(waiting, job.mesh))
+    if (last or k % settings.align.dump_every == 0) and distributed.is_main():
         write_rollouts(job.workdir, "train", k, rollout_lines(job, rollout, scored, k))
-    after = distributed.total(job.judge_stats.numbers())
-    peaks = {"max_in_flight"}  # the other counters are sums: what this step added
-    judged = {f"judge/{k}": n - (0.0 if k in peaks else before.get(k, 0.0)) for k, n in after.items()}
-    return state, metrics | judged | drawn | rollout_metrics(sampled)
+    return state, metrics | counted(before, counters(job)) | drawn | rollout_metrics(sampled)
 
 
 def training_reward(job: Job, scored: Scored, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -148,107 +144,20 @@ def training_reward(job: Job, scored: Scored, shape: tuple[int, int]) -> tuple[n
     return np.asarray(reward).reshape(shape), np.asarray(features.valid).reshape(shape)
 
 
-# --- sampling ------------------------------------------------------------------------------------
-
-
-def sample_groups(job: Job, params: PyTree, k: int) -> tuple[Sampled, Metrics]:
-    """The groups of step k; with dynamic sampling, flat ones are replaced from further prompts (DAPO)."""
-    algorithm = job.settings.algorithm
-    sampled = draw(job, params, k, 0)
-    first_flat, batches = sampled.flat.mean(), 1
-    while algorithm.dynamic_sampling and sampled.flat.any() and batches <= algorithm.max_refills:
-        sampled = refill(sampled, draw(job, params, k, batches))
-        batches += 1
-    metrics = {"group/zero_variance": first_flat}
-    if algorithm.dynamic_sampling:
-        metrics |= {"group/batches_drawn": batches, "group/flat_after_refill": sampled.flat.mean()}
-    return sampled, metrics
-
-
-def draw(job: Job, params: PyTree, k: int, refill_index: int) -> Sampled:
-    """One batch of prompts, completed and scored: a function of (seed, k, refill_index)."""
-    align, step = job.settings.align, k + refill_index * REFILL_STRIDE
-    rows = loader.step_rows(len(job.train.items), align.prompts, job.settings.data.seed, step)
-    items = [job.train.items[i] for i in rows]
-    prompts = engine_lib.prompt_batch(job.engine, [job.train.tokens[i] for i in rows], rows)
-    key = jax.random.fold_in(jax.random.key(job.settings.seed + 2), step)
-    rollout = generate_in_parts(job, params, prompts, key)
-    scored = score(job, rollout, items)
-    shape = rollout.length.shape
-    valid = np.asarray(scored.batch.features.valid).reshape(shape)
-    flat = ~np.asarray(_informative(scored.reward.welfare.reshape(shape), valid))
-    return Sampled(rollout, scored, flat, untrained_tokens(rollout, job.untrained))
-
-
-def untrained_tokens(rollout: Rollout, untrained: Sequence[Tables]) -> np.ndarray:
-    """[P, G, N] bool: tokens of the blocks that earn no policy gradient."""
-    inside = np.zeros(rollout.completion.shape, bool)
-    for tables in untrained:
-        inside |= inside_block(tables, rollout.completion)
-    return inside
-
-
-def generate_in_parts(job: Job, params: PyTree, prompts: PromptBatch, key: Array) -> Rollout:
-    """The rollout of a batch on the host, `align.rollout_prompts` at a time: the same draws as at once."""
-    align, budget, parts = job.settings.align, job.settings.max_new_tokens, []
-    for first in range(0, align.prompts, align.prompts_at_once):
-        part = jax.tree.map(lambda x, i=first: x[i : i + align.prompts_at_once], prompts)
-        sizes = (align.group_size, budget)
-        rollout = engine_lib.rollout(job.engine, params, part, key, *sizes, first_row=first)
-        parts.append(jax.device_get(rollout))
-    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
-
-
-def refill(sampled: Sampled, fresh: Sampled) -> Sampled:
-    """Flat groups replaced by groups of `fresh` that are not, as far as they go."""
-    prompts, group = sampled.rollout.length.shape
-    places, good = np.flatnonzero(sampled.flat), np.flatnonzero(~fresh.flat)
-    count = min(len(places), len(good))
-    take = np.arange(prompts)
-    take[places[:count]] = prompts + good[:count]
-    if fresh.rollout.prompt.shape[1] != sampled.rollout.prompt.shape[1]:
-        sampled, fresh = _same_width(sampled, fresh)
-    samples = (take[:, None] * group + np.arange(group)).reshape(-1)
-    pick = lambda rows: lambda a, b: _pick(a, b, rows)
-    leaf = lambda x: not isinstance(x, dict) and not dataclasses.is_dataclass(x)
-    return Sampled(
-        rollout=jax.tree.map(pick(take), sampled.rollout, fresh.rollout),
-        scored=_merge(sampled.scored, fresh.scored, pick(samples), leaf),
-        flat=_pick(sampled.flat, fresh.flat, take),
-        untrained=_pick(sampled.untrained, fresh.untrained, take),
-    )
-
-
-def _pick(first: Any, second: Any, rows: np.ndarray) -> Any:
-    """Rows of two arrays, or two lists, laid end to end."""
-    if isinstance(first, list):
-        both = first + second
-        return [both[i] for i in rows]
-    return np.concatenate([first, second])[rows]
-
-
-def _merge(first: Any, second: Any, pick: Callable[[Any, Any], Any], leaf: Callable[[Any], bool]) -> Any:
-    """`pick` on every list and array of two like structures of dataclasses and dicts."""
-    if leaf(first):
-        return pick(first, second)
-    if isinstance(first, dict):
-        return {name: _merge(first[name], second[name], pick, leaf) for name in first}
-    names = [field.name for field in dataclasses.fields(first)]
-    merged = {n: _merge(getattr(first, n), getattr(second, n), pick, leaf) for n in names}
-    return dataclasses.replace(first, **merged)
-
-
-def _same_width(*parts: Sampled) -> tuple[Sampled, ...]:
-    """The same groups with their prompts padded to one bucket."""
-    width = max(part.rollout.prompt.shape[1] for part in parts)
-    widen = lambda tokens: np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
-    return tuple(
-        dataclasses.replace(part, rollout=part.rollout.replace(prompt=widen(part.rollout.prompt)))
-        for part in parts
-    )
-
-
 # --- metrics -------------------------------------------------------------------------------------
+
+
+def counters(job: Job) -> dict[str, float]:
+    """What judges and servers have counted so far, over all hosts."""
+    judged = {f"judge/{name}": n for name, n in job.judge_stats.numbers().items()}
+    served = {f"engine/{name}": n for name, n in numbers(job.generator).items()}
+    return distributed.total(judged | served)
+
+
+def counted(before: dict[str, float], after: dict[str, float]) -> Metrics:
+    """What a step added to the counters; a peak is what it is."""
+    peaks = {"judge/max_in_flight"}
+    return {name: n - (0.0 if name in peaks else before.get(name, 0.0)) for name, n in after.items()}
 
 
 def rollout_metrics(sampled: Sampled) -> Metrics:

@@ -12,6 +12,7 @@ import numpy as np
 
 from gtalign_jax import distributed
 from gtalign_jax.data.item import Item
+from gtalign_jax.generation import generate, hand_over
 from gtalign_jax.job import Job
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.reporting.rollouts import rollout_line, write_rollouts
@@ -38,15 +39,34 @@ class Scored:
 
 
 def score(job: Job, rollout: Rollout, items: Sequence[Item]) -> Scored:
-    """Decode, judge and reward a rollout of P prompts; row p*G + g answers items[p]."""
+    """Decode, judge and reward a rollout of P prompts; row p*G + g answers items[p].
+
+    A row without tokens did not come back from its server: it is not valid, whatever a judge says of nothing.
+    """
+    return finish_score(job, rollout, items, judge_share(job, rollout, items))
+
+
+def judge_share(job: Job, rollout: Rollout, items: Sequence[Item]) -> FeatureBatch:
+    """What this host reads of its share of a rollout on the host; waits for the judge, uses no device."""
     texts = engine_lib.texts(job.engine, rollout)
-    group = rollout.completion.shape[1]
-    repeated = [item for item in items for _ in range(group)]
-    mine = distributed.part(len(texts))  # each host reads and judges its share
-    share = extract(texts[mine], repeated[mine], job.judge, job.settings.features, job.consistency)
+    mine = distributed.part(len(texts))
+    repeated = _repeat(items, rollout)[mine]
+    return extract(texts[mine], repeated, job.judge, job.settings.features, job.consistency)
+
+
+def finish_score(job: Job, rollout: Rollout, items: Sequence[Item], share: FeatureBatch) -> Scored:
+    """The shares of all hosts together, and their reward."""
     batch = join_batches(distributed.all_gather(share))
-    reward = jax.device_get(compute_reward(job.reward_fn, batch.features, job.settings.reward))
-    return Scored(texts, repeated, batch, reward)
+    written = np.asarray(rollout.length).reshape(-1) > 0
+    features = batch.features.replace(valid=batch.features.valid & written)
+    batch = dataclasses.replace(batch, features=features)
+    reward = jax.device_get(compute_reward(job.reward_fn, features, job.settings.reward))
+    return Scored(engine_lib.texts(job.engine, rollout), _repeat(items, rollout), batch, reward)
+
+
+def _repeat(items: Sequence[Item], rollout: Rollout) -> list[Item]:
+    """The item of every row."""
+    return [item for item in items for _ in range(rollout.completion.shape[1])]
 
 
 def join_batches(parts: Sequence[FeatureBatch]) -> FeatureBatch:
@@ -105,10 +125,12 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
     buckets = dataclasses.replace(job.settings.buckets, batch=(count,))
     engine = dataclasses.replace(job.engine, sampling=sampling, buckets=buckets)
     lines = []
+    hand_over(job.generator, engine, params)
     for first in range(0, len(job.test.items), count):
         items = job.test.items[first : first + count]
         prompts = engine_lib.prompt_batch(engine, job.test.tokens[first : first + count])
-        rollout = engine_lib.rollout(
+        rollout = generate(
+            job.generator,
             engine,
             params,
             prompts,

@@ -24,6 +24,7 @@ from gtalign_jax.data.item import Item, item_of
 from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import load_tokenizer, train_tokenizer
 from gtalign_jax.errors import UserError
+from gtalign_jax.generation import Generator, make_generator
 from gtalign_jax.models import hf, lora, transformer
 from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.reporting import jsonl
@@ -50,6 +51,7 @@ class Job:
     judge: over HTTP when `config.judge.endpoints` names a server, else by rules; judge_stats counts it.
     consistency: decides P when `config.features.frontier` says `judge`.
     untrained: where the tokens of `config.align.untrained_blocks` are, see `rollout.spans`.
+    generator: who writes rollouts (`config.engine`).
     """
 
     settings: Settings
@@ -64,6 +66,7 @@ class Job:
     judge_stats: JudgeStats
     reward_fn: RewardFn
     untrained: tuple[Tables, ...]
+    generator: Generator
 
     @property
     def model(self) -> ModelConfig:
@@ -112,6 +115,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         judge_stats=stats,
         reward_fn=reward_fn,
         untrained=_block_tables(engine, settings.align.untrained_blocks),
+        generator=make_generator(settings.engine, engine, workdir),
     )
 
 

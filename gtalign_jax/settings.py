@@ -11,6 +11,7 @@ from gtalign_jax import config as config_lib
 from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import POLICIES
+from gtalign_jax.generation import EngineConfig
 from gtalign_jax.health import HealthConfig
 from gtalign_jax.metrics import MetricsConfig
 from gtalign_jax.models.lora import LoraConfig
@@ -91,8 +92,10 @@ class AlignConfig:
     between the tasks of a batch, one of `rewards.normalize.METHODS`. untrained_blocks: blocks whose tokens
     earn no advantage, only the KL to the reference; with `analyze` among them the choice goes on following
     the matrix, so the reward is earned by writing the right matrix. rollout_prompts: how many prompts are
-    generated at a time, a divisor of `prompts` (0: all), for caches that would not fit. dump_every: steps
-    between rollout files.
+    generated at a time, a divisor of `prompts` (0: all), for caches that would not fit. overlap: generate
+    step k + 1, with the parameters before the update of step k, while step k is judged; a rollout is then one
+    update old, which the ratio to the policy that sampled it corrects. dump_every: steps between rollout
+    files.
     """
 
     algorithm: str = "grpo"
@@ -102,6 +105,7 @@ class AlignConfig:
     normalize: str = "none"
     untrained_blocks: tuple[str, ...] = ()
     rollout_prompts: int = 0
+    overlap: bool = False
     dump_every: int = 10
 
     def __post_init__(self):
@@ -159,6 +163,7 @@ class Settings:
     sft_optimizer: OptimizerConfig
     policy_optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig
+    engine: EngineConfig
     sampling: SamplingConfig
     buckets: BucketConfig
     reward: RewardConfig
@@ -182,6 +187,7 @@ SECTIONS = {
     "sft_optimizer": OptimizerConfig,
     "policy_optimizer": OptimizerConfig,
     "critic_optimizer": OptimizerConfig,
+    "engine": EngineConfig,
     "sampling": SamplingConfig,
     "buckets": BucketConfig,
     "features": FeatureConfig,
@@ -203,10 +209,15 @@ def make_settings(config: ml_collections.ConfigDict) -> Settings:
     # A run recorded before a section existed has its defaults.
     parts = {name: config_lib.build(cls, config.get(name, {}), name) for name, cls in SECTIONS.items()}
     reward = {k: v for k, v in config.reward.items() if k != "fn"}
-    return Settings(
+    settings = Settings(
         seed=config.seed,
         max_new_tokens=config.max_new_tokens,
         algorithm=config_lib.build(AlgorithmConfig, dataclasses.asdict(chosen) | overrides, "algorithm"),
         reward=config_lib.build(RewardConfig, reward, "reward"),
         **parts,
     )
+    if settings.align.overlap and settings.algorithm.dynamic_sampling:
+        raise UserError(
+            "config.align.overlap: dynamic_sampling refills after judging; switch one of them off"
+        )
+    return settings

@@ -55,14 +55,16 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 @flax.struct.dataclass
 class AlignState(TrainState):
-    """A train state with the slow parts that some algorithms move; both may be None.
+    """A train state with further parts that some settings need; each may be None.
 
     kl_coef [] float32: the coefficient an adaptive KL controller has reached. reference: the parameters
-    of a reference policy that is refreshed; a fixed one stays outside the state.
+    of a reference policy that is refreshed; a fixed one stays outside the state. waiting: completions that
+    were written ahead of the next step, by parameters that are gone (`groups.sample_ahead`).
     """
 
     kl_coef: Array | None = None
     reference: PyTree | None = None
+    waiting: PyTree | None = None
 
 
 def init_learner(params: PyTree, optimizer: optax.GradientTransformation) -> Learner:
@@ -77,11 +79,13 @@ def init_state(
     *,
     kl_coef: float | None = None,
     reference: PyTree | None = None,
+    waiting: PyTree | None = None,
 ) -> TrainState:
     """A state at step 0. critic: its parameters and optimizer, for algorithms with a value model.
 
     kl_coef: where an adaptive controller starts. reference: of a run that refreshes it; copied, because
-    a donated state must not hold an array twice. With either, the state is an `AlignState`.
+    a donated state must not hold an array twice. waiting: see `AlignState`, which the state is with any of
+    them.
     """
     fields = dict(
         policy=init_learner(params, optimizer),
@@ -89,10 +93,11 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         rng=key,
     )
-    if kl_coef is None and reference is None:
+    if kl_coef is None and reference is None and waiting is None:
         return TrainState(**fields)
     return AlignState(
         **fields,
         kl_coef=None if kl_coef is None else jnp.asarray(kl_coef, jnp.float32),
         reference=None if reference is None else jax.tree.map(jnp.copy, reference),
+        waiting=None if waiting is None else jax.tree.map(jnp.asarray, waiting),
     )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gtalign_jax import align
+from gtalign_jax import align, groups
 from gtalign_jax import config as config_lib
 from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
@@ -74,8 +74,8 @@ def items_of(job):
 
 def sampled_with(job, rollout):
     scored = score(job, rollout, items_of(job))
-    untrained = align.untrained_tokens(rollout, job.untrained)
-    return align.Sampled(rollout, scored, np.zeros(PROMPTS, bool), untrained)
+    untrained = groups.untrained_tokens(rollout, job.untrained)
+    return groups.Sampled(rollout, scored, np.zeros(PROMPTS, bool), untrained)
 
 
 replaced = dataclasses.replace
@@ -138,7 +138,7 @@ def test_refilling_replaces_flat_groups_and_keeps_rows_together(job, rollout):
     first = replaced(sampled_with(job, rollout), flat=np.array([False, True, True, True]))
     backwards = jax.tree.map(lambda x: x[::-1].copy(), rollout)
     second = replaced(first, rollout=backwards, flat=np.array([True, False, False, True]))
-    mixed = align.refill(first, second)
+    mixed = groups.refill(first, second)
     source = [0, 2, 1, 3]  # group 1 is the second's group 1, which is the first's group 2, and so on
     np.testing.assert_array_equal(mixed.rollout.completion, rollout.completion[source])
     assert mixed.flat.tolist() == [False, False, False, True]
@@ -149,7 +149,7 @@ def test_refilling_replaces_flat_groups_and_keeps_rows_together(job, rollout):
 
 def test_untrained_blocks_earn_no_advantage_but_stay_in_the_loss(job, rollout):
     tokenizer = job.engine.tokenizer
-    inside = align.untrained_tokens(rollout, job.untrained)
+    inside = groups.untrained_tokens(rollout, job.untrained)
     for p, g in np.ndindex(*rollout.length.shape):
         text = tokenizer.decode(rollout.completion[p, g][inside[p, g] & rollout.action_mask[p, g]])
         whole = tokenizer.decode(rollout.completion[p, g, : rollout.length[p, g]])
@@ -164,9 +164,9 @@ def test_untrained_blocks_earn_no_advantage_but_stay_in_the_loss(job, rollout):
 def test_generating_in_parts_draws_what_the_whole_batch_would(job):
     params, key = load_start(job), jax.random.key(3)
     prompts = engine_lib.prompt_batch(job.engine, job.train.tokens[:PROMPTS])
-    whole = align.generate_in_parts(job, params, prompts, key)
+    whole = groups.generate_in_parts(job, params, prompts, key)
     halves = make_settings(parse(f"--config.align.rollout_prompts={PROMPTS // 2}"))
-    parts = align.generate_in_parts(replaced(job, settings=halves), params, prompts, key)
+    parts = groups.generate_in_parts(replaced(job, settings=halves), params, prompts, key)
     np.testing.assert_array_equal(parts.completion, whole.completion)
     np.testing.assert_allclose(parts.sampler_logp, whole.sampler_logp, atol=1e-5)
     with pytest.raises(UserError, match="config.align.rollout_prompts=3: must divide prompts=4"):

@@ -36,6 +36,7 @@ def make_experience(
     untrained: Array | None = None,
     base: PyTree | None = None,
     limit: Limit | None = None,
+    old_from_sampler: bool = False,
 ) -> Experience:
     """Experience of a rollout with reward [P, G] float32 and valid [P, G] bool.
 
@@ -43,17 +44,19 @@ def make_experience(
     kl_coef []: in place of the config's, when a controller moves it. untrained [P, G, N] bool: tokens
     without advantage, which the KL to the reference holds in place. base: what policy, reference and critic
     stand on when they are adapters (`models.lora`). limit: when not all tokens were open to the sampler; all
-    logprobs are then under the same limit. Old logprobs are the trainer's own,
-    at the sampling temperature; on-policy they are left to the update, whose forward pass computes the
-    same numbers. A row without a verdict keeps its place with an empty mask and takes no part in any
-    statistic; one cut short, when `drop_truncated` is set, is not trained on but counts in its group.
+    logprobs are then under the same limit. Old logprobs are the trainer's own, at the sampling temperature;
+    on-policy they are left to the update, whose forward pass computes the same numbers. old_from_sampler:
+    they are the sampler's, because it sampled with other parameters than these. A row without a verdict keeps
+    its place with an empty mask and takes no part in any statistic; one cut short, when `drop_truncated` is
+    set, is not trained on but counts in its group.
     """
     params, reference = lora.join(base, params), lora.join(base, reference)
     critic = lora.join(lora.value_base(base), critic)
     known = rollout.action_mask & valid[..., None]
     mask = known & rollout.finished[..., None] if config.drop_truncated else known
     at = None if limit is None else limit.states(rollout)
-    old_logp, ref_logp = _logprobs(rollout, params, reference, model, config, temperature, limit, at)
+    scored = None if old_from_sampler else params
+    old_logp, ref_logp = _logprobs(rollout, scored, reference, model, config, temperature, limit, at)
     penalty = _kl_penalty(old_logp, ref_logp, known, config, kl_coef)
     old_value, bootstrap = _values(critic, rollout, model, config)
     advantage, returns = compute_advantages(
@@ -114,7 +117,7 @@ def in_parts(function: Callable[..., Any], parts: int, *arrays: PyTree) -> Any:
 
 def _logprobs(
     rollout: Rollout,
-    params: PyTree,
+    params: PyTree | None,
     reference: PyTree | None,
     model: ModelConfig,
     config: AlgorithmConfig,
@@ -122,7 +125,8 @@ def _logprobs(
     limit: Limit | None,
     at: PyTree | None,
 ) -> tuple[Array, Array | None]:
-    """(old, reference) logprobs [P, G, N]; the sampler's stand in for old ones that nothing reads."""
+    """(old, reference) logprobs [P, G, N]; old ones are the sampler's without params, or where nothing reads
+    them."""
     args = (rollout.prompt, rollout.prompt_length, rollout.completion, at)
     parts = config.minibatches * config.microbatches
 
@@ -134,7 +138,8 @@ def _logprobs(
         return in_parts(score, parts, *args)[0]
 
     old_logp, ref_logp = rollout.sampler_logp, None
-    if not config.on_policy or config.is_cap > 0 or config.kl_place == "reward":
+    read = not config.on_policy or config.is_cap > 0 or config.kl_place == "reward"
+    if params is not None and read:
         old_logp = of(params)
     if config.needs_reference and reference is not None:
         ref_logp = of(reference)

@@ -39,6 +39,7 @@ def make_update(
     critic_optimizer: optax.GradientTransformation | None,
     temperature: float,
     limit: LimitLogits | None = None,
+    old_from_sampler: bool = False,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The jitted update of one algorithm: (state, experience, base=None) → (state, metrics).
 
@@ -49,6 +50,7 @@ def make_update(
     UserError at the first call when mini- or micro-batches do not divide the prompts.
     """
     fixed = {"model": model, "config": config, "temperature": temperature, "limit": limit}
+    fixed["old_from_sampler"] = old_from_sampler
     policy_fn = functools.partial(policy_step_loss, **fixed)
     value_fn = functools.partial(value_step_loss, model=model, clip=config.value_clip)
 
@@ -137,10 +139,11 @@ def policy_step_loss(
     temperature: float,
     kl_coef: Array | None = None,
     limit: LimitLogits | None = None,
+    old_from_sampler: bool = False,
 ) -> tuple[Ratio, Metrics]:
     """`policy_loss` of a mini-batch under `params`, and how far the sampler was from the trainer.
 
-    limit: `Limit.logits` of the `Limit` that the batch was made with, or None.
+    limit: `Limit.logits` of the `Limit` that the batch was made with, or None. old_from_sampler: as there.
     """
     logp, entropy = token_logprobs(
         params,
@@ -152,7 +155,8 @@ def policy_step_loss(
         limit=limit,
         at=batch.limit,
     )
-    old_logp = jax.lax.stop_gradient(logp) if config.on_policy else batch.old_logp
+    here = config.on_policy and not old_from_sampler
+    old_logp = jax.lax.stop_gradient(logp) if here else batch.old_logp
     mask = batch.action_mask
     loss, metrics = policy_loss(
         logp,
@@ -166,10 +170,13 @@ def policy_step_loss(
         kl_coef=kl_coef,
     )
     if batch.sampler_logp is not None:
-        # Sampler and trainer compute the same distribution in different programs: both stay near 0.
-        sampler = batch.sampler_logp
-        metrics["sampler/gap"] = gradients.mean_columns(jnp.abs(old_logp - sampler), mask)
-        metrics["kl/sampler"] = gradients.mean_columns(kl_estimate(sampler, old_logp, "k3"), mask)
+        # Sampler and trainer compute the same distribution in different programs: both stay near 0, unless
+        # the sampler is one update behind.
+        sampler, trainer = batch.sampler_logp, old_logp
+        if old_from_sampler:
+            trainer = jax.lax.stop_gradient(logp)
+        metrics["sampler/gap"] = gradients.mean_columns(jnp.abs(trainer - sampler), mask)
+        metrics["kl/sampler"] = gradients.mean_columns(kl_estimate(sampler, trainer, "k3"), mask)
     return loss, metrics
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from gtalign_jax import distributed
 from gtalign_jax.errors import UserError
-from gtalign_jax.models import hf
+from gtalign_jax.models import hf, lora
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.backends import KINDS, Ask, Completion, completion_call, reload_calls
 from gtalign_jax.rollout.buckets import bucket
@@ -247,14 +247,15 @@ def _cut(ids: Sequence[int], ending: Ending | None) -> tuple[int, bool]:
 
 
 def push_weights(server: Server, params: PyTree, engine: Engine, folder: pathlib.Path) -> int:
-    """Write the model as the HF folder `folder`, atomically, and have every server load it.
+    """Write the model, adapters merged, as the HF folder `folder`, atomically, and have every server load it.
 
     The servers must see the same path; vLLM must have been started from it. Returns how many took the
     weights; the others get no more requests until a later push succeeds with them. UserError when none did.
     Every process of a run calls this.
     """
     generation = {"eos_token_id": list(engine.eos_ids), "pad_token_id": engine.tokenizer.pad_token_id}
-    hf.save_params(params, engine.model_config, folder, tokenizer=engine.tokenizer, generation=generation)
+    extra = {"tokenizer": engine.tokenizer, "generation": generation}
+    hf.save_params(lora.merged(params), engine.model_config, folder, **extra)
     calls = reload_calls(server.config.kind, str(folder))
     failures = distributed.from_main(lambda: [_reload(server, url, calls) for url in server.pool.urls])
     server.pool.usable = frozenset(i for i, failed in enumerate(failures) if failed is None)

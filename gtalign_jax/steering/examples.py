@@ -33,7 +33,8 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
     def attempt(item: Item) -> Steered | None:
         key, slots = jax.random.key(0), job.settings.max_new_tokens
         try:
-            return steer(engine, params, item.messages, edit, key, max_new_tokens=slots, stop=stop)
+            options = {"max_new_tokens": slots, "stop": stop, "constraint": job.generator.constraint}
+            return steer(engine, params, item.messages, edit, key, **options)
         except UserError:
             return None  # this chain has no usable matrix to edit; another prompt's may
 

@@ -23,6 +23,7 @@ from gtalign_jax.rollout import decode
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.decode import DecodeState, Ending, Forced
 from gtalign_jax.rollout.engine import Engine, Messages
+from gtalign_jax.rollout.grammar import Constraint
 from gtalign_jax.types import Array, PyTree
 
 OPEN, CLOSE = "<payoff>", "</payoff>"
@@ -70,16 +71,20 @@ def steer(
     *,
     max_new_tokens: int,
     stop: Ending | None = None,
+    constraint: Constraint | None = None,
 ) -> Steered:
     """Generate to </payoff>, edit the matrix [U, A, 2], and continue both the old and the new.
 
-    stop: `stop_ending(engine)`, made once by a caller who steers many prompts. Raises UserError when
+    stop: `stop_ending(engine)`, made once by a caller who steers many prompts. constraint: hold the whole
+    sequence to the grammar, so that there always is a usable matrix. Raises UserError when
     the model writes no usable matrix, or when the edited one leaves no room.
     """
     engine = dataclasses.replace(engine, buckets=dataclasses.replace(engine.buckets, batch=(1,)))
     batch = engine_lib.prompt_batch(engine, [engine_lib.encode(engine, prompt)])
     stop = stop_ending(engine) if stop is None else stop
-    state = engine_lib.begin(engine, params, batch, key, 1, max_new_tokens, ending=stop)
+    state = engine_lib.begin(
+        engine, params, batch, key, 1, max_new_tokens, ending=stop, constraint=constraint
+    )
     written = _tokens(state)
     payoff = read_payoff(engine_lib.decode_tokens(engine, written))
     edited = np.asarray(edit(payoff), np.float64)
@@ -89,9 +94,9 @@ def steer(
             f"max_new_tokens={max_new_tokens}: the edited matrix ends at token {len(splice.prefix)}; raise it"
         )
     own = Splice(tuple(written), len(written))
-    state = _continue(engine, params, state, own, max_new_tokens)
+    state = _continue(engine, params, state, own, max_new_tokens, constraint)
     original = _branch(engine, payoff, _tokens(state))
-    state = _continue(engine, params, state, splice, max_new_tokens)
+    state = _continue(engine, params, state, splice, max_new_tokens, constraint)
     return Steered(original, _branch(engine, edited, _tokens(state)), splice.prefix, splice.kept)
 
 
@@ -133,7 +138,12 @@ def splice_payoff(engine: Engine, token_ids: Sequence[int], matrix: str) -> Spli
 
 
 def _continue(
-    engine: Engine, params: PyTree, state: DecodeState, splice: Splice, max_new_tokens: int
+    engine: Engine,
+    params: PyTree,
+    state: DecodeState,
+    splice: Splice,
+    max_new_tokens: int,
+    constraint: Constraint | None,
 ) -> DecodeState:
     """Go on after the splice's prefix, on the cache of its kept tokens."""
     shape = state.tokens.shape
@@ -148,6 +158,7 @@ def _continue(
         splice.kept,
         max_new_tokens,
         ending=engine_lib.make_ending(engine),
+        constraint=constraint,
     )
 
 

@@ -1,0 +1,97 @@
+"""Who generates in a run, as `config.engine` says: our own engine, held to the grammar or not, or servers.
+
+Training, evaluation and steering all ask here, so that one switch decides for all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from gtalign_jax import distributed
+from gtalign_jax.errors import UserError
+from gtalign_jax.rl.logprobs import Limit
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout import external, grammar
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.external import EMBEDDED, Server, ServerConfig
+from gtalign_jax.rollout.grammar import Constraint
+from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig(ServerConfig):
+    """The fields of `ServerConfig`, and:
+
+    grammar: write only valid chains; our own engine alone can. The trainer's log-probabilities are then
+    those under the grammar too.
+    """
+
+    grammar: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.grammar and self.kind != EMBEDDED:
+            raise UserError(f"config.engine.grammar: needs kind='embedded', not {self.kind!r}")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generator:
+    """rollout: `engine.rollout` or a function of the same signature. server: None for our own engine.
+    constraint: the grammar's tables, or None. folder: where weights are handed over to servers."""
+
+    rollout: Callable[..., Rollout]
+    server: Server | None
+    constraint: Constraint | None
+    folder: pathlib.Path
+
+
+def make_generator(config: EngineConfig, engine: Engine, workdir: pathlib.Path) -> Generator:
+    """The generator of a run; nothing is sent to a server yet. UserError for a config that cannot work."""
+    server = None if config.kind == EMBEDDED else external.connect(config)
+    generate = engine_lib.rollout if server is None else functools.partial(external.rollout, server)
+    constraint = engine_lib.make_constraint(engine) if config.grammar else None
+    return Generator(generate, server, constraint, workdir / "engine")
+
+
+def generate(
+    generator: Generator,
+    engine: Engine,
+    params: PyTree,
+    prompts: PromptBatch,
+    key: Array,
+    group_size: int,
+    max_new_tokens: int,
+    *,
+    first_row: int = 0,
+) -> Rollout:
+    """The run's rollouts; servers answer with the weights of the last `hand_over`."""
+    sizes = (group_size, max_new_tokens)
+    options = {"constraint": generator.constraint, "first_row": first_row}
+    return generator.rollout(engine, params, prompts, key, *sizes, **options)
+
+
+def hand_over(generator: Generator, engine: Engine, params: PyTree, due: bool = True) -> None:
+    """Give the servers these parameters when that is due, or nothing was given yet since this process began;
+    nothing to do for our own engine."""
+    if generator.server is not None and (due or "pushes" not in numbers(generator)):
+        external.push_weights(generator.server, params, engine, generator.folder)
+
+
+def trainer_limit(generator: Generator, max_new_tokens: int) -> Limit | None:
+    """What holds the trainer's distributions to the grammar, as it held the sampler's; None without one."""
+    if generator.constraint is None:
+        return None
+    # Host copies, which every program that is compiled with them takes as constants of a few megabytes.
+    tables = distributed.fetch(generator.constraint)._replace(budget=np.int32(max_new_tokens))
+    bind = lambda function: functools.partial(function, tables)
+    return Limit(bind(grammar.action_states), bind(grammar.limited_logits))
+
+
+def numbers(generator: Generator) -> dict[str, float]:
+    """Counters of the servers over the whole run, `requests`, `failed/KIND`, ...; none for our own engine."""
+    return {} if generator.server is None else generator.server.pool.numbers()

@@ -1,0 +1,168 @@
+"""Who generates in a run: rollouts ahead of their judging, samples that were lost, weights handed over."""
+
+import dataclasses
+import threading
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from gtalign_jax import checkpoint, generation, groups
+from gtalign_jax import config as config_lib
+from gtalign_jax.align import rollout_metrics, start_state
+from gtalign_jax.data import loader
+from gtalign_jax.errors import UserError
+from gtalign_jax.evaluate import rollout_lines, score
+from gtalign_jax.job import load_start, make_job
+from gtalign_jax.rollout.external import EMBEDDED
+from gtalign_jax.settings import make_settings
+from gtalign_jax.sharding import spread
+from gtalign_jax.types import Rollout
+
+PROMPTS, GROUP = 4, 2
+FLAGS = [
+    "--config=configs/quickstart.py:tiny",
+    f"--config.align.prompts={PROMPTS}",
+    f"--config.align.group_size={GROUP}",
+    f"--config.sft.chains={GROUP}",
+    "--config.align.overlap=True",
+    "--config.model.num_layers=1",
+    "--workdir=x",
+]
+
+
+def parse(*flags):
+    return config_lib.parse_command(["prog", *FLAGS, *flags], {"workdir": ""})[0]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    return make_job(parse(), tmp_path_factory.mktemp("job"))
+
+
+class Teacher:
+    """Writes the teacher's chains of each prompt; the logprobs name the parameters it was called with."""
+
+    def __init__(self, job):
+        self.chains = {tuple(row.prompt): row.completions for row in job.demonstrations}
+        self.slots, self.calls, self.writing = job.settings.max_new_tokens, [], threading.Event()
+
+    def __call__(self, engine, params, prompts, key, group_size, max_new_tokens, *, constraint, first_row):
+        self.calls.append(params)
+        if len(self.calls) > 1:
+            self.writing.set()
+        asked = [tuple(row[:n].tolist()) for row, n in zip(prompts.tokens, prompts.length, strict=True)]
+        tokens, length = loader.pad_completions([self.chains[ids] for ids in asked], self.slots)
+        mask = np.arange(self.slots) < length[..., None]
+        done, logp = np.ones_like(length, bool), np.where(mask, -float(params), 0).astype(np.float32)
+        return Rollout(prompts.tokens, prompts.length, tokens, length, done, logp, mask)
+
+
+@pytest.fixture
+def taught(job):
+    teacher = Teacher(job)
+    generator = dataclasses.replace(job.generator, rollout=teacher)
+    return dataclasses.replace(job, generator=generator), teacher
+
+
+def test_step_k_is_judged_while_the_policy_before_its_update_writes_step_k_plus_1(taught):
+    job, teacher = taught
+
+    def judge(requests):
+        assert teacher.writing.wait(60), "the next step is not being written"
+        return judge_by_rules(requests)
+
+    judge_by_rules = job.judge
+    job = dataclasses.replace(job, judge=judge)
+    waiting, seen = groups.no_completions(job.settings), []
+    shapes = {name: (x.shape, x.dtype) for name, x in waiting.items()}
+    for k in range(3):
+        if k == 1:  # at the last step nothing is written
+            teacher.writing.clear()
+        sampled, _, waiting = groups.sample_ahead(job, 10.0 + k, k, waiting, last=k == 2)
+        assert {name: (x.shape, x.dtype) for name, x in waiting.items()} == shapes
+        seen.append(-sampled.rollout.sampler_logp[0, 0, 0])
+        # Prompts, completions and items of a step belong together.
+        want = score(dataclasses.replace(job, judge=judge_by_rules), *groups.write(job, 0.0, k))
+        np.testing.assert_array_equal(sampled.scored.reward.welfare, want.reward.welfare)
+        assert sampled.scored.texts == want.texts and sampled.scored.items == want.items
+    assert seen == [10.0, 10.0, 11.0]
+    assert [p for p in teacher.calls if p] == [10.0, 10.0, 11.0]
+
+
+def test_what_waits_is_in_the_checkpoint(taught, tmp_path):
+    job, _ = taught
+    state = start_state(job.settings, job.model, load_start(job))
+    _, _, waiting = groups.sample_ahead(job, 1.0, 0, state.waiting, last=False)
+    state = spread(state.replace(waiting=spread(waiting, job.mesh)), job.mesh)
+    manager = checkpoint.open_manager(tmp_path / "align", keep=1)
+    checkpoint.save(manager, 1, state, {})
+    manager.wait_until_finished()
+    like = spread(start_state(job.settings, job.model, load_start(job)), job.mesh)
+    step, found = checkpoint.restore_latest(manager, like)
+    manager.close()
+    jax.tree.map(np.testing.assert_array_equal, found.waiting, waiting)
+    again, _, _ = groups.sample_ahead(job, 2.0, step, found.waiting, last=True)
+    assert (again.rollout.sampler_logp[again.rollout.action_mask] == -1.0).all()
+    assert (again.rollout.completion == waiting["completion"]).all()
+
+
+def test_overlap_and_refills_exclude_each_other():
+    with pytest.raises(UserError, match="config.align.overlap: dynamic_sampling refills"):
+        make_settings(parse("--config.align.algorithm=dapo"))
+
+
+# --- samples that did not come back ----------------------------------------------------------------
+
+
+def test_a_sample_that_did_not_come_back_is_in_no_mean(taught):
+    job, _ = taught
+    rollout, items = groups.write(job, 1.0, 0)
+    lost = np.zeros((PROMPTS, GROUP), bool)
+    lost[1, 0] = True
+    cut = rollout.replace(
+        length=np.where(lost, 0, rollout.length),
+        finished=rollout.finished & ~lost,
+        action_mask=rollout.action_mask & ~lost[..., None],
+    )
+    scored = score(job, cut, items)
+    assert (scored.batch.features.valid == ~lost.reshape(-1)).all()
+    untrained = np.zeros(cut.completion.shape, bool)
+    metrics = rollout_metrics(groups.Sampled(cut, scored, np.zeros(PROMPTS, bool), untrained))
+    whole = score(job, rollout, items)
+    kept = whole.reward.welfare[~lost.reshape(-1)]
+    assert metrics["reward/welfare"] == pytest.approx(kept.mean(), abs=1e-6)
+    assert metrics["judge/missing"] == pytest.approx(lost.mean())
+    assert [line["score"] is None for line in rollout_lines(job, cut, scored, 0)] == lost.reshape(-1).tolist()
+
+
+# --- the switch --------------------------------------------------------------------------------------
+
+
+def test_one_switch_holds_sampler_and_trainer_to_the_grammar(job, tmp_path):
+    config = dataclasses.replace(job.settings.engine, grammar=True)
+    generator = generation.make_generator(config, job.engine, tmp_path)
+    limit = generation.trainer_limit(generator, 77)
+    assert generator.server is None and int(limit.states.args[0].budget) == 77
+    assert generation.trainer_limit(job.generator, 77) is None and job.generator.constraint is None
+    with pytest.raises(UserError, match="config.engine.grammar: needs kind='embedded'"):
+        dataclasses.replace(config, kind="vllm")
+
+
+def test_weights_go_to_servers_when_due_and_once_after_a_start(job, monkeypatch):
+    pushed, counts = [], {}
+
+    def push(server, params, engine, folder):
+        pushed.append((params, folder.name))
+        counts["pushes"] = len(pushed)
+
+    monkeypatch.setattr(generation.external, "push_weights", push)
+    server = types.SimpleNamespace(pool=types.SimpleNamespace(numbers=lambda: counts))
+    served = dataclasses.replace(job.generator, server=server)
+    for k in range(3, 8):
+        generation.hand_over(served, job.engine, k, due=k % 4 == 0)
+    assert pushed == [(3, "engine"), (4, "engine")]
+    assert job.settings.engine.kind == EMBEDDED
+    generation.hand_over(job.generator, job.engine, 9)
+    assert len(pushed) == 2
