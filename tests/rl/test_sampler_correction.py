@@ -112,13 +112,13 @@ def test_gap_and_weights_of_a_sampler_that_is_off_by_a_known_amount(model, param
 def test_a_rollout_one_update_old_has_its_samplers_logprobs_for_old_ones(
     model, params, reference, rollout, reward, valid
 ):
-    """`reference` sampled, `params` are trained: the ratio is between the two, and so is its gradient."""
+    """`reference` sampled, `params` are trained: the clipped ratio is between the two."""
     temperature = 0.7
     args = (rollout.prompt, rollout.prompt_length, rollout.completion)
     logp = jax.jit(lambda p: token_logprobs(p, model, *args, temperature=temperature)[0])
     old, mask = logp(reference), rollout.action_mask
     sampled = rollout.replace(sampler_logp=jnp.where(mask, old, 0.0))
-    config = AlgorithmConfig(scale="none", clip_low=0.99, clip_high=99.0)
+    config = AlgorithmConfig(scale="none")
     fixed = {"model": model, "config": config, "temperature": temperature, "old_from_sampler": True}
     made = make_experience(sampled, reward, valid, params, None, None, **fixed)
     known = mask & valid[..., None]
@@ -129,10 +129,15 @@ def test_a_rollout_one_update_old_has_its_samplers_logprobs_for_old_ones(
         return ratio.total, metrics
 
     (value, metrics), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
-    expected = lambda p: -jnp.sum(jnp.where(known, jnp.exp(logp(p) - old) * made.advantage, 0.0))
+
+    def expected(params):
+        ratio, a = jnp.exp(logp(params) - old), made.advantage
+        return -jnp.sum(jnp.where(known, jnp.minimum(ratio * a, jnp.clip(ratio, 0.8, 1.2) * a), 0.0))
+
     want, want_grads = jax.jit(jax.value_and_grad(expected))(params)
-    np.testing.assert_allclose(value, want, rtol=1e-5)
+    np.testing.assert_allclose(value, want, rtol=1e-4)
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(want_grads))
     for a, b in zip(*map(jax.tree.leaves, (grads, want_grads)), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, atol=1e-4 * scale)
     gap = np.abs(np.asarray(logp(params) - old))[np.asarray(known)].mean()
     assert float(metrics["sampler/gap"].value) == pytest.approx(gap, rel=1e-5)
