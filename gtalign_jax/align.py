@@ -161,19 +161,22 @@ def counted(before: dict[str, float], after: dict[str, float]) -> Metrics:
 
 
 def rollout_metrics(sampled: Sampled) -> Metrics:
-    """What the completions of a step were like; samples without a verdict count in no mean of a reward."""
+    """What the completions of a step were like; samples without a verdict count in no mean of a reward, those
+    that did not come back from a server in none at all."""
     scored, rollout = sampled.scored, sampled.rollout
     f, action, reward = scored.batch.features, scored.batch.action, scored.reward
-    valid = np.asarray(f.valid)
+    valid, written = np.asarray(f.valid), rollout.length > 0
+    back = written.reshape(-1)
     metrics = {
-        "reward/format": (f.format_ok & f.payoff_ok).mean(),
-        "reward/frontier": f.frontier.mean(),
-        "length/mean": rollout.length.mean(),
-        "length/truncated": 1.0 - rollout.finished.mean(),
+        "reward/format": (f.format_ok & f.payoff_ok)[back].mean(),
+        "reward/frontier": f.frontier[back].mean(),
+        "length/mean": rollout.length[written].mean(),
+        "length/truncated": 1.0 - rollout.finished[written].mean(),
         "judge/missing": 1.0 - valid.mean(),
         "tokens": int(rollout.length.sum()),
     }
-    metrics |= {f"action/{name}": float(np.mean([a == name for a in action])) for name in ("DA", "CQ", "AQ")}
+    acted = [a for a, came in zip(action, back, strict=True) if came]
+    metrics |= {f"action/{name}": float(np.mean([a == name for a in acted])) for name in ("DA", "CQ", "AQ")}
     tasks = np.array([item.task for item in scored.items])
     values = {"welfare": reward.welfare, "user": reward.user, "llm": reward.llm}
     for name, value in (values | {"answer": scored.batch.answer}).items():

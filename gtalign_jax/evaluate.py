@@ -82,7 +82,7 @@ def join_batches(parts: Sequence[FeatureBatch]) -> FeatureBatch:
 
 
 def rollout_lines(job: Job, rollout: Rollout, scored: Scored, step: int) -> list[dict[str, Any]]:
-    """The lines of a rollout file."""
+    """The lines of a rollout file; a row that did not come back from its server has none."""
     length = np.asarray(rollout.length).reshape(-1)
     reward, features = scored.reward, scored.batch.features
     columns = {
@@ -111,6 +111,7 @@ def rollout_lines(job: Job, rollout: Rollout, scored: Scored, step: int) -> list
             **{name: float(column[i]) for name, column in known.items()},
         )
         for i, (item, text) in enumerate(zip(scored.items, scored.texts, strict=True))
+        if length[i] > 0
     ]
 
 

@@ -134,7 +134,12 @@ def test_a_sample_that_did_not_come_back_is_in_no_mean(taught):
     kept = whole.reward.welfare[~lost.reshape(-1)]
     assert metrics["reward/welfare"] == pytest.approx(kept.mean(), abs=1e-6)
     assert metrics["judge/missing"] == pytest.approx(lost.mean())
-    assert [line["score"] is None for line in rollout_lines(job, cut, scored, 0)] == lost.reshape(-1).tolist()
+    before = rollout_metrics(groups.Sampled(rollout, whole, np.zeros(PROMPTS, bool), untrained))
+    for name in ("reward/format", "length/truncated"):  # the teacher's chains are all alike in these
+        assert metrics[name] == before[name]
+    assert metrics["length/mean"] == pytest.approx(rollout.length[~lost].mean())
+    outputs = [line["output"] for line in rollout_lines(job, cut, scored, 0)]
+    assert outputs == [t for t, gone in zip(whole.texts, lost.reshape(-1), strict=True) if not gone]
 
 
 # --- the switch --------------------------------------------------------------------------------------
