@@ -7,6 +7,8 @@ What is exact, in this file's words. Let J be the expected reward and g its grad
   with a fresh critic) give a positive multiple of g when the reward takes two values and all completions
   are equally long: then E[A | y] depends on the value of r(y) alone. With more values they do not, and
   the last test shows one that does not.
+- The bend is that of a small group: in one that holds every completion as often as the policy draws it,
+  every preset gives a positive multiple of g for any reward, with GAE whatever its lambda.
 """
 
 import dataclasses
@@ -46,30 +48,33 @@ def expected_gradient(params, config, reward, length, mask=None):
     mask = np.ones((count, length), bool) if mask is None else mask
     outcomes = jnp.array(list(itertools.product(range(count), repeat=GROUP)))
     reward, mask = jnp.asarray(reward, jnp.float32), jnp.asarray(mask)
-
-    def loss(params, group):
-        logp = sequences(params, length)[group][None]
-        known = mask[group][None]
-        old = jax.lax.stop_gradient(logp)
-        r, valid = reward[group][None], jnp.ones((1, GROUP), bool)
-        advantage, _ = compute_advantages(
-            config,
-            r,
-            valid,
-            known,
-            known,
-            token_penalty=config.kl_coef * kl_estimate(old, old, config.kl_estimator),
-            old_value=jnp.zeros_like(old),
-            components=jnp.stack([0.25 * r, 0.75 * r]),
-        )
-        return policy_loss(logp, old, advantage, known, config, ref_logp=old)[0].value
+    value = jnp.zeros((count, length))
 
     def weighted(params, group):
         total = jnp.sum(jnp.where(mask, sequences(params, length), 0.0), axis=-1)
-        return jnp.exp(jnp.sum(total[group])), jax.grad(loss)(params, group)
+        drawn = reward[group], value[group], mask[group]
+        return jnp.exp(jnp.sum(total[group])), jax.grad(group_loss)(params, config, group, *drawn)
 
     weight, grads = jax.vmap(weighted, in_axes=(None, 0))(params, outcomes)
     return -jnp.sum(weight[:, None] * grads, axis=0)
+
+
+def group_loss(params, config, group, reward, value, mask):
+    """The on-policy loss of one group: sequence numbers [G], rewards [G], values and mask [G, length]."""
+    logp = sequences(params, mask.shape[-1])[group][None]
+    known = mask[None]
+    old = jax.lax.stop_gradient(logp)
+    advantage, _ = compute_advantages(
+        config,
+        reward[None],
+        jnp.ones((1, len(group)), bool),
+        known,
+        known,
+        token_penalty=config.kl_coef * kl_estimate(old, old, config.kl_estimator),
+        old_value=value[None],
+        components=jnp.stack([0.25 * reward, 0.75 * reward])[:, None],
+    )
+    return policy_loss(logp, old, advantage, known, config, ref_logp=old)[0].value
 
 
 def exact_gradient(params, reward, length, mask=None):
@@ -83,6 +88,7 @@ def cosine(a, b):
 
 
 direction = jax.jit(expected_gradient, static_argnums=(1, 3))
+group_gradient = jax.jit(jax.grad(group_loss), static_argnums=1)
 PARAMS = jnp.array([0.3, -0.7, 1.1])
 # lam < 1 trades bias for variance: without a critic, early tokens are told of less than the reward.
 EXACT_ON_TWO_VALUES = [name for name in PRESETS if PRESETS[name].lam == 1.0]
@@ -132,6 +138,20 @@ def test_one_token_and_the_way_to_the_optimum(name):
     assert (jnp.diff(path[:20, 0]) > 0).all() and path[0, 0] > start[0]
     assert float(exact_gradient(start, reward, 1)[0]) > 0
     assert float(probability[-1]) > 0.97
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_group_that_is_the_distribution_gives_the_policy_gradient(name):
+    """16 samples, each sequence as often as its probability says, a reward of four values, true values."""
+    logit = lambda p: np.log(p / (1 - p))
+    params = jnp.asarray([logit(1 / 4), logit(1 / 2), logit(3 / 4)], jnp.float32)
+    group = jnp.repeat(jnp.arange(4), jnp.array([6, 6, 1, 3]))
+    p, reward = np.array([6, 6, 1, 3]) / 16, np.array([0.2, 1.0, -0.4, 0.9])
+    after = [(p * reward)[i : i + 2].sum() / p[i : i + 2].sum() for i in (0, 0, 2, 2)]
+    value = jnp.asarray(np.stack([np.full(4, p @ reward), after], axis=-1), jnp.float32)
+    drawn = jnp.asarray(reward, jnp.float32)[group], value[group], jnp.ones((16, 2), bool)
+    got = -group_gradient(params, PRESETS[name], group, *drawn)
+    assert cosine(got, exact_gradient(params, reward, 2)) == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])

@@ -17,7 +17,7 @@ from gtalign_jax.rl.algorithm import PRESETS, AlgorithmConfig
 from gtalign_jax.rl.experience import make_experience
 from gtalign_jax.rl.logprobs import token_logprobs
 from gtalign_jax.rl.losses import aggregate
-from gtalign_jax.rl.update import make_update, minibatch_rows
+from gtalign_jax.rl.update import make_update, minibatch_rows, policy_step_loss, value_step_loss
 from gtalign_jax.sharding import MeshConfig, make_mesh
 from gtalign_jax.state import init_state
 
@@ -76,6 +76,27 @@ def test_micro_batches_change_nothing(setting):
         ends.append((learned(state), values(metrics)))
     assert distance(ends[0][0], ends[1][0]) < 1e-6
     assert ends[0][1] == pytest.approx(ends[1][1], abs=1e-5)
+
+
+@pytest.mark.parametrize("learner", ["policy", "critic"])
+def test_a_shared_prompt_gives_the_gradients_of_separate_rows(setting, model, learner):
+    """Ragged prompts and groups, an empty row: the losses of GRPO and of PPO's critic agree to 1e-5."""
+    config = GRPO if learner == "policy" else PPO
+    state, seen, _ = setting(config)
+    groups = seen.length.shape[1]
+    split = lambda x: x.reshape(-1, 1, *x.shape[2:])
+    rows = jax.tree.map(split, seen.replace(prompt=None, prompt_length=None))
+    repeat = lambda x: jnp.repeat(x, groups, axis=0)
+    rows = rows.replace(prompt=repeat(seen.prompt), prompt_length=repeat(seen.prompt_length))
+    if learner == "policy":
+        loss = functools.partial(policy_step_loss, model=model, config=config, temperature=0.9)
+    else:
+        loss = functools.partial(value_step_loss, model=model, clip=config.value_clip)
+    gradient = jax.jit(jax.value_and_grad(lambda params, batch: loss(params, batch)[0].value))
+    params = getattr(state, learner).params
+    together, apart = gradient(params, seen), gradient(params, rows)
+    assert distance(together, apart) < 1e-5
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(together[1])) > 1e-2
 
 
 @pytest.mark.parametrize("how", ["token", "sequence", "constant"])
