@@ -2,8 +2,8 @@
 
     python tests/distributed/train_worker.py FOLDER MESH_JSON PHASES
 
-FOLDER holds the model as `start`. PHASES: `sft`, or `sft,grpo`. The run writes `checkpoints`, `hf` and, from
-process 0, the weights after each phase and `result.json`.
+FOLDER holds the model as `start`. PHASES: `sft`, or `sft,grpo,ppo`. The run writes `checkpoints`, `hf` and,
+from process 0, the weights after each phase (of `ppo` the critic's too) and `result.json`.
 The tests call `run` in their own process for the curve of one process.
 """
 
@@ -15,12 +15,14 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gtalign_jax import checkpoint, distributed
 from gtalign_jax.data import loader
 from gtalign_jax.models import hf, stored, transformer
 from gtalign_jax.models.config import ModelConfig, read_config
+from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.rl.algorithm import PRESETS
 from gtalign_jax.rl.experience import make_experience
 from gtalign_jax.rl.update import make_update
@@ -44,6 +46,12 @@ MODEL = ModelConfig(
 )
 EXAMPLES, BATCH, GROUP, SLOTS, WIDTH, STEPS = 24, 8, 2, 3, 5, 4
 OPTIMIZER = make_optimizer(OptimizerConfig(lr=0.01), STEPS)
+# Adam divides by the size of a gradient: one near nothing must not make a whole step of what rounding left.
+STEADY = make_optimizer(OptimizerConfig(lr=0.01, eps=1e-3), STEPS)
+ALGORITHMS = {  # without a reference, which is one more forward pass
+    "grpo": dataclasses.replace(PRESETS["grpo"], kl_coef=0.0),
+    "ppo": dataclasses.replace(PRESETS["ppo"], kl_coef=0.0, minibatches=2),
+}
 
 
 def examples():
@@ -67,7 +75,7 @@ def sft_batch(step, mesh):
     return distributed.global_batch(SftBatch(prompt, prompt_length, completion, mask), BATCH, mesh)
 
 
-def grpo_batch(step, mesh):
+def scored_batch(step, mesh):
     """(rollout, reward, valid): global arrays of a made-up rollout."""
     prompt, prompt_length, completion, length = (x[local_rows(step, mesh)] for x in examples())
     mask = np.arange(WIDTH) < length[..., None]
@@ -77,7 +85,7 @@ def grpo_batch(step, mesh):
     return distributed.global_batch((rollout, reward, np.ones_like(length, bool)), BATCH, mesh)
 
 
-def run(folder: pathlib.Path, mesh, phases=("sft", "grpo")):
+def run(folder: pathlib.Path, mesh, phases=("sft", "grpo", "ppo")):
     """(what process 0 reports, weights after each phase)."""
     config = read_config(folder / "start", scan_layers=False)
     shardings = shard_tree(transformer.logical_axes(config), mesh, hf.abstract_params(config))
@@ -91,9 +99,10 @@ def run(folder: pathlib.Path, mesh, phases=("sft", "grpo")):
         manager.wait_until_finished()
         hf.save_params(state.policy.params, config, folder / "hf", max_shard_bytes=4000)
         weights = {"sft": distributed.fetch(state.policy.params)}
-        if "grpo" in phases:
-            state, result["grpo"] = grpo_step(state, config, mesh)
-            weights["grpo"] = distributed.fetch(state.policy.params)
+        for phase in phases[1:]:
+            state, result[phase] = align_step(phase, state, config, mesh)
+            learners = [state.policy] if state.critic is None else [state.policy, state.critic]
+            weights[phase] = distributed.fetch([learner.params for learner in learners])
     return result, weights
 
 
@@ -120,24 +129,42 @@ def start_state(params, shardings, mesh):
     return spread(TrainState(policy, None, np.int32(0), jax.random.key(3)), mesh)
 
 
-def sft(state, config, mesh):
-    """(state after STEPS steps, their losses)."""
-    update, losses = make_sft_update(config, OPTIMIZER, microbatches=1), []
-    for step in range(STEPS):
-        state, metrics = update(state, sft_batch(step, mesh))
+@functools.cache
+def sft_update(config):
+    return make_sft_update(config, OPTIMIZER, microbatches=1)
+
+
+def sft(state, config, mesh, steps=range(STEPS)):
+    """(state after these steps, their losses)."""
+    losses = []
+    for step in steps:
+        state, metrics = sft_update(config)(state, sft_batch(step, mesh))
         losses.append(float(metrics["loss/sft"].value))
     return state, losses
 
 
-def grpo_step(state, config, mesh):
-    """(state, metrics) after one GRPO update (without a reference, which is one more forward pass)."""
-    algorithm = dataclasses.replace(PRESETS["grpo"], kl_coef=0.0)
+def align_step(name, state, config, mesh):
+    """(state, metrics) after the updates of one rollout; PPO's critic begins with the policy's trunk."""
+    algorithm = ALGORITHMS[name]
+    params = state.policy.params
+    if algorithm.needs_critic:
+        state = state.replace(critic=start_critic(params, config, mesh))
     fixed = {"model": config, "config": algorithm, "temperature": 1.0}
     experience = jax.jit(functools.partial(make_experience, **fixed))
-    update = make_update(config, algorithm, OPTIMIZER, None, 1.0)
-    params = state.policy.params
-    state, metrics = update(state, experience(*grpo_batch(STEPS, mesh), params, None, None))
+    update = make_update(config, algorithm, STEADY, STEADY, 1.0)
+    critic = None if state.critic is None else state.critic.params
+    state, metrics = update(state, experience(*scored_batch(STEPS, mesh), params, None, critic))
     return state, {name: float(ratio.value) for name, ratio in metrics.items()}
+
+
+def start_critic(params, config, mesh):
+    """A learner whose values differ from token to token, so that GAE has something to do."""
+
+    def make(params):
+        critic = init_value_model(jax.tree.map(jnp.copy, params), config)
+        return init_learner(critic | {"head": jnp.linspace(-1.0, 1.0, config.hidden_size)}, STEADY)
+
+    return spread(jax.jit(make)(params), mesh)
 
 
 def agreements():

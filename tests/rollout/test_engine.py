@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import functools
+import itertools
 
 import jax
 import numpy as np
@@ -9,11 +11,13 @@ import pytest
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.transformer import init_params
+from gtalign_jax.models.transformer import forward, init_params, unembed
+from gtalign_jax.rl.logprobs import token_logprobs
 from gtalign_jax.rollout import compaction, programs
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import BucketConfig, Engine
-from gtalign_jax.rollout.sampling import GREEDY
+from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
+from gtalign_jax.sharding import MeshConfig, make_mesh
 
 BUCKETS = BucketConfig(prompt=(8, 16), completion=(6, 12), batch=(8,))
 MODEL = ModelConfig(
@@ -181,6 +185,74 @@ def test_compaction_changes_nothing_but_the_work(engine, params):
     np.testing.assert_allclose(one.sampler_logp, two.sampler_logp, atol=1e-5)
     assert len(set(np.asarray(one.length).ravel().tolist())) > 3
     assert programs.compiled_programs()["take_rows"]
+
+
+@jax.jit
+def _argmax(params, tokens, length):
+    return unembed(params, MODEL, forward(params, MODEL, tokens, length)).argmax(-1)
+
+
+def _teacher_forced(params, rollout) -> list[list[int]]:
+    """What the model finds likeliest after each token of each row, from whole rows without a cache."""
+    tokens = np.zeros((rollout.length.size, BUCKETS.prompt[-1] + BUCKETS.completion[-1]), np.int32)
+    rows = engine_lib.completion_ids(rollout)
+    starts = np.repeat(np.asarray(rollout.prompt_length), rollout.length.shape[1])
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        prompt = np.asarray(rollout.prompt[i // rollout.length.shape[1], :start])
+        tokens[i, : start + len(row)] = [*prompt, *row]
+    likeliest = np.asarray(_argmax(params, tokens, starts + [len(row) for row in rows]))
+    spans = zip(likeliest, starts, rows, strict=True)
+    return [after[start - 1 : start - 1 + len(row)].tolist() for after, start, row in spans]
+
+
+@pytest.mark.parametrize("compact_every", [0, 2], ids=["whole", "compacted"])
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=4, tensor=2)], ids=["one", "eight"])
+def test_greedy_tokens_are_the_teacher_forced_argmax_in_every_bucket(engine, params, mesh, compact_every):
+    """Ragged prompts, rows that end at any step: the cache, its buckets and its moves change no token."""
+    ends = tuple(range(0, 304, 8))
+    if mesh is not None:
+        mesh = make_mesh(mesh)
+        params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    options = {"sampling": GREEDY, "eos_ids": ends, "compact_every": compact_every, "mesh": mesh}
+    engine = dataclasses.replace(engine, **options)
+    lengths = set()
+    pairs = itertools.product(BUCKETS.prompt, BUCKETS.completion)
+    if mesh is not None:  # compiling is all the cost: each bucket once
+        pairs = zip(BUCKETS.prompt, BUCKETS.completion, strict=True)
+    for slots, budget in pairs:
+        prompts = _prompts(7, slots, seed=slots + budget)
+        prompts[0] = [1] * slots
+        batch = engine_lib.prompt_batch(engine, prompts)
+        rollout = jax.device_get(engine_lib.rollout(engine, params, batch, jax.random.key(0), 2, budget))
+        assert rollout.prompt.shape == (7, slots) and rollout.completion.shape == (7, 2, budget)
+        rows = [row.tolist() for row in engine_lib.completion_ids(rollout)]
+        assert rows == _teacher_forced(jax.device_get(params), rollout)
+        for row, finished in zip(rows, rollout.finished.reshape(-1), strict=True):
+            assert not set(row[:-1]) & set(ends) and finished == (row[-1] in ends)
+            assert finished or len(row) == budget
+        lengths |= {len(row) for row in rows}
+    assert len(lengths) > 4
+
+
+@pytest.mark.parametrize("compact_every", [0, 2], ids=["whole", "compacted"])
+def test_sampler_logprobs_are_the_trainers(engine, params, compact_every):
+    """At a temperature, on ragged prompts and rows of any length."""
+    sampling = SamplingConfig(temperature=0.8)
+    options = {"sampling": sampling, "eos_ids": tuple(range(0, 304, 8)), "compact_every": compact_every}
+    engine = dataclasses.replace(engine, **options)
+    batch = engine_lib.prompt_batch(engine, _prompts(7, 16))
+    rollout = engine_lib.rollout(engine, params, batch, jax.random.key(2), 2, 12)
+    trainer = jax.jit(functools.partial(token_logprobs, config=MODEL, temperature=sampling.temperature))
+    rows = {
+        "prompt": rollout.prompt,
+        "prompt_length": rollout.prompt_length,
+        "completion": rollout.completion,
+    }
+    logp, _ = trainer(params, **rows)
+    np.testing.assert_allclose(
+        rollout.sampler_logp, np.where(rollout.action_mask, logp, 0.0), atol=1e-5, rtol=0
+    )
+    assert len(set(np.asarray(rollout.length).ravel().tolist())) > 3
 
 
 def test_compaction_sizes_shrink_in_multiples_of_the_shards():

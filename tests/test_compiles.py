@@ -1,0 +1,72 @@
+"""After warm-up no program is compiled: fifty steps of alignment on prompts and completions of any length."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gtalign_jax import config
+from gtalign_jax.align import run_align
+from gtalign_jax.data import loader
+from gtalign_jax.data.loader import PromptSet
+from gtalign_jax.job import load_start, make_job
+from gtalign_jax.metrics import RunLog
+from gtalign_jax.phase import open_session
+from gtalign_jax.reporting import jsonl
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.train import PHASES
+
+BUCKETS, BUDGET, PROMPTS, GROUP, STEPS = (8, 16, 96), 12, 2, 4, 53
+FLAGS = [
+    f"--config.buckets.prompt={BUCKETS}",
+    f"--config.buckets.completion=({BUDGET},)",
+    f"--config.buckets.batch=({PROMPTS},)",
+    f"--config.max_new_tokens={BUDGET}",
+    "--config.sft.steps=0",
+    f"--config.align.steps={STEPS}",
+    f"--config.align.prompts={PROMPTS}",
+    f"--config.align.group_size={GROUP}",
+    "--config.align.dump_every=20",
+    "--config.model.num_layers=1",
+    "--config.checkpoint.every=25",
+    "--config.metrics.tensorboard=False",
+]
+
+
+@pytest.fixture
+def job(tmp_path):
+    """The tiny job with ragged prompts and an engine that compacts; a quarter of its tokens end a row."""
+    command = ["prog", "--config=configs/quickstart.py:tiny", *FLAGS, "--workdir=x"]
+    job = make_job(config.parse_command(command, {"workdir": ""})[0], tmp_path)
+    vocab, items = job.model.vocab_size, job.train.items
+    rng = np.random.default_rng(0)
+    longest = rng.choice(BUCKETS, len(items), p=(0.6, 0.25, 0.15))  # the longer of two decides the bucket
+    tokens = [rng.integers(1, vocab, rng.integers(1, n + 1)).tolist() for n in longest]
+    engine = dataclasses.replace(job.engine, compact_every=2, eos_ids=tuple(range(0, vocab, 4)))
+    return dataclasses.replace(job, engine=engine, train=PromptSet(items, tokens, 0))
+
+
+def bucket_of(job, k):
+    """The prompt bucket of step k."""
+    rows = loader.step_rows(len(job.train.items), PROMPTS, job.settings.data.seed, k)
+    longest = max(len(job.train.tokens[i]) for i in rows)
+    return min(size for size in BUCKETS if size >= longest)
+
+
+def test_nothing_is_compiled_in_fifty_steps_of_mixed_lengths(job):
+    """Sampling with compaction, scoring, experience, update and saves: only the first step of a bucket
+    compiles, whatever the lengths."""
+    settings, start = job.settings, load_start(job)
+    log = RunLog(job.workdir, PHASES, settings.metrics)
+    with open_session(job.workdir, job.mesh, log, settings.checkpoint, settings.health) as session:
+        engine_lib.warm_up(job.engine, start, GROUP, BUDGET)
+        run_align(job, start, session)
+    lines = jsonl.read(job.workdir / "metrics.jsonl")
+    seen, compiled, lengths = set(), {True: [], False: []}, set()
+    for k, line in enumerate(lines):
+        compiled[bucket_of(job, k) in seen].append(line["compile/programs"])
+        seen.add(bucket_of(job, k))
+        lengths.add(line["length/mean"])
+    assert seen == set(BUCKETS) and len(lengths) > 20
+    assert all(count > 0 for count in compiled[False]), "the counter hears compilations"
+    assert compiled[True] == [0] * 50
