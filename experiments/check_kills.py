@@ -4,11 +4,12 @@
 
 Runs the job twice undisturbed (the first fills a cache of compiled programs, and both must agree), then
 --kills times with SIGKILL to its process group at a moment drawn uniformly between its first phase and its
-end. The same command is then run until it ends, and the export, rollouts, metrics (but for times), summary and
-steering examples are compared with those of the undisturbed run. A checkpoint is saved after every step, so
-that many kills meet an asynchronous save. Other flags (--config.a.b=v) go to the job. One line a kill, a JSON
-line at the end; exits with 1 when any run differs. WORKDIR holds the folders `undisturbed` and `kill_<n>`
-(removed when identical).
+end, in seconds of its own processor time (a busy machine then moves no kill to an earlier step). The same
+command is then run until it ends, and the export, rollouts, metrics (but for times), summary and steering
+examples are compared with those of the undisturbed run. A checkpoint is saved after every step, so that many
+kills meet an asynchronous save. Other flags (--config.a.b=v) go to the job. One line a kill, a JSON line at
+the end; exits with 1 when any run differs. WORKDIR holds the folders `cold` (the first run), `undisturbed`
+and `kill_<n>` (removed when identical).
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+
+import psutil
 
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
@@ -36,7 +41,7 @@ CACHE = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
-POLL_S = 0.02
+POLL_S = 0.01
 
 
 @exit_on_user_error
@@ -56,7 +61,7 @@ def main(argv: list[str]) -> None:
     span = finish(job, folder / "undisturbed", folder)
     cold = differences(folder / "cold", folder / "undisturbed")
     same = f"differs in {', '.join(cold)}" if cold else "is identical"
-    print(f"undisturbed: {span:.1f} s from its first phase to its end; a second one {same}", flush=True)
+    print(f"undisturbed: {span:.1f} s from first phase to end; the first of the two {same}", flush=True)
     moments, wrong, saving = random.Random(flags.seed), 0, 0
     for number in range(flags.kills):
         workdir = folder / f"kill_{number}"
@@ -92,28 +97,39 @@ def first_phase(process: subprocess.Popen, workdir: pathlib.Path) -> bool:
 
 
 def finish(job: list[str], workdir: pathlib.Path, folder: pathlib.Path) -> float:
-    """Run the job to its end; returns the seconds since its first phase began."""
+    """Run the job to its end; returns the processor seconds since its first phase began."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = start(job, workdir, folder)
     try:
-        first_phase(process, workdir)
-        began = time.monotonic()
+        began = processor_s(process) if first_phase(process, workdir) else 0.0
         code = process.wait()
     finally:
         kill_group(process)
     if code:
         raise UserError(f"{workdir}: the run ended with status {code}; see {folder / 'log.txt'}")
-    return time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime - began
+
+
+def processor_s(process: subprocess.Popen) -> float:
+    """Processor seconds a run has taken so far; infinite when it is over."""
+    try:
+        times = psutil.Process(process.pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return math.inf
+    return times.user + times.system if process.poll() is None else math.inf
 
 
 def kill_once(
     job: list[str], workdir: pathlib.Path, folder: pathlib.Path, span: float, moments: random.Random
 ) -> tuple[float, str]:
-    """(seconds after the first phase began, where that was) of a kill; drawn again if the run was over."""
+    """(moment after the first phase began, where that was) of a kill; drawn again if the run was over."""
     while True:
         process, moment = start(job, workdir, folder), moments.uniform(0.0, span)
         try:
-            if first_phase(process, workdir):
-                time.sleep(moment)
+            until = moment + (processor_s(process) if first_phase(process, workdir) else 0.0)
+            while processor_s(process) < until:
+                time.sleep(POLL_S)
         finally:
             alive = kill_group(process)
         if alive:
