@@ -16,7 +16,7 @@ from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.train import PHASES
 
-BUCKETS, BUDGET, PROMPTS, GROUP, STEPS = (8, 16, 96), 12, 2, 4, 53
+BUCKETS, BUDGET, PROMPTS, GROUP, STEPS = (16, 96), 12, 2, 4, 52
 FLAGS = [
     f"--config.buckets.prompt={BUCKETS}",
     f"--config.buckets.completion=({BUDGET},)",
@@ -42,7 +42,7 @@ def job(tmp_path):
     job = make_job(config.parse_command(command, {"workdir": ""})[0], tmp_path)
     vocab, items = job.model.vocab_size, job.train.items
     rng = np.random.default_rng(0)
-    longest = rng.choice(BUCKETS, len(items), p=(0.6, 0.25, 0.15))  # the longer of two decides the bucket
+    longest = rng.choice(BUCKETS, len(items), p=(0.7, 0.3))  # the longer of two decides the bucket
     tokens = [rng.integers(1, vocab, rng.integers(1, n + 1)).tolist() for n in longest]
     engine = dataclasses.replace(job.engine, compact_every=2, eos_ids=tuple(range(0, vocab, 4)))
     return dataclasses.replace(job, engine=engine, train=PromptSet(items, tokens, 0))
