@@ -184,8 +184,9 @@ def out_of_memory(message: str) -> float | None:
 
 
 def device_bytes(tree: PyTree) -> float:
-    """Bytes of abstract arrays on one device."""
+    """Bytes of abstract arrays on one device; what waits in the host's memory is not among them."""
     arrays = [x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)]
+    arrays = [x for x in arrays if x.sharding.memory_kind != "pinned_host"]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 
 

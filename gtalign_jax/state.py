@@ -17,7 +17,8 @@ from gtalign_jax.types import Array, Learner, PyTree, TrainState
 class OptimizerConfig:
     """AdamW. lr is the peak; `schedule` is `constant` or `cosine` (to lr / 10 over the phase's steps).
 
-    warmup: steps from zero to the peak. clip_norm: bound on the global gradient norm (0: none).
+    warmup: steps from zero to the peak. clip_norm: bound on the global gradient norm (0: none). offload: the
+    moments wait in the host's memory and are on the devices during an update only.
     """
 
     lr: float = 1e-6
@@ -27,6 +28,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    offload: bool = False
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine"):
@@ -50,7 +52,17 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         rate, *config.betas, eps=config.eps, weight_decay=config.weight_decay, mask=decay_matrices_only
     )
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(clip, adam)
+    both = optax.chain(clip, adam)
+    return optax.GradientTransformation(_in_host_memory(both.init), both.update) if config.offload else both
+
+
+def _in_host_memory(init: optax.TransformInitFn) -> optax.TransformInitFn:
+    """The same first state, its arrays in the host's memory, split as they were; counters stay.
+
+    `rl.gradients.apply` fetches them and puts them back.
+    """
+    move = lambda x: jax.device_put(x, jax.memory.Space.Host) if x.ndim else x
+    return lambda params: jax.tree.map(move, init(params))
 
 
 @flax.struct.dataclass

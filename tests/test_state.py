@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from gtalign_jax import checkpoint
 from gtalign_jax.errors import UserError
-from gtalign_jax.state import AlignState, OptimizerConfig, init_state, make_optimizer
+from gtalign_jax.rl import gradients
+from gtalign_jax.sharding import MeshConfig, make_mesh, spread
+from gtalign_jax.state import AlignState, OptimizerConfig, init_learner, init_state, make_optimizer
 from gtalign_jax.types import TrainState
 
 
@@ -64,3 +68,47 @@ def test_the_reference_in_a_state_survives_donation():
     state = step(step(state))
     np.testing.assert_array_equal(state.policy.params["w"], 3.0)
     np.testing.assert_array_equal(state.reference["w"], 1.0)
+
+
+# --- moments in the host's memory ---------------------------------------------------------------
+
+SPLIT = PartitionSpec("fsdp")
+
+
+def stepped(offload, steps=3):
+    """(a learner on eight devices after some steps, compilations)."""
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    optimizer = make_optimizer(OptimizerConfig(lr=0.1, offload=offload), steps)
+    params = {"w": jax.device_put(jnp.arange(16.0).reshape(8, 2), NamedSharding(mesh, SPLIT))}
+    learner = spread(init_learner(params, optimizer), mesh)
+    step = jax.jit(
+        lambda x: gradients.apply(x, jax.tree.map(jnp.cos, x.params), optimizer)[0], donate_argnums=0
+    )
+    for _ in range(steps):
+        learner = step(learner)
+    return learner, step._cache_size()
+
+
+def moments(learner):
+    return [x for x in jax.tree.leaves(learner.opt_state) if x.ndim]
+
+
+def test_moments_in_host_memory_change_nothing_but_their_place():
+    (there, compiled), (here, _) = stepped(True), stepped(False)
+    assert compiled == 1
+    assert len(moments(there)) == 2
+    for x in moments(there):
+        assert x.sharding.memory_kind == "pinned_host" and x.sharding.spec == SPLIT
+    assert {x.sharding.memory_kind for x in moments(here)} == {"device"}
+    jax.tree.map(np.testing.assert_array_equal, there, here)
+
+
+def test_a_restored_state_waits_in_host_memory_again(tmp_path):
+    learner, _ = stepped(True, 1)
+    manager = checkpoint.open_manager(tmp_path, keep=1)
+    checkpoint.save(manager, 1, learner, {})
+    manager.wait_until_finished()
+    restored = checkpoint.restore(manager, 1, stepped(True, 0)[0])
+    manager.close()
+    jax.tree.map(np.testing.assert_array_equal, restored, learner)
+    assert {x.sharding.memory_kind for x in moments(restored)} == {"pinned_host"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -109,21 +109,32 @@ def abstract_base(settings: Settings, model: ModelConfig, mesh: Mesh) -> PyTree 
 
 
 def abstract_state(
-    state: TrainState, model: ModelConfig, mesh: Mesh, adapters: LoraConfig | None = None
+    state: TrainState,
+    model: ModelConfig,
+    mesh: Mesh,
+    adapters: LoraConfig | None = None,
+    offload: Sequence[str] = (),
 ) -> TrainState:
-    """A state's shapes (from `jax.eval_shape`) with every learner and its moments split by the table."""
+    """A state's shapes (from `jax.eval_shape`) with every learner and its moments split by the table.
 
-    def learner(shapes, axes):
+    offload: the learners, `policy` and `critic`, whose moments wait in the host's memory.
+    """
+
+    def learner(name, axes):
+        shapes = getattr(state, name)
         params = shard_tree(axes, mesh, shapes.params)
         moments = shard_state(shapes.opt_state, params, mesh)
+        if name in offload:
+            waits = lambda x, s: s.with_memory_kind("pinned_host") if x.ndim else s
+            moments = jax.tree.map(waits, shapes.opt_state, moments)
         return placed(shapes, shapes.replace(params=params, opt_state=moments))
 
     adapters = adapters or LoraConfig()
     axes, _ = lora.split(lora.logical_axes(model, adapters))
-    parts = {"policy": learner(state.policy, axes)}
+    parts = {"policy": learner("policy", axes)}
     if state.critic is not None:
         trunk = {name: part for name, part in axes.items() if name != "unembedding"}
-        parts["critic"] = learner(state.critic, value_logical_axes(model) | {"trunk": trunk})
+        parts["critic"] = learner("critic", value_logical_axes(model) | {"trunk": trunk})
     if getattr(state, "reference", None) is not None:
         parts["reference"] = placed(state.reference, shard_tree(axes, mesh, state.reference))
     rest = {
@@ -141,7 +152,7 @@ def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
     """The cold start's update."""
     start, _ = lora.split(lora.abstract_params(model, settings.lora))
     state = jax.eval_shape(functools.partial(sft_state, settings), start)
-    state = abstract_state(state, model, mesh, settings.lora)
+    state = abstract_state(state, model, mesh, settings.lora, ["policy"] * settings.sft_optimizer.offload)
     p, g, n = settings.sft.prompts, settings.sft.chains, settings.max_new_tokens
     s = settings.buckets.prompt[-1]
     batch = SftBatch(
@@ -199,7 +210,9 @@ def align_state(settings: Settings, model: ModelConfig, mesh: Mesh) -> TrainStat
     """The alignment's state at step 0, abstract."""
     start, _ = lora.split(lora.abstract_params(model, settings.lora))
     shapes = jax.eval_shape(functools.partial(start_state, settings, model), start)
-    return abstract_state(shapes, model, mesh, settings.lora)
+    optimizers = {"policy": settings.policy_optimizer, "critic": settings.critic_optimizer}
+    offload = [name for name, optimizer in optimizers.items() if optimizer.offload]
+    return abstract_state(shapes, model, mesh, settings.lora, offload)
 
 
 def experience_program(

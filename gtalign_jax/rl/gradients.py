@@ -58,8 +58,10 @@ def apply(
 ) -> tuple[Learner, dict[str, Ratio]]:
     """One optimizer step; a non-finite gradient changes nothing and is counted.
 
-    frozen [] bool: change nothing on purpose. name: prefix of the metrics' second part.
+    frozen [] bool: change nothing on purpose. name: prefix of the metrics' second part. Moments that wait
+    in the host's memory are fetched for the step and go back there.
     """
+    waiting, learner = learner, learner.replace(opt_state=jax.tree.map(_fetched, learner.opt_state))
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(norm)
     grads = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
@@ -67,11 +69,24 @@ def apply(
     stepped = Learner(optax.apply_updates(learner.params, updates), opt_state)
     moves = finite & jnp.logical_not(frozen)
     kept = jax.tree.map(lambda new, old: jnp.where(moves, new, old), stepped, learner)
+    kept = kept.replace(opt_state=jax.tree.map(_put_back, kept.opt_state, waiting.opt_state))
     metrics = {
         f"grad/{name}norm": Ratio(jnp.where(finite, norm, 0.0), finite.astype(jnp.float32)),
         f"update/{name}skipped": Ratio(1.0 - finite, jnp.ones(())),
     }
     return kept, metrics
+
+
+def _waits_on_host(x: Array) -> bool:
+    return jax.typeof(x).memory_space == jax.memory.Space.Host
+
+
+def _fetched(x: Array) -> Array:
+    return jax.device_put(x, jax.memory.Space.Device) if _waits_on_host(x) else x
+
+
+def _put_back(x: Array, was: Array) -> Array:
+    return jax.device_put(x, jax.memory.Space.Host) if _waits_on_host(was) else x
 
 
 def mean_columns(x: Array, mask: Array) -> Ratio:
