@@ -37,7 +37,7 @@ class OptimizerConfig:
             raise UserError(f"optimizer.lr={self.lr}: must be positive")
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
     """The optimizer of a phase of `steps` updates."""
     if config.schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(
@@ -52,17 +52,27 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         rate, *config.betas, eps=config.eps, weight_decay=config.weight_decay, mask=decay_matrices_only
     )
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    both = optax.chain(clip, adam)
-    return optax.GradientTransformation(_in_host_memory(both.init), both.update) if config.offload else both
+    return Streamed(clip, adam) if config.offload else optax.chain(clip, adam)
 
 
-def _in_host_memory(init: optax.TransformInitFn) -> optax.TransformInitFn:
-    """The same first state, its arrays in the host's memory, split as they were; counters stay.
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """An optimizer whose moments wait in the host's memory, to be taken from there a parameter at a time.
 
-    `rl.gradients.apply` fetches them and puts them back.
+    whole: what needs all gradients at once and keeps nothing (the clipping). each: what treats every
+    parameter by itself. `rl.gradients.apply` makes the step.
     """
-    move = lambda x: jax.device_put(x, jax.memory.Space.Host) if x.ndim else x
-    return lambda params: jax.tree.map(move, init(params))
+
+    whole: optax.GradientTransformation
+    each: optax.GradientTransformation
+
+    def init(self, params: PyTree) -> PyTree:
+        """The first state of `each`: arrays in the host's memory, split as their parameters."""
+        move = lambda x: jax.device_put(x, jax.memory.Space.Host) if x.ndim else x
+        return jax.tree.map(move, self.each.init(params))
+
+
+Optimizer = optax.GradientTransformation | Streamed
 
 
 @flax.struct.dataclass
@@ -79,15 +89,15 @@ class AlignState(TrainState):
     waiting: PyTree | None = None
 
 
-def init_learner(params: PyTree, optimizer: optax.GradientTransformation) -> Learner:
+def init_learner(params: PyTree, optimizer: Optimizer) -> Learner:
     return Learner(params=params, opt_state=optimizer.init(params))
 
 
 def init_state(
     key: Array,
     params: PyTree,
-    optimizer: optax.GradientTransformation,
-    critic: tuple[PyTree, optax.GradientTransformation] | None = None,
+    optimizer: Optimizer,
+    critic: tuple[PyTree, Optimizer] | None = None,
     *,
     kl_coef: float | None = None,
     reference: PyTree | None = None,

@@ -100,7 +100,18 @@ def test_moments_in_host_memory_change_nothing_but_their_place():
     for x in moments(there):
         assert x.sharding.memory_kind == "pinned_host" and x.sharding.spec == SPLIT
     assert {x.sharding.memory_kind for x in moments(here)} == {"device"}
-    jax.tree.map(np.testing.assert_array_equal, there, here)
+    np.testing.assert_array_equal(there.params["w"], here.params["w"])
+    for x, y in zip(jax.tree.leaves(there.opt_state), jax.tree.leaves(here.opt_state), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_a_streamed_step_that_is_not_finite_changes_nothing():
+    optimizer = make_optimizer(OptimizerConfig(lr=0.1, offload=True), 1)
+    learner = init_learner({"a": jnp.ones((2, 2)), "b": jnp.ones(3)}, optimizer)
+    grads = {"a": jnp.ones((2, 2)), "b": jnp.array([1.0, jnp.nan, 1.0])}
+    after, metrics = jax.jit(lambda x: gradients.apply(x, grads, optimizer))(learner)
+    jax.tree.map(np.testing.assert_array_equal, after, learner)
+    assert metrics["update/skipped"].value == 1.0
 
 
 def test_a_restored_state_waits_in_host_memory_again(tmp_path):

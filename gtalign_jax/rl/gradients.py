@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.state import Optimizer, Streamed
 from gtalign_jax.types import Array, Learner, PyTree, Ratio
 
 LossFn = Callable[[PyTree, PyTree], tuple[Ratio, dict[str, Ratio]]]
@@ -51,42 +52,57 @@ def accumulate(
 def apply(
     learner: Learner,
     grads: PyTree,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     frozen: Array | bool = False,
     name: str = "",
 ) -> tuple[Learner, dict[str, Ratio]]:
     """One optimizer step; a non-finite gradient changes nothing and is counted.
 
-    frozen [] bool: change nothing on purpose. name: prefix of the metrics' second part. Moments that wait
-    in the host's memory are fetched for the step and go back there.
+    frozen [] bool: change nothing on purpose. name: prefix of the metrics' second part.
     """
-    waiting, learner = learner, learner.replace(opt_state=jax.tree.map(_fetched, learner.opt_state))
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(norm)
     grads = jax.tree.map(lambda g: jnp.where(finite, g, 0), grads)
-    updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
-    stepped = Learner(optax.apply_updates(learner.params, updates), opt_state)
-    moves = finite & jnp.logical_not(frozen)
-    kept = jax.tree.map(lambda new, old: jnp.where(moves, new, old), stepped, learner)
-    kept = kept.replace(opt_state=jax.tree.map(_put_back, kept.opt_state, waiting.opt_state))
+    step = _streamed_step if isinstance(optimizer, Streamed) else _step
     metrics = {
         f"grad/{name}norm": Ratio(jnp.where(finite, norm, 0.0), finite.astype(jnp.float32)),
         f"update/{name}skipped": Ratio(1.0 - finite, jnp.ones(())),
     }
-    return kept, metrics
+    return step(optimizer, learner, grads, finite & jnp.logical_not(frozen)), metrics
 
 
-def _waits_on_host(x: Array) -> bool:
-    return jax.typeof(x).memory_space == jax.memory.Space.Host
+def _step(optimizer: optax.GradientTransformation, learner: Learner, grads: PyTree, moves: Array) -> Learner:
+    """The learner after a step if it moves, else as it was."""
+    updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
+    stepped = Learner(optax.apply_updates(learner.params, updates), opt_state)
+    return jax.tree.map(lambda new, old: jnp.where(moves, new, old), stepped, learner)
 
 
-def _fetched(x: Array) -> Array:
-    return jax.device_put(x, jax.memory.Space.Device) if _waits_on_host(x) else x
+def _streamed_step(optimizer: Streamed, learner: Learner, grads: PyTree, moves: Array) -> Learner:
+    """`_step` with the moments of one parameter on the device at a time, the others in the host's memory."""
+    grads, _ = optimizer.whole.update(grads, optimizer.whole.init(learner.params))
+    held = dict(jax.tree.leaves_with_path(learner.opt_state))
+    place = lambda where, path: where + path if where + path in held else where  # counters belong to all
+    params, structure = jax.tree.flatten_with_path(learner.params)
+    after, stored, last = [], {}, ()
+    for (path, param), grad in zip(params, structure.flatten_up_to(grads), strict=True):
+        like = jax.eval_shape(optimizer.each.init, param)
+        waiting = jax.tree.map_with_path(lambda where, _, path=path: held[place(where, path)], like)
+        # Fetched when the parameter before is through, or all would be fetched at once.
+        waiting, _ = jax.lax.optimization_barrier((waiting, last))
+        one = _step(optimizer.each, Learner(param, _moved(waiting, jax.memory.Space.Device)), grad, moves)
+        after.append(one.params)
+        back = _moved(one.opt_state, jax.memory.Space.Host)
+        last = (one.params, back)
+        stored |= {place(where, path): x for where, x in jax.tree.leaves_with_path(back)}
+    opt_state = jax.tree.map_with_path(lambda where, _: stored[where], learner.opt_state)
+    return Learner(structure.unflatten(after), opt_state)
 
 
-def _put_back(x: Array, was: Array) -> Array:
-    return jax.device_put(x, jax.memory.Space.Host) if _waits_on_host(was) else x
+def _moved(tree: PyTree, space: jax.memory.Space) -> PyTree:
+    """Arrays in another memory; counters stay where they are."""
+    return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, tree)
 
 
 def mean_columns(x: Array, mask: Array) -> Ratio:
