@@ -53,7 +53,8 @@ class StartConfig:
 
     vocab_size: entries of the tokenizer that is then trained on the run's own text. compute_dtype,
     remat, scan_layers: run-time switches, for loaded models too. param_dtype: what the weights are held in,
-    `float32` or `bfloat16`; "" is float32 whatever type they are stored in.
+    `float32` or `bfloat16`; "" is float32 whatever type they are stored in. decode_layout: one of
+    `models.config.DECODE_LAYOUTS`; `gathered` decodes faster on a mesh where 1 / tensor of the model fits.
     """
 
     path: str = ""
@@ -62,6 +63,7 @@ class StartConfig:
     remat: str = "none"
     scan_layers: bool = True
     param_dtype: str = ""
+    decode_layout: str = "auto"
 
     def __post_init__(self):
         if self.param_dtype not in ("", "float32", "bfloat16"):
@@ -70,7 +72,7 @@ class StartConfig:
     @property
     def switches(self) -> dict[str, Any]:
         """The fields of a ModelConfig that are not in a model's own config.json."""
-        names = ("compute_dtype", "remat", "scan_layers", "param_dtype")
+        names = ("compute_dtype", "remat", "scan_layers", "param_dtype", "decode_layout")
         return {name: getattr(self, name) for name in names if getattr(self, name) != ""}
 
 

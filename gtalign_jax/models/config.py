@@ -21,6 +21,8 @@ FAMILIES = {
     "llama": "LlamaForCausalLM",
 }
 
+DECODE_LAYOUTS = ("auto", "rows", "features", "gathered")  # see `models.layouts`
+
 # Fields that are read below, and fields that cannot change a forward pass.
 _READ = set(
     """model_type architectures vocab_size hidden_size intermediate_size num_hidden_layers head_dim
@@ -43,7 +45,7 @@ class ModelConfig:
     `window` tokens back in the layers marked True (0 and () for full attention everywhere).
     compute_dtype: activations and matmuls; param_dtype: storage. remat: `none`, `dots` (keep matmul
     outputs) or `full` (keep layer inputs). scan_layers: one compiled layer in a scan, or an unrolled
-    loop, which is faster on CPU and slower to compile. decode_layout: `auto`, `rows` or `features`, see
+    loop, which is faster on CPU and slower to compile. decode_layout: one of DECODE_LAYOUTS, see
     `models.layouts`. source: the JSON this was read from.
     """
 
@@ -80,8 +82,10 @@ class ModelConfig:
             raise UserError(f"model.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
         if self.remat not in ("none", "dots", "full"):
             raise UserError(f"model.remat={self.remat!r}: must be none, dots or full")
-        if self.decode_layout not in ("auto", "rows", "features"):
-            raise UserError(f"model.decode_layout={self.decode_layout!r}: must be auto, rows or features")
+        if self.decode_layout not in DECODE_LAYOUTS:
+            raise UserError(
+                f"model.decode_layout={self.decode_layout!r}: use one of {', '.join(DECODE_LAYOUTS)}"
+            )
 
     @property
     def queries_per_kv(self) -> int:

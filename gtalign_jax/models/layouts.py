@@ -3,6 +3,9 @@
     decode_layout = auto       features on a CPU and one device, rows everywhere else
                     rows       `transformer.decode_step`: any mesh, any parameters
                     features   `cpu.decode_step`: one device, dense parameters; faster on a CPU
+                    gathered   rows, with the weights gathered over fsdp and context once before the loop, and
+                               samples split over the context axis too: a device then holds 1 / tensor of
+                               the model in the compute dtype, and no step waits for a weight
 
 Parameters with more than kernels and biases (LoRA factors) always take rows. A generation prepares its
 weights once (`prepare_decode`) and passes them to every step; the caches belong to the same layout.
@@ -10,12 +13,16 @@ weights once (`prepare_decode`) and passes them to every step; the caches belong
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 
 from gtalign_jax.models import cpu, transformer
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.cpu import FeatureWeights
+from gtalign_jax.models.layers import BATCH
 from gtalign_jax.models.transformer import DecodeCache, Params, PromptCache
+from gtalign_jax.sharding import constrain, decode_layout, gather_for_decode
 
 Array = jax.Array
 
@@ -24,7 +31,7 @@ def feature_major(params: Params | FeatureWeights, config: ModelConfig) -> bool:
     """Whether these parameters decode feature-major here; read at trace time, under the mesh in use."""
     if isinstance(params, FeatureWeights):
         return True
-    if config.decode_layout == "rows" or not _dense(params):
+    if config.decode_layout in ("rows", "gathered") or not _dense(params):
         return False
     return config.decode_layout == "features" or _one_cpu()
 
@@ -51,7 +58,25 @@ def prepare_decode(params: Params | FeatureWeights, config: ModelConfig) -> Para
         return params
     if feature_major(params, config):
         return cpu.feature_weights(params, config)
+    if config.decode_layout == "gathered":
+        params = gather_for_decode(params, transformer.logical_axes(config), config.compute_dtype)
     return transformer.split_layers(params)
+
+
+def stepping(config: ModelConfig) -> contextlib.AbstractContextManager:
+    """What the loop of decode steps is traced in."""
+    return decode_layout() if config.decode_layout == "gathered" else contextlib.nullcontext()
+
+
+def settled(
+    config: ModelConfig, prompt_cache: PromptCache, cache: DecodeCache
+) -> tuple[PromptCache, DecodeCache]:
+    """The caches as the loop carries them, inside `stepping`."""
+    if config.decode_layout != "gathered":
+        return prompt_cache, cache
+    lay = lambda tree, *names: jax.tree.map(lambda x: constrain(x, *names, "keys", "kv", "head_dim"), tree)
+    layers = lay(prompt_cache.layers, BATCH[0])
+    return prompt_cache.replace(layers=layers), cache.replace(layers=lay(cache.layers, *BATCH))
 
 
 def prefill(

@@ -20,7 +20,14 @@ import jax
 import jax.numpy as jnp
 
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.layouts import decode_step, init_decode_cache, prefill, prepare_decode
+from gtalign_jax.models.layouts import (
+    decode_step,
+    init_decode_cache,
+    prefill,
+    prepare_decode,
+    settled,
+    stepping,
+)
 from gtalign_jax.models.transformer import DecodeCache, PromptCache
 from gtalign_jax.rollout import grammar
 from gtalign_jax.rollout.grammar import Constraint, GrammarState
@@ -181,7 +188,9 @@ def advance(
         logits, cache = decode_step(params, config, last, state.t - 1, state.prompt_cache, state.cache)
         return _decide(state.replace(cache=cache), logits, sampling, ending, forced, constraint)
 
-    return jax.lax.while_loop(going, step, state)
+    with stepping(config):
+        prompt_cache, cache = settled(config, state.prompt_cache, state.cache)
+        return jax.lax.while_loop(going, step, state.replace(prompt_cache=prompt_cache, cache=cache))
 
 
 def rewind(state: DecodeState, t: Array | int, constraint: Constraint | None = None) -> DecodeState:

@@ -11,11 +11,11 @@ import pytest
 from gtalign_jax.errors import UserError
 from gtalign_jax.models import layouts
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.transformer import forward_shared, init_params, unembed
+from gtalign_jax.models.transformer import forward_shared, init_params, logical_axes, unembed
 from gtalign_jax.rollout import decode
 from gtalign_jax.rollout.decode import Ending
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
-from gtalign_jax.sharding import MeshConfig, make_mesh
+from gtalign_jax.sharding import MeshConfig, make_mesh, place_batch, shard_tree
 from gtalign_jax.types import PromptBatch
 
 CONFIG = ModelConfig(
@@ -106,3 +106,20 @@ def test_auto_is_features_on_one_cpu_and_rows_on_a_mesh_or_with_lora_factors():
 def test_an_unknown_layout_is_named():
     with pytest.raises(UserError, match="decode_layout='columns'"):
         dataclasses.replace(CONFIG, decode_layout="columns")
+
+
+def test_weights_gathered_before_the_loop_write_what_one_device_writes():
+    sampling = SamplingConfig(temperature=0.9)
+    config = dataclasses.replace(CONFIG, decode_layout="gathered", num_kv_heads=2)
+    made = jax.jit(init_params, static_argnums=1)(jax.random.key(0), config)
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), prompts())
+    run = jax.jit(decode.generate, static_argnames=("config", "sampling", "group_size", "max_new_tokens"))
+    expected = run(
+        made, dataclasses.replace(config, decode_layout="rows"), batch, jax.random.key(1), sampling, **SHAPE
+    )
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, context=2))
+    placed = jax.device_put(made, shard_tree(logical_axes(config), mesh, made))
+    with jax.set_mesh(mesh):
+        ours = run(placed, config, place_batch(batch, mesh), jax.random.key(1), sampling, **SHAPE)
+    np.testing.assert_array_equal(ours.completion, expected.completion)
+    np.testing.assert_allclose(ours.sampler_logp, expected.sampler_logp, atol=1e-5)
