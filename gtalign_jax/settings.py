@@ -55,6 +55,7 @@ class StartConfig:
     remat, scan_layers: run-time switches, for loaded models too. param_dtype: what the weights are held in,
     `float32` or `bfloat16`; "" is float32 whatever type they are stored in. decode_layout: one of
     `models.config.DECODE_LAYOUTS`; `gathered` decodes faster on a mesh where 1 / tensor of the model fits.
+    attention: `auto`, `xla`, `chunked`, `splash` (TPU) or `cudnn` (GPU), see `models.fused`.
     """
 
     path: str = ""
@@ -64,6 +65,7 @@ class StartConfig:
     scan_layers: bool = True
     param_dtype: str = ""
     decode_layout: str = "auto"
+    attention: str = "auto"
 
     def __post_init__(self):
         if self.param_dtype not in ("", "float32", "bfloat16"):
@@ -72,7 +74,7 @@ class StartConfig:
     @property
     def switches(self) -> dict[str, Any]:
         """The fields of a ModelConfig that are not in a model's own config.json."""
-        names = ("compute_dtype", "remat", "scan_layers", "param_dtype", "decode_layout")
+        names = ("compute_dtype", "remat", "scan_layers", "param_dtype", "decode_layout", "attention")
         return {name: getattr(self, name) for name in names if getattr(self, name) != ""}
 
 

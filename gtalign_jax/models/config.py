@@ -45,8 +45,8 @@ class ModelConfig:
     `window` tokens back in the layers marked True (0 and () for full attention everywhere).
     compute_dtype: activations and matmuls; param_dtype: storage. remat: `none`, `dots` (keep matmul
     outputs) or `full` (keep layer inputs). scan_layers: one compiled layer in a scan, or an unrolled
-    loop, which is faster on CPU and slower to compile. decode_layout: one of DECODE_LAYOUTS, see
-    `models.layouts`. source: the JSON this was read from.
+    loop, which is faster on CPU and slower to compile. attention: see `models.fused`.
+    decode_layout: one of DECODE_LAYOUTS, see `models.layouts`. source: the JSON this was read from.
     """
 
     family: str = "qwen2"
@@ -73,6 +73,7 @@ class ModelConfig:
     remat: str = "none"
     scan_layers: bool = True
     decode_layout: str = "auto"
+    attention: str = "auto"
     source: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self):

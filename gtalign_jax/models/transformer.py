@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from gtalign_jax.models.attention import Keys, visible
-from gtalign_jax.models.chunked import attend
 from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.fused import attend
 from gtalign_jax.models.layers import BATCH, Block, RMSNorm
 from gtalign_jax.models.rope import rope_tables
 from gtalign_jax.sharding import constrain
@@ -126,7 +126,10 @@ def forward(
 
     def layer(block: Callable, x: Array, window: Array | None) -> tuple[Array, None]:
         def self_attention(q, k, v):
-            return attend(q, Keys(k, v, visible(index, index, window)[None, None] & same)), None
+            keys = Keys(
+                k, v, visible(index, index, window)[None, None] & same, causal=window is None and same is True
+            )
+            return attend(q, keys, kind=config.attention), None
 
         return block(x, tables, self_attention)
 
@@ -148,7 +151,7 @@ def forward_shared(
     def layer(block: Callable, x: tuple[Array, Array], window: Array | None):
         x_prompt, x_own = x
         attend_prompt, attend_both = _shared_attention(
-            prompt.shape[1], prompt_length, completion.shape[2], window
+            prompt.shape[1], prompt_length, completion.shape[2], window, config.attention
         )
         x_prompt, keys = block(x_prompt, prompt_tables, attend_prompt)
         x_own, _ = block(x_own, own_tables, functools.partial(attend_both, keys))
@@ -165,8 +168,9 @@ def forward_shared(
     return _final_norm(params, config, jnp.concatenate([last, x_own[:, :, :-1]], axis=2))
 
 
-def _shared_attention(slots: int, prompt_length: Array, own_slots: int, window: Array | None):
+def _shared_attention(slots: int, prompt_length: Array, own_slots: int, window: Array | None, kind: str):
     """The attention of a prompt on itself, and of completions on their prompt and themselves."""
+    plain = window is None  # then kernels may go by causality and length instead of the masks
     prompt_pos = jnp.arange(slots, dtype=jnp.int32)
     own_pos = prompt_length[:, None, None] + jnp.arange(own_slots, dtype=jnp.int32)
     prompt_mask = visible(prompt_pos, prompt_pos, window)[None, None]
@@ -175,10 +179,11 @@ def _shared_attention(slots: int, prompt_length: Array, own_slots: int, window: 
     own_mask = visible(own_pos, own_pos, window)
 
     def attend_prompt(q, k, v):
-        return attend(q, Keys(k, v, prompt_mask)), (k[:, 0], v[:, 0])
+        return attend(q, Keys(k, v, prompt_mask, causal=plain), kind=kind), (k[:, 0], v[:, 0])
 
     def attend_both(keys, q, k, v):
-        return attend(q, Keys(k, v, own_mask), Keys(*keys, shared_mask)), None
+        shared = Keys(*keys, shared_mask, length=prompt_length if plain else None)
+        return attend(q, Keys(k, v, own_mask, causal=plain), shared, kind=kind), None
 
     return attend_prompt, attend_both
 
@@ -191,7 +196,8 @@ def prefill(
 
     def layer(block: Callable, x: Array, window: Array | None):
         def self_attention(q, k, v):
-            return attend(q, Keys(k, v, visible(pos, pos, window)[None, None])), (k[:, 0], v[:, 0])
+            keys = Keys(k, v, visible(pos, pos, window)[None, None], causal=window is None)
+            return attend(q, keys, kind=config.attention), (k[:, 0], v[:, 0])
 
         return block(x, tables, self_attention)
 
@@ -241,7 +247,7 @@ def decode_step(
                 for old, new in zip(cache.layers[i], (k, v), strict=True)
             )
             own = Keys(*stored, visible(position, own_pos, window))
-            return attend(q, own, shared), stored
+            return attend(q, own, shared, kind=config.attention), stored
 
         x, stored = Block(config).apply({"params": layer}, x, tables, attend_cached)
         written.append(stored)

@@ -1,5 +1,6 @@
 """The platform's kernels against whole attention: values, gradients, ragged prompts, groups and meshes."""
 
+import dataclasses
 import functools
 import importlib.util
 
@@ -10,8 +11,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.models import attention, fused
+from gtalign_jax.models import attention, fused, transformer
 from gtalign_jax.models.attention import Keys, visible
+from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.splash import GroupMask
 from gtalign_jax.planning import chips
 from gtalign_jax.sharding import MeshConfig, make_mesh
@@ -124,3 +126,23 @@ def test_splash_compiles_for_a_tpu_forward_and_backward():
         text = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*placed).compile().as_text()
     kernels = {name for name in ("fwd", "dq", "dkv") if f"splash_mha_{name}" in text}
     assert kernels == {"fwd", "dq", "dkv"}, kernels
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_the_switch_of_a_model_reaches_the_kernel(monkeypatch, window):
+    calls = []
+    interpreted = lambda *args: calls.append(args[0].shape[2]) or splash(*args)
+    monkeypatch.setattr(fused, "attend_splash", interpreted)
+    config = ModelConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2, num_kv_heads=1,
+        head_dim=DIM, scan_layers=False, window=window, window_layers=(True,) * bool(window),
+    )  # fmt: skip
+    params = transformer.init_params(jax.random.key(0), config)
+    prompt, completion = (
+        jax.random.randint(jax.random.key(i), shape, 1, 50) for i, shape in enumerate([(2, 4), (2, 2, 6)])
+    )
+    hidden = lambda kind: transformer.forward_shared(
+        params, dataclasses.replace(config, attention=kind), prompt, jnp.array([4, 2]), completion
+    )
+    np.testing.assert_allclose(hidden("splash"), hidden("xla"), atol=1e-4)
+    assert calls == ([] if window else [4, 6])  # the prompt on itself, and the completions on both
