@@ -72,8 +72,7 @@ def make_plan(config: ml_collections.ConfigDict, name: str, say: Say = lambda li
 
 def architecture(config: ml_collections.ConfigDict, settings: Settings) -> ModelConfig:
     """The model a config describes, without its checkpoint: config.model with the start's switches."""
-    start = settings.start
-    switches = {k: getattr(start, k) for k in ("compute_dtype", "remat", "scan_layers", "vocab_size")}
+    switches = settings.start.switches | {"vocab_size": settings.start.vocab_size}
     return config_lib.build(ModelConfig, {**config.model, **switches}, "model")
 
 

@@ -10,6 +10,7 @@ def get_config(task: str):
     """
     config = paper.get_config("Qwen/Qwen2.5-3B-Instruct", task)
     config.mesh.update(fsdp=8, tensor=2, context=-1)
+    config.start.decode_layout = "gathered"
     config.align.rollout_prompts = 256 if task == "full" else 64
     config.algorithm.microbatches = 2 if task == "full" else 4
     config.sft.microbatches = 4 if task == "full" else 8

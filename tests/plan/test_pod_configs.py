@@ -61,6 +61,11 @@ def test_batches_divide_over_the_intended_slices(name):
         check_batches(settings, data * fsdp)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_pods_decode_from_gathered_weights(name):
+    assert architecture(*load(name)).decode_layout == "gathered"
+
+
 def test_a_batch_that_does_not_divide_is_refused():
     config, _ = load("qwen2_5_3b.full")
     config.align.update(prompts=100, rollout_prompts=0)
