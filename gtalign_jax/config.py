@@ -96,9 +96,12 @@ def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
 
 
-def _one_line(error: Exception) -> str:
-    text = str(error).removeprefix("Configuration is not available because of an earlier failure to load:")
-    return " ".join(text.strip("'\" ").split()) or type(error).__name__
+def _one_line(error: BaseException) -> str:
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]  # what was raised first
+    text = str(error.args[0]) if error.args else ""  # str() of a KeyError is quoted, with escapes
+    text = text.removeprefix("Configuration is not available because of an earlier failure to load:")
+    return " ".join(text.split()) or type(error).__name__
 
 
 def writable_directory(path: str, flag: str) -> pathlib.Path:

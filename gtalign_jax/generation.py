@@ -28,10 +28,12 @@ class EngineConfig(ServerConfig):
     """The fields of `ServerConfig`, and:
 
     grammar: write only valid chains; our own engine alone can. The trainer's log-probabilities are then
-    those under the grammar too.
+    those under the grammar too. compact_every: decode steps of our own engine between two looks at which rows
+    are done, to go on with the live ones alone (0: never); worth it where lengths differ much.
     """
 
     grammar: bool = False
+    compact_every: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

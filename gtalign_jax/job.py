@@ -192,6 +192,7 @@ def load_folder_engine(folder: pathlib.Path, settings: Settings, mesh: Mesh) -> 
         sampling=settings.sampling,
         buckets=settings.buckets,
         mesh=mesh,
+        compact_every=settings.engine.compact_every,
     )
 
 
