@@ -115,7 +115,7 @@ def rollout_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -
     """Prefill, and decoding from the caches it returns. The reference and the optimizers wait meanwhile."""
     state = programs.align_state(settings, model, mesh)
     waiting = (
-        programs.abstract_params(model, mesh),
+        programs.reference_params(settings, model, mesh),
         state.replace(policy=state.policy.replace(params=())),
     )
     prefill = programs.prefill_program(settings, model, mesh, waiting)
@@ -130,7 +130,7 @@ def learning_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) 
     optimizers = (state.policy.opt_state, None if state.critic is None else state.critic.opt_state)
     experience = programs.experience_program(settings, model, mesh, state, optimizers)
     first, compiled = run(experience)
-    seen, reference = outputs(experience, compiled, mesh), programs.abstract_params(model, mesh)
+    seen, reference = outputs(experience, compiled, mesh), programs.reference_params(settings, model, mesh)
     update = programs.update_program(settings, model, mesh, state, seen, reference)
     return [first, run(update)[0]]
 
