@@ -34,6 +34,7 @@ from gtalign_jax.align import align_step, optimizers, start_state
 from gtalign_jax.data.item import Item
 from gtalign_jax.data.loader import PromptSet
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.generation import make_generator
 from gtalign_jax.job import Job
 from gtalign_jax.phase import to_numbers
 from gtalign_jax.rewards.judges.pool import JudgeStats
@@ -78,11 +79,13 @@ def make_job(flags: argparse.Namespace, size: Workload, workdir: pathlib.Path) -
     message = ({"role": "user", "content": "prompt"},)
     items = [Item(i, message, "medium", "medium", "", "prompt") for i in range(size.prompts)]
     tokenizer = launch.make_tokenizer(model.vocab_size)
+    engine = Engine(tokenizer, model, (NEVER,), settings.sampling, settings.buckets, mesh)
     job = Job(
         settings=settings,
         workdir=workdir,
         model_folder=common.weights_folder(flags.shape, flags.dtype),
-        engine=Engine(tokenizer, model, (NEVER,), settings.sampling, settings.buckets, mesh),
+        engine=engine,
+        generator=make_generator(settings.engine, engine, workdir),
         train=PromptSet(items, tokens, 0),
         test=PromptSet([], [], 0),
         demonstrations=[],
