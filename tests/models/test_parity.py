@@ -13,6 +13,10 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.models import hf, layouts, transformer
 from gtalign_jax.models.config import from_hf, read_config
 from gtalign_jax.models.cpu import FeatureWeights
+from gtalign_jax.rollout import programs
+from gtalign_jax.rollout.decode import Ending
+from gtalign_jax.rollout.sampling import GREEDY
+from gtalign_jax.types import PromptBatch
 
 BASE = dict(
     vocab_size=97,
@@ -117,6 +121,22 @@ def test_prefill_and_decode_equal_transformers(pair, layout):
             row = np.concatenate([tokens[p, : length[p]], completion[p, g]])[None]
             expected = their_logits(theirs, row, [row.shape[1]])[0][length[p] - 1 : -1]
             np.testing.assert_allclose(ours[p, g], expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_64_greedy_tokens_are_those_of_transformers(pair):
+    theirs, config, params, _ = pair
+    tokens, length = rows(seed=4, lengths=(7, 12))
+    batch = PromptBatch(tokens, length, np.arange(2, dtype=np.int32))
+    never = Ending(np.array([-1], np.int32))
+    sizes = {"group_size": 1, "max_new_tokens": 64, "ending": never}
+    ours = programs.generate(params, config, batch, jax.random.key(0), GREEDY, **sizes).completion
+    theirs.generation_config.update(eos_token_id=None, pad_token_id=0)
+    for row, n, got in zip(tokens, length, np.asarray(ours)[:, 0], strict=True):
+        ids = torch.tensor(row[None, :n].astype(np.int64))
+        expected = theirs.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False
+        )
+        np.testing.assert_array_equal(got, expected[0, n:].numpy())
 
 
 def test_export_is_bit_equal_in_transformers(pair, tmp_path):
