@@ -37,6 +37,7 @@ from gtalign_jax.models.transformer import init_params
 from gtalign_jax.rl.algorithm import AlgorithmConfig
 from gtalign_jax.rl.update import make_update
 from gtalign_jax.sft.update import SftBatch, make_sft_update
+from gtalign_jax.sharding import MeshConfig, make_mesh, spread
 from gtalign_jax.state import OptimizerConfig, init_state, make_optimizer
 from gtalign_jax.types import Experience, PyTree, TrainState
 
@@ -100,8 +101,10 @@ def make_step(config: ModelConfig, policy: bool) -> tuple[Callable, Callable[[Py
 def our_run(config: ModelConfig, params: PyTree, tokens: Tokens, policy: bool) -> Run:
     """One update a call; returns its loss."""
     update, start = make_step(config, policy)
-    batch = jax.device_put(make_batch(tokens, policy))
-    held = {"state": start(params)}
+    mesh = make_mesh(MeshConfig())
+    # Laid out as in training, or the second call would compile again for the state that the first returns.
+    batch = spread(jax.device_put(make_batch(tokens, policy)), mesh)
+    held = {"state": spread(start(params), mesh)}
 
     def run() -> float:
         held["state"], metrics = update(held["state"], batch)

@@ -1,6 +1,9 @@
 """One table, any mesh: eight fake devices in every split give what one device gives."""
 
 import dataclasses
+import itertools
+import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +28,7 @@ MODEL = ModelConfig(
     hidden_size=32,
     intermediate_size=64,
     num_layers=2,
-    num_heads=4,
+    num_heads=8,
     num_kv_heads=2,
     head_dim=8,
     initializer_range=0.2,
@@ -38,6 +41,9 @@ MESHES = {
     "context": MeshConfig(context=4, fsdp=2),
     "all": MeshConfig(data=1, fsdp=2, tensor=2, context=2),
 }
+if os.environ.get("GTALIGN_EVERY_MESH"):  # all twenty splits: minutes, so only when asked for
+    splits = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(sizes) == 8]
+    MESHES = {str(sizes): MeshConfig(*sizes) for sizes in splits}
 PROMPTS, GROUP, SLOTS, NEW = 8, 2, 8, 8
 
 
