@@ -105,10 +105,11 @@ def our_step(flags: argparse.Namespace, size: Workload) -> Iterator[Run]:
         job, reference = make_job(flags, size, pathlib.Path(folder))
         settings = job.settings
         temperature = settings.sampling.temperature
-        update = make_update(job.model, settings.algorithm, *optimizers(settings), temperature)
+        both = optimizers(settings)
+        update = make_update(job.model, settings.algorithm, *both, temperature)
         fixed = {"model": job.model, "config": settings.algorithm, "temperature": temperature}
         experience = jax.jit(functools.partial(make_experience, **fixed))
-        state = spread(start_state(settings, job.model, reference), job.mesh)
+        state = spread(start_state(settings, job.model, both, reference), job.mesh)
         held = {"state": state, "k": 0}
 
         def run() -> None:

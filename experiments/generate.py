@@ -18,16 +18,14 @@ from collections.abc import Callable, Iterator
 import jax
 
 from gtalign_jax.config import writable_directory
-from gtalign_jax.data.tokenizer import load_tokenizer
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.models import hf
-from gtalign_jax.models.config import read_config
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import external, lines
 from gtalign_jax.rollout.backends import KINDS
 from gtalign_jax.rollout.engine import BucketConfig, Engine
-from gtalign_jax.rollout.folder import end_tokens, load_engine
+from gtalign_jax.rollout.folder import folder_engine, load_engine
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import PyTree, Rollout
 
@@ -86,10 +84,7 @@ def open_engine(
             flags.model, sampling=sampling, buckets=buckets, compute_dtype=flags.compute_dtype
         )
         return *loaded, engine_lib.rollout
-    folder = hf.resolve_folder(flags.model)
-    tokenizer = load_tokenizer(folder)
-    eos_ids = end_tokens(folder, tokenizer.eos_token_id)
-    engine = Engine(tokenizer, read_config(folder), eos_ids, sampling, buckets)
+    engine = folder_engine(hf.resolve_folder(flags.model), sampling=sampling, buckets=buckets)
     name = flags.served_model or flags.model
     config = external.ServerConfig(kind=flags.kind, endpoints=tuple(flags.server), model=name)
     return engine, None, functools.partial(external.rollout, external.connect(config), stops=flags.stop)

@@ -32,7 +32,7 @@ from gtalign_jax.rl.experience import make_experience, reward_components
 from gtalign_jax.rl.update import make_update
 from gtalign_jax.settings import Settings
 from gtalign_jax.sharding import place_batch, spread
-from gtalign_jax.state import init_state, make_optimizer
+from gtalign_jax.state import Optimizer, init_state, make_optimizer
 from gtalign_jax.types import Experience, PyTree, TrainState
 
 
@@ -45,29 +45,22 @@ def run_align(job: Job, reference: PyTree, session: Session) -> PyTree:
     settings = job.settings
     if not settings.align.steps:
         return reference
-    optimizer, critic_optimizer = optimizers(settings)
+    both = optimizers(settings)
     temperature = settings.sampling.temperature
     limit = trainer_limit(job.generator, settings.max_new_tokens)
     # A rollout from before the last update has its sampler's logprobs for old ones, or weights instead.
     stale = {"old_from_sampler": settings.align.overlap and not settings.algorithm.is_cap}
     fixed = {"model": job.model, "config": settings.algorithm, "temperature": temperature, **stale}
     experience = jax.jit(functools.partial(make_experience, limit=limit, **fixed))
-    update = make_update(
-        job.model,
-        settings.algorithm,
-        optimizer,
-        critic_optimizer,
-        temperature,
-        limit=limit and limit.logits,
-        **stale,
-    )
+    limit_logits = limit and limit.logits
+    update = make_update(job.model, settings.algorithm, *both, temperature, limit=limit_logits, **stale)
     step = functools.partial(align_step, job, reference, experience, update)
     trained, base = lora.split(reference)
-    state = start_state(settings, job.model, trained)
+    state = start_state(settings, job.model, both, trained)
     return lora.join(base, run_phase(session, "align", state, settings.align.steps, step).policy.params)
 
 
-def optimizers(settings: Settings) -> tuple[Any, Any]:
+def optimizers(settings: Settings) -> tuple[Optimizer, Optimizer | None]:
     """The policy's and the critic's optimizer (None without a critic) over all updates of the phase."""
     algorithm = settings.algorithm
     updates = settings.align.steps * algorithm.epochs * algorithm.minibatches
@@ -75,13 +68,18 @@ def optimizers(settings: Settings) -> tuple[Any, Any]:
     return make_optimizer(settings.policy_optimizer, updates), critic
 
 
-def start_state(settings: Settings, model: ModelConfig, reference: PyTree) -> TrainState:
+def start_state(
+    settings: Settings,
+    model: ModelConfig,
+    both: tuple[Optimizer, Optimizer | None],
+    reference: PyTree,
+) -> TrainState:
     """The state at step 0: the policy is a copy of the reference, and the critic starts from its trunk.
 
-    reference: what is trained of it (`lora.split`); with adapters, policy and critic are adapters only.
+    both: from `optimizers`. reference: what is trained of it (`lora.split`); with adapters, policy and
+    critic are adapters only.
     """
-    algorithm = settings.algorithm
-    optimizer, critic_optimizer = optimizers(settings)
+    algorithm, (optimizer, critic_optimizer) = settings.algorithm, both
     copy = lambda: jax.tree.map(jnp.copy, reference)  # the state is donated, the reference must live on
     critic = (init_value_model(copy(), model), critic_optimizer) if algorithm.needs_critic else None
     return init_state(

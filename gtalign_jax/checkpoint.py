@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,13 +93,16 @@ def best_step(manager: ocp.CheckpointManager) -> int | None:
     return manager.best_step()
 
 
-def restore_latest(manager: ocp.CheckpointManager, like: PyTree) -> tuple[int, PyTree] | None:
+def restore_latest(
+    manager: ocp.CheckpointManager, like: PyTree, steps: Sequence[int] | None = None
+) -> tuple[int, PyTree] | None:
     """The newest readable checkpoint as (step, state), or None when the folder has none.
 
-    like: a state of the wanted structure, dtypes and shardings (arrays or ShapeDtypeStructs). A damaged
-    checkpoint is named in a warning and the one before it is used; UserError if all are damaged.
+    like: a state of the wanted structure, dtypes and shardings (arrays or ShapeDtypeStructs). steps: those
+    to try, in this order, instead of all from the newest on. A damaged checkpoint is named in a warning and
+    the next one is used; UserError if all are damaged.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
+    steps = sorted(manager.all_steps(), reverse=True) if steps is None else steps
     for step in steps:
         state, reason = None, ""
         try:

@@ -226,13 +226,6 @@ def global_batch(local: PyTree, count: int, mesh: Mesh) -> PyTree:
     return jax.tree.map(place, local)
 
 
-def place_whole(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Global batch arrays from host arrays [P, ...] that every process has in full."""
-    sharding = batch_sharding(mesh)
-    place = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-    return jax.tree.map(lambda x: place(np.asarray(x)), tree)
-
-
 def fetch(tree: PyTree) -> PyTree:
     """NumPy arrays of every leaf, whole, on every process (a collective: all must call it)."""
     whole = lambda x: not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated

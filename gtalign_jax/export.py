@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import logging
 import pathlib
+from typing import Any
 
 import jax
 
 from gtalign_jax import checkpoint
 from gtalign_jax.adapters import save_adapters
-from gtalign_jax.align import start_state
-from gtalign_jax.data.tokenizer import load_tokenizer
+from gtalign_jax.align import optimizers, start_state
 from gtalign_jax.errors import UserError
 from gtalign_jax.job import read_config_json, save_model, start_folder
 from gtalign_jax.models import hf, lora
 from gtalign_jax.models.config import ModelConfig, read_config
+from gtalign_jax.phase import CheckpointConfig, open_manager
+from gtalign_jax.rollout.folder import load_tokenizer
 from gtalign_jax.settings import Settings, make_settings
-from gtalign_jax.train import PHASES, sft_state
+from gtalign_jax.train import PHASES, sft_optimizer, sft_state
 from gtalign_jax.types import PyTree, TrainState
 
 log = logging.getLogger(__name__)
 
 
-def export_checkpoint(checkpoints: pathlib.Path, out: pathlib.Path) -> str:
-    """Write the newest policy under `RUN/checkpoints` as the HF folder `out`; returns "phase step n".
+def export_checkpoint(checkpoints: pathlib.Path, out: pathlib.Path, best: bool = False) -> str:
+    """Write a policy under `RUN/checkpoints` as the HF folder `out`; returns "phase step n" from its meta.
 
-    The newest readable checkpoint of the last phase that has one is taken. Where it holds adapters, they are
-    merged into the model the run started from, and stand alone in `OUT_adapter`, in PEFT's format. Raises
-    UserError when there is no checkpoint, or when the folder is not one of a run.
+    The newest readable checkpoint of the last phase that has one is taken, or, with `best`, the one with the
+    highest `config.checkpoint.best`. Where it holds adapters, they are merged into the model the run started
+    from, and stand alone in `OUT_adapter`, in PEFT's format. Raises UserError when there is no checkpoint,
+    when the folder is not one of a run, or when the run compared none.
     """
     workdir = checkpoints.absolute().parent
     settings = make_settings(read_config_json(workdir))
@@ -36,16 +39,28 @@ def export_checkpoint(checkpoints: pathlib.Path, out: pathlib.Path) -> str:
     for phase in reversed(PHASES):
         if not (checkpoints / phase).is_dir():
             continue
-        manager = checkpoint.open_manager(checkpoints / phase, keep=settings.checkpoint.keep)
-        found = checkpoint.restore_latest(manager, _like(phase, settings, model))
-        manager.close()
+        found = _read(checkpoints / phase, settings.checkpoint, _like(phase, settings, model), best)
         if found is not None:
-            step, state = found
+            meta, state = found
             params = _whole(state.policy.params, settings, model, folder)
-            save_model(params, model, out, load_tokenizer(folder))
+            save_model(params, model, out, load_tokenizer(folder, chat=True))
             save_adapters(params, settings, model, out.with_name(f"{out.name}_adapter"), folder)
-            return f"{phase} step {step}"
+            return f"{meta['phase']} step {meta['step']}"
     raise UserError(f"{checkpoints}: holds no checkpoint; name the checkpoints folder of a run")
+
+
+def _read(
+    folder: pathlib.Path, config: CheckpointConfig, like: TrainState, best: bool
+) -> tuple[dict[str, Any], TrainState] | None:
+    """(meta, state) of the newest readable checkpoint of a phase, or of the best; None when it has none."""
+    if best and not config.keep_best:
+        raise UserError("--best: config.checkpoint.keep_best=0, so the run compared nothing; leave it out")
+    manager = open_manager(folder, config)
+    steps = [checkpoint.best_step(manager)] if best and manager.all_steps() else None
+    found = checkpoint.restore_latest(manager, like, steps)
+    meta = {} if found is None else checkpoint.read_meta(manager, found[0])
+    manager.close()
+    return None if found is None else (meta, found[1])
 
 
 def _whole(trained: PyTree, settings: Settings, model: ModelConfig, folder: pathlib.Path) -> PyTree:
@@ -60,7 +75,9 @@ def _like(phase: str, settings: Settings, model: ModelConfig) -> TrainState:
     """A state of the phase as shapes on the first device; nothing of its size is computed."""
 
     def make(params: PyTree) -> TrainState:
-        return sft_state(settings, params) if phase == "sft" else start_state(settings, model, params)
+        if phase == "sft":
+            return sft_state(settings, sft_optimizer(settings), params)
+        return start_state(settings, model, optimizers(settings), params)
 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)

@@ -22,11 +22,11 @@ from gtalign_jax import distributed
 from gtalign_jax.data import loader, sources, synthetic, teacher
 from gtalign_jax.data.item import Item, item_of
 from gtalign_jax.data.loader import Demonstration, PromptSet
-from gtalign_jax.data.tokenizer import load_tokenizer, train_tokenizer
+from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.errors import UserError
 from gtalign_jax.generation import Generator, make_generator
 from gtalign_jax.models import hf, lora, transformer
-from gtalign_jax.models.config import ModelConfig, read_config
+from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.rewards.judges.base import ConsistencyJudge, Judge
 from gtalign_jax.rewards.judges.http import make_http_consistency_judge, make_http_judge
@@ -35,7 +35,7 @@ from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.rollout.folder import end_tokens
+from gtalign_jax.rollout.folder import folder_engine
 from gtalign_jax.rollout.spans import Tables, block_tables
 from gtalign_jax.settings import DataConfig, Settings, make_settings
 from gtalign_jax.sharding import batch_shards, make_mesh, shard_tree
@@ -184,15 +184,14 @@ def load_start(job: Job) -> PyTree:
 
 def load_folder_engine(folder: pathlib.Path, settings: Settings, mesh: Mesh) -> Engine:
     """An engine for an HF folder at the run's sampling and buckets; parameters are loaded apart."""
-    tokenizer = load_tokenizer(folder)
-    return Engine(
-        tokenizer=tokenizer,
-        model_config=read_config(folder, **settings.start.switches),
-        eos_ids=end_tokens(folder, tokenizer.eos_token_id),
+    return folder_engine(
+        folder,
         sampling=settings.sampling,
         buckets=settings.buckets,
         mesh=mesh,
         compact_every=settings.engine.compact_every,
+        chat=True,
+        **settings.start.switches,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from gtalign_jax import checkpoint, distributed, health
@@ -77,13 +78,18 @@ def open_session(
         yield Session(workdir, mesh, checkpoints, health_config, log, stop, compiles)
 
 
+def open_manager(folder: pathlib.Path, config: CheckpointConfig) -> ocp.CheckpointManager:
+    """The manager of a phase's checkpoints, which keeps those that the config says."""
+    return checkpoint.open_manager(folder, keep=config.keep, keep_best=config.keep_best, best=config.best)
+
+
 def run_phase(session: Session, name: str, state: TrainState, steps: int, step: Step) -> TrainState:
     """The state after `steps` steps of a phase, from its newest checkpoint on.
 
     A stop that was asked for saves the state and ends the process with status 0.
     """
-    folder, config = session.workdir / "checkpoints" / name, session.checkpoint
-    manager = checkpoint.open_manager(folder, keep=config.keep, keep_best=config.keep_best, best=config.best)
+    config = session.checkpoint
+    manager = open_manager(session.workdir / "checkpoints" / name, config)
     state = spread(state, session.mesh)
     first, state = checkpoint.restore_latest(manager, state) or (0, state)
     if first >= steps:

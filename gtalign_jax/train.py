@@ -28,7 +28,7 @@ from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.settings import Settings
 from gtalign_jax.sft.update import SftBatch, make_sft_update
-from gtalign_jax.state import init_state, make_optimizer
+from gtalign_jax.state import Optimizer, init_state, make_optimizer
 from gtalign_jax.steering.examples import steer_examples
 from gtalign_jax.types import PyTree, TrainState
 
@@ -92,9 +92,9 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
     steps = job.settings.sft.steps
     if not steps:
         return start
-    optimizer = make_optimizer(job.settings.sft_optimizer, steps)
+    optimizer = sft_optimizer(job.settings)
     trained, base = lora.split(start)
-    state = sft_state(job.settings, trained)
+    state = sft_state(job.settings, optimizer, trained)
     update = make_sft_update(job.model, optimizer, job.settings.sft.microbatches)
 
     def step(state: TrainState, k: int) -> tuple[TrainState, Metrics]:
@@ -106,9 +106,13 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
     return lora.join(base, run_phase(session, "sft", state, steps, step).policy.params)
 
 
-def sft_state(settings: Settings, start: PyTree) -> TrainState:
+def sft_optimizer(settings: Settings) -> Optimizer:
+    """The optimizer of the cold start, over all its steps."""
+    return make_optimizer(settings.sft_optimizer, settings.sft.steps)
+
+
+def sft_state(settings: Settings, optimizer: Optimizer, start: PyTree) -> TrainState:
     """The state of the cold start at step 0; start: what is trained (`lora.split`)."""
-    optimizer = make_optimizer(settings.sft_optimizer, settings.sft.steps)
     return init_state(jax.random.key(settings.seed), start, optimizer)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from gtalign_jax import checkpoint, generation, groups
 from gtalign_jax import config as config_lib
-from gtalign_jax.align import rollout_metrics, start_state
+from gtalign_jax.align import optimizers, rollout_metrics, start_state
 from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
 from gtalign_jax.evaluate import rollout_lines, score
@@ -93,13 +93,14 @@ def test_step_k_is_judged_while_the_policy_before_its_update_writes_step_k_plus_
 
 def test_what_waits_is_in_the_checkpoint(taught, tmp_path):
     job, _ = taught
-    state = start_state(job.settings, job.model, load_start(job))
+    fresh = lambda: start_state(job.settings, job.model, optimizers(job.settings), load_start(job))
+    state = fresh()
     _, _, waiting = groups.sample_ahead(job, 1.0, 0, state.waiting, last=False)
     state = spread(state.replace(waiting=spread(waiting, job.mesh)), job.mesh)
     manager = checkpoint.open_manager(tmp_path / "align", keep=1)
     checkpoint.save(manager, 1, state, {})
     manager.wait_until_finished()
-    like = spread(start_state(job.settings, job.model, load_start(job)), job.mesh)
+    like = spread(fresh(), job.mesh)
     step, found = checkpoint.restore_latest(manager, like)
     manager.close()
     jax.tree.map(np.testing.assert_array_equal, found.waiting, waiting)

@@ -35,7 +35,7 @@ def config():
     config.policy_optimizer.update(lr=0.05, warmup=0)
     config.evaluate.update(samples=2, prompts=2)  # the shape of a rollout: one program serves both
     config.steer.tries = 0
-    config.checkpoint.every = 1
+    config.checkpoint.update(every=1, keep_best=1, best="entropy/mean")
     return config
 
 
@@ -76,6 +76,16 @@ def test_exporting_the_checkpoints_gives_model_and_adapter(run, tmp_path):
     assert digests(tmp_path, "hf") == digests(run, "hf")
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "hf_adapter" / name).read_bytes() == (run / "adapter" / name).read_bytes()
+
+
+def test_the_best_checkpoint_is_exported_on_request(run, tmp_path):
+    lines = [line for line in jsonl.read(run / "metrics.jsonl") if line["phase"] == "align"]
+    best = max(lines, key=lambda line: line["entropy/mean"])
+    assert best["step"] < lines[-1]["step"]
+    assert (
+        export_checkpoint(run / "checkpoints", tmp_path / "hf", best=True) == f"align step {best['step'] + 1}"
+    )
+    assert digests(tmp_path, "hf") != digests(run, "hf")
 
 
 def test_the_exported_model_gives_our_logits_in_pytorch_and_is_no_longer_the_base(run):

@@ -87,8 +87,8 @@ def test_an_algorithm_takes_every_reward(preset, job, rollout, monkeypatch):
     settings = make_settings(parse(f"--config.align.algorithm={preset}", batches))
     with jax.set_mesh(job.mesh):
         start = load_start(job)
-        optimizer, critic_optimizer = align.optimizers(settings)
-        update = make_update(job.model, settings.algorithm, optimizer, critic_optimizer, 1.0)
+        both = align.optimizers(settings)
+        update = make_update(job.model, settings.algorithm, *both, 1.0)
         fixed = {"model": job.model, "config": settings.algorithm, "temperature": 1.0}
         experience = jax.jit(functools.partial(make_experience, **fixed))
         for name in REWARDS:
@@ -96,7 +96,7 @@ def test_an_algorithm_takes_every_reward(preset, job, rollout, monkeypatch):
             sampled = sampled_with(mine, rollout)
             assert np.ptp(sampled.scored.reward.welfare) > 0, name
             monkeypatch.setattr(align, "sample_groups", lambda job, params, k, s=sampled: (s, {}))
-            state = spread(align.start_state(settings, job.model, start), job.mesh)
+            state = spread(align.start_state(settings, job.model, both, start), job.mesh)
             state, metrics = align.align_step(mine, start, experience, update, state, 1)
             assert float(metrics["update/skipped"].value) == 0.0, name
             moved = [

@@ -8,15 +8,13 @@ whatever the numbers are, and a matrix can be edited and spliced back.
 
 from __future__ import annotations
 
-import pathlib
 import re
 from collections.abc import Iterable
 
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from gtalign_jax.chain.parse import BLOCKS, KEYS, PLAYERS
-from gtalign_jax.errors import UserError
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
@@ -47,16 +45,3 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     wrapped.eos_token, wrapped.pad_token = END, PAD
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
-
-
-def load_tokenizer(folder: str | pathlib.Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of an HF folder. UserError when it has none, or no chat template or end token."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no tokenizer can be loaded ({str(error).splitlines()[0]})") from error
-    if not tokenizer.chat_template:
-        raise UserError(f"{folder}: the tokenizer has no chat template")
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{folder}: the tokenizer has no end-of-sequence token")
-    return tokenizer

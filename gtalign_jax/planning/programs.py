@@ -28,8 +28,7 @@ from gtalign_jax.rollout.decode import Ending
 from gtalign_jax.settings import Settings
 from gtalign_jax.sft.update import SftBatch, make_sft_update
 from gtalign_jax.sharding import RULES, batch_shards, shard_state, shard_tree
-from gtalign_jax.state import make_optimizer
-from gtalign_jax.train import sft_state
+from gtalign_jax.train import sft_optimizer, sft_state
 from gtalign_jax.types import PromptBatch, PyTree, Rollout, TrainState
 
 
@@ -151,7 +150,8 @@ def abstract_state(
 def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
     """The cold start's update."""
     start, _ = lora.split(lora.abstract_params(model, settings.lora))
-    state = jax.eval_shape(functools.partial(sft_state, settings), start)
+    optimizer = sft_optimizer(settings)
+    state = jax.eval_shape(functools.partial(sft_state, settings, optimizer), start)
     state = abstract_state(state, model, mesh, settings.lora, ["policy"] * settings.sft_optimizer.offload)
     p, g, n = settings.sft.prompts, settings.sft.chains, settings.max_new_tokens
     s = settings.buckets.prompt[-1]
@@ -161,9 +161,7 @@ def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
         jax.ShapeDtypeStruct((p, g, n), jnp.int32),
         jax.ShapeDtypeStruct((p, g, n), bool),
     )
-    update = make_sft_update(
-        model, make_optimizer(settings.sft_optimizer, settings.sft.steps), settings.sft.microbatches
-    )
+    update = make_sft_update(model, optimizer, settings.sft.microbatches)
     args = (state, by_prompt(batch, mesh), abstract_base(settings, model, mesh))
     return Program("sft", mesh, update, args, {}, (), p * (s + g * n))
 
@@ -209,9 +207,9 @@ def _ending(mesh: Mesh) -> Ending:
 def align_state(settings: Settings, model: ModelConfig, mesh: Mesh) -> TrainState:
     """The alignment's state at step 0, abstract."""
     start, _ = lora.split(lora.abstract_params(model, settings.lora))
-    shapes = jax.eval_shape(functools.partial(start_state, settings, model), start)
-    optimizers = {"policy": settings.policy_optimizer, "critic": settings.critic_optimizer}
-    offload = [name for name, optimizer in optimizers.items() if optimizer.offload]
+    shapes = jax.eval_shape(functools.partial(start_state, settings, model, optimizers(settings)), start)
+    configs = {"policy": settings.policy_optimizer, "critic": settings.critic_optimizer}
+    offload = [name for name, config in configs.items() if config.offload]
     return abstract_state(shapes, model, mesh, settings.lora, offload)
 
 

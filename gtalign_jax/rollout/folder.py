@@ -1,4 +1,4 @@
-"""An engine and parameters from a Hugging Face model folder."""
+"""A tokenizer, an engine and parameters from a Hugging Face model folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from jax.sharding import Mesh
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.models import hf
@@ -19,31 +19,58 @@ from gtalign_jax.sharding import shard_tree
 from gtalign_jax.types import PyTree
 
 
-def load_engine(
-    model: str,
-    *,
-    sampling: SamplingConfig | None = None,
-    buckets: BucketConfig | None = None,
-    mesh: Mesh | None = None,
-    **switches: Any,
-) -> tuple[Engine, PyTree]:
-    """(engine, parameters) of a local folder or hub name.
+def load_tokenizer(folder: pathlib.Path, chat: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of an HF folder. chat: training needs a chat template and an end token.
 
-    switches: run-time fields of ModelConfig such as compute_dtype. Raises UserError when the folder
-    lacks a model, a supported architecture or a tokenizer.
+    Raises UserError when one of them is missing.
     """
-    folder = hf.resolve_folder(model)
-    config = read_config(folder, **switches)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{folder}: no usable tokenizer ({reason}); save one with save_pretrained") from error
-    shardings = None if mesh is None else shard_tree(logical_axes(config), mesh)
-    params = hf.load_params(folder, config, shardings)
-    eos_ids = end_tokens(folder, tokenizer.eos_token_id)
-    engine = Engine(tokenizer, config, eos_ids, sampling or SamplingConfig(), buckets or BucketConfig(), mesh)
-    return engine, params
+    if chat and not tokenizer.chat_template:
+        raise UserError(f"{folder}: the tokenizer has no chat template; set one and save it again")
+    if chat and tokenizer.eos_token_id is None:
+        raise UserError(f"{folder}: the tokenizer has no end token; set eos_token and save it again")
+    return tokenizer
+
+
+def folder_engine(
+    folder: pathlib.Path,
+    *,
+    sampling: SamplingConfig | None = None,
+    buckets: BucketConfig | None = None,
+    mesh: Mesh | None = None,
+    compact_every: int = 0,
+    chat: bool = False,
+    **switches: Any,
+) -> Engine:
+    """The engine of an HF folder, without its parameters. chat: as in `load_tokenizer`.
+
+    switches: run-time fields of ModelConfig such as compute_dtype. Raises UserError as `load_engine` does.
+    """
+    config, tokenizer = read_config(folder, **switches), load_tokenizer(folder, chat)
+    return Engine(
+        tokenizer=tokenizer,
+        model_config=config,
+        eos_ids=end_tokens(folder, tokenizer.eos_token_id),
+        sampling=sampling or SamplingConfig(),
+        buckets=buckets or BucketConfig(),
+        mesh=mesh,
+        compact_every=compact_every,
+    )
+
+
+def load_engine(model: str, *, mesh: Mesh | None = None, **options: Any) -> tuple[Engine, PyTree]:
+    """(engine, parameters) of a local folder or hub name; options: those of `folder_engine`.
+
+    Raises UserError when the folder lacks a model, a supported architecture or a tokenizer.
+    """
+    folder = hf.resolve_folder(model)
+    engine = folder_engine(folder, mesh=mesh, **options)
+    shardings = None if mesh is None else shard_tree(logical_axes(engine.model_config), mesh)
+    return engine, hf.load_params(folder, engine.model_config, shardings)
 
 
 def end_tokens(folder: pathlib.Path, fallback: int | None) -> tuple[int, ...]:

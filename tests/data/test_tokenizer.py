@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gtalign_jax.chain.prompt import format_chain, payoff_json
-from gtalign_jax.data.tokenizer import END, load_tokenizer, protocol_strings, train_tokenizer
-from gtalign_jax.errors import UserError
+from gtalign_jax.data.tokenizer import END, protocol_strings, train_tokenizer
+from gtalign_jax.rollout.folder import load_tokenizer
 
 TEXT = "How many apples has Ann now? Ann has 10 apples, and Zoë said “hello” 漢字 🙂.\n"
 
@@ -22,7 +22,7 @@ def reloaded(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
-    return load_tokenizer(folder)
+    return load_tokenizer(folder, chat=True)
 
 
 def chain(seed):
@@ -59,8 +59,3 @@ def test_the_chat_template_ends_turns_with_the_end_token(reloaded):
 def test_training_is_deterministic(tokenizer):
     again = train_tokenizer([TEXT] * 4, 600)
     assert tokenizer.backend_tokenizer.to_str() == again.backend_tokenizer.to_str()
-
-
-def test_a_folder_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(UserError, match="no tokenizer can be loaded"):
-        load_tokenizer(tmp_path)

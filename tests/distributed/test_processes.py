@@ -248,8 +248,8 @@ def test_one_process_needs_nobody():
     assert distributed.total({"a": 2.0}) == {"a": 2.0} and distributed.any_process(True)
     np.testing.assert_array_equal(distributed.host_rows(16, mesh), np.arange(16))
     rows = np.arange(48).reshape(16, 3)
-    for placed in (distributed.global_batch(rows, 16, mesh), distributed.place_whole(rows, mesh)):
-        assert placed.sharding.shard_shape((16, 3)) == (2, 3)
-        np.testing.assert_array_equal(distributed.fetch(placed), rows)
+    placed = distributed.global_batch(rows, 16, mesh)
+    assert placed.sharding.shard_shape((16, 3)) == (2, 3)
+    np.testing.assert_array_equal(distributed.fetch(placed), rows)
     with pytest.raises(UserError, match="batch of 12 cannot be split over 8"):
         distributed.host_rows(12, mesh)

@@ -1,5 +1,6 @@
 """Generation from a Hugging Face folder is what PyTorch transformers generates from it."""
 
+import copy
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from gtalign_jax.chain.parse import parse_chain
 from gtalign_jax.errors import UserError
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import lines
-from gtalign_jax.rollout.folder import load_engine
+from gtalign_jax.rollout.folder import load_engine, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,19 @@ def test_bad_files_end_with_one_line_and_status_two(tmp_path, capsys):
         assert end.value.code == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_what_a_tokenizer_lacks_is_named(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="no usable tokenizer .*; save one with save_pretrained") as error:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+    for field, message in (("chat_template", "no chat template"), ("eos_token", "no end token")):
+        poor, folder = copy.deepcopy(tokenizer), tmp_path / field
+        setattr(poor, field, None)
+        poor.save_pretrained(folder)
+        assert len(load_tokenizer(folder)) == len(tokenizer)
+        with pytest.raises(UserError, match=message):
+            load_tokenizer(folder, chat=True)
 
 
 def test_a_failed_run_leaves_the_old_output(folder, tmp_path, capsys):
