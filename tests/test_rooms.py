@@ -8,8 +8,9 @@ import pytest
 import gtalign_jax
 
 PACKAGE = pathlib.Path(gtalign_jax.__file__).parent
-# Modules everyone may use: the shared types, the user-facing error, optimizer states and the sharding table.
-COMMON = {"types", "errors", "sharding", "state", "distributed"}
+# Modules everyone may use: the shared types, the user-facing error, optimizer states, the sharding table, the
+# talk of processes with each other and with servers.
+COMMON = {"types", "errors", "sharding", "state", "distributed", "http_client"}
 ALLOWED = {
     "game": set(),
     "chain": set(),

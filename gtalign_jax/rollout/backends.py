@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.rollout.http_pool import AttemptFailed, Call
+from gtalign_jax.http_client import AttemptFailed
+from gtalign_jax.rollout.http_pool import Call
 from gtalign_jax.rollout.sampling import SamplingConfig
 
 KINDS = ("vllm", "sglang", "openai")
@@ -157,7 +158,7 @@ def _read_choice(ask: Ask, choice: Mapping[str, Any], prompt: list[int]) -> tupl
         raise AttemptFailed(
             "no_logprobs",
             "the server sends no log-probabilities; use one that does (vLLM, SGLang)",
-            again=False,
+            retry="elsewhere",
             blame=False,
         )
     if choice.get("prompt_token_ids") not in (None, prompt):
@@ -180,7 +181,7 @@ def _ids_of_texts(ask: Ask, texts: Sequence[str]) -> list[int]:
                 "no_token_ids",
                 f"the server sends texts instead of token ids, and {text!r} stands for {len(same)} ids; use "
                 "one that sends ids (vLLM, SGLang)",
-                again=False,
+                retry="elsewhere",
                 blame=False,
             )
         ids.append(same[0])
@@ -194,7 +195,7 @@ def _read_sglang(answer: Any) -> tuple[list, list, str]:
         reason = meta["finish_reason"]["type"]
         if pairs is None:
             raise AttemptFailed(
-                "no_logprobs", "the server sends no output_token_logprobs", again=False, blame=False
+                "no_logprobs", "the server sends no output_token_logprobs", retry="elsewhere", blame=False
             )
         return [pair[1] for pair in pairs], [pair[0] for pair in pairs], reason
     except (KeyError, IndexError, TypeError, AttributeError) as error:
@@ -222,7 +223,7 @@ def _check(ask: Ask, read: tuple[list, list, str]) -> Completion:
         raise AttemptFailed(
             "no_end_token",
             "the server leaves out the end token, which training needs; use one that sends it (vLLM, SGLang)",
-            again=False,
+            retry="elsewhere",
             blame=False,
         )
     return Completion(tuple(ids), tuple(min(float(x), 0.0) for x in logprobs), reason == "stop" or ended)

@@ -14,9 +14,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-import os
 import pathlib
-import urllib.parse
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -24,6 +22,7 @@ import numpy as np
 
 from gtalign_jax import distributed
 from gtalign_jax.errors import UserError
+from gtalign_jax.http_client import api_key, check_numbers, check_urls
 from gtalign_jax.models import hf, lora
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.backends import KINDS, Ask, Completion, completion_call, reload_calls
@@ -62,19 +61,8 @@ class ServerConfig(PoolConfig):
     def __post_init__(self) -> None:
         if self.kind not in (EMBEDDED, *KINDS):
             raise UserError(f"config.engine.kind={self.kind!r}: use one of {', '.join((EMBEDDED, *KINDS))}")
-        for name, (least, itself) in _AT_LEAST.items():
-            value = getattr(self, name)
-            if not (value >= least if itself else value > least) or value == float("inf"):
-                bound = f"at least {least}" if itself else f"above {least}"
-                raise UserError(f"config.engine.{name}={value}: must be a finite number {bound}")
-        if isinstance(self.endpoints, str):
-            raise UserError(
-                f"config.engine.endpoints={self.endpoints!r}: must be a list of URLs, ('http://host:8000',)"
-            )
-        for url in self.endpoints:
-            parts = urllib.parse.urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise UserError(f"config.engine.endpoints: {url!r} is no URL; write http://host:8000")
+        check_numbers(self, _AT_LEAST, "config.engine")
+        check_urls(self.endpoints, "config.engine.endpoints", "http://host:8000")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,9 +81,7 @@ def connect(config: ServerConfig) -> Server:
         raise UserError("config.engine.endpoints is empty: name at least one, such as http://host:8000")
     if not config.model and config.kind != "sglang":
         raise UserError("config.engine.model is empty: name the model as the server lists it in /v1/models")
-    if config.api_key_env and not os.environ.get(config.api_key_env):
-        raise UserError(f"config.engine.api_key_env={config.api_key_env}: this variable is not set")
-    key = os.environ[config.api_key_env] if config.api_key_env else "none"
+    key = api_key(config.api_key_env, "config.engine.api_key_env")
     roots = [url.rstrip("/").removesuffix("/v1") for url in config.endpoints]
     return Server(config, Pool(roots, config, key))
 

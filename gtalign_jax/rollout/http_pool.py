@@ -1,24 +1,22 @@
 """Many JSON requests in flight over several servers: each ends as an answer, or as the reason for none.
 
-Tries, waiting, failover, time limits and counting are here; what is asked and how an answer is read is in
-`rollout.backends`.
+Which server is asked next and counting are here; tries and time limits in `http_client`; what is asked and
+how an answer is read in `rollout.backends`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
-import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import openai
-import tenacity
+
+from gtalign_jax.http_client import AttemptFailed, Counters, answer_all, attempts, open_client, post
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +33,6 @@ class PoolConfig:
     wait_s: float = 0.5
     max_wait_s: float = 20.0
     rest_s: float = 15.0
-
-
-class AttemptFailed(Exception):
-    """One attempt gave no answer. kind: a short name to count by; again: whether another try may help;
-    blame: whether the server, not the request, is at fault; pause_s: it asked to be left alone so long."""
-
-    def __init__(self, kind: str, reason: str, again: bool = True, blame: bool = True, pause_s: float = 0.0):
-        super().__init__(reason)
-        self.kind, self.reason, self.again = kind, reason, again
-        self.blame, self.pause_s = blame, pause_s
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,33 +52,24 @@ class Failed:
     reason: str
 
 
-class Pool:
-    """Servers by root URL, how they fare, and counters; every method may be used from any thread.
+class Pool(Counters):
+    """Servers by root URL and how they fare; every method may be used from any thread.
 
-    usable: indices of the servers that are asked; all of them until someone changes it.
+    usable: indices of the servers that are asked; all of them until someone changes it. Counted: requests,
+    attempts, retries, failed, failed/KIND, tokens, pushes.
     """
 
     def __init__(self, urls: Sequence[str], config: PoolConfig, api_key: str = "none"):
+        super().__init__()
         self.urls, self.config, self.api_key = tuple(urls), config, api_key
         self.usable = frozenset(range(len(urls)))
-        self._lock = threading.Lock()
+        self._turns = threading.Lock()
         self._busy = [0] * len(urls)
         self._rests_until = [0.0] * len(urls)
-        self._counts: collections.Counter[str] = collections.Counter()
-
-    def add(self, name: str, amount: float = 1) -> None:
-        """Add to a counter."""
-        with self._lock:
-            self._counts[name] += amount
-
-    def numbers(self) -> dict[str, float]:
-        """All counters: requests, attempts, retries, failed, failed/KIND, tokens."""
-        with self._lock:
-            return {name: float(value) for name, value in self._counts.items()}
 
     def take(self, tried: Sequence[int]) -> int:
         """The server for the next attempt: one not yet tried, not at rest, the least busy; counted busy."""
-        with self._lock:
+        with self._turns:
             now = time.monotonic()
             best = min(
                 sorted(self.usable),
@@ -101,7 +80,7 @@ class Pool:
 
     def give_back(self, index: int, failure: AttemptFailed | None = None) -> None:
         """The attempt at a server is over; after a failure of its own it rests."""
-        with self._lock:
+        with self._turns:
             self._busy[index] -= 1
             if failure is not None and failure.blame:
                 rest = max(self.config.rest_s, failure.pause_s)
@@ -111,37 +90,16 @@ class Pool:
 
 
 def post_all(pool: Pool, calls: Sequence[Call]) -> list[Any]:
-    """What each call's `read` made, or `Failed`, in order; returns within call_timeout_s and a moment.
-
-    Runs an event loop of its own, in this thread or, where this thread already runs one, in another.
-    """
-    if not calls:
-        return []
-    run = lambda: asyncio.run(_post_all(pool, calls))
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return run()
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="engine") as thread:
-        return thread.submit(run).result()
-
-
-async def _post_all(pool: Pool, calls: Sequence[Call]) -> list[Any]:
+    """What each call's `read` made, or `Failed`, in order; returns within call_timeout_s and a moment."""
     config = pool.config
-    late = Failed("call_timeout", f"no answer within call_timeout_s={config.call_timeout_s:g}")
-    answers: list[Any] = [late] * len(calls)
-    places = iter(range(len(calls)))
-
-    async def work(clients: Sequence[openai.AsyncOpenAI]) -> None:
-        for place in places:
-            answers[place] = await _answer(pool, clients, calls[place])
-
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(config.call_timeout_s), contextlib.AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(_client(pool, url)) for url in pool.urls]
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(config.in_flight, len(calls))):
-                    group.create_task(work(clients))
+    answers = answer_all(
+        len(calls),
+        lambda: _clients(pool),
+        lambda clients, place: _answer(pool, clients, calls[place]),
+        in_flight=config.in_flight,
+        seconds=config.call_timeout_s,
+        late=Failed("call_timeout", f"no answer within call_timeout_s={config.call_timeout_s:g}"),
+    )
     pool.add("requests", len(calls))
     for answer in answers:
         if isinstance(answer, Failed):
@@ -150,30 +108,22 @@ async def _post_all(pool: Pool, calls: Sequence[Call]) -> list[Any]:
     return answers
 
 
-def _client(pool: Pool, url: str) -> openai.AsyncOpenAI:
+@contextlib.asynccontextmanager
+async def _clients(pool: Pool) -> AsyncIterator[list[openai.AsyncOpenAI]]:
+    """A client for each server."""
     config = pool.config
-    # The client's own type: which HTTP library it stands on differs between its versions.
-    limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
-        max_connections=config.in_flight, max_keepalive_connections=config.in_flight
-    )
-    timeout = openai.Timeout(config.timeout_s, connect=min(config.timeout_s, 30.0))
-    http = openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout)
-    return openai.AsyncOpenAI(api_key=pool.api_key, base_url=url, max_retries=0, http_client=http)
+    async with contextlib.AsyncExitStack() as stack:
+        opened = [open_client(url, pool.api_key, config.in_flight, config.timeout_s) for url in pool.urls]
+        yield [await stack.enter_async_context(client) for client in opened]
 
 
 async def _answer(pool: Pool, clients: Sequence[openai.AsyncOpenAI], call: Call) -> Any:
     """The answer after at most `tries` attempts, or `Failed`."""
     config, tried = pool.config, []
-    # A request that one server refuses for good may still be served by another one.
-    worth = lambda e: isinstance(e, AttemptFailed) and (e.again or not pool.usable <= set(tried))
-    tries = tenacity.AsyncRetrying(
-        stop=tenacity.stop_after_attempt(config.tries),
-        wait=tenacity.wait_random_exponential(multiplier=config.wait_s, max=config.max_wait_s),
-        retry=tenacity.retry_if_exception(worth),
-        reraise=True,
-    )
+    # What one server refuses for good may still be served by another one.
+    worth = lambda failure: failure.retry == "again" or not pool.usable <= set(tried)
     try:
-        async for attempt in tries:
+        async for attempt in attempts(config.tries, config.wait_s, config.max_wait_s, worth):
             with attempt:
                 if tried:
                     pool.add("retries")
@@ -188,49 +138,15 @@ async def _attempt(pool: Pool, client: openai.AsyncOpenAI, index: int, call: Cal
     pool.add("attempts")
     failure: AttemptFailed | None = AttemptFailed("cancelled", "cancelled", blame=False)
     try:
-        answer = call.read(await _post(client, call, pool.config.timeout_s))
+        answer = call.read(await post(client, call.path, call.body, pool.config.timeout_s))
         failure = None
         return answer
     except AttemptFailed as error:
         failure = AttemptFailed(
-            error.kind, f"{pool.urls[index]}: {error.reason}", error.again, error.blame, error.pause_s
+            error.kind, f"{pool.urls[index]}: {error.reason}", error.retry, error.blame, error.pause_s
         )
         if error.pause_s:
             await asyncio.sleep(min(error.pause_s, pool.config.max_wait_s))
         raise failure from error
     finally:
         pool.give_back(index, failure)
-
-
-async def _post(client: openai.AsyncOpenAI, call: Call, seconds: float) -> Any:
-    """The JSON of the server's answer, None for an empty one; the whole attempt in `seconds`, however slowly
-    the bytes drip."""
-    try:
-        async with asyncio.timeout(seconds):
-            text = await client.post(call.path, cast_to=str, body=dict(call.body))
-            return json.loads(text) if text else None
-    except TimeoutError as error:
-        raise AttemptFailed("timeout", f"timeout: no answer in {seconds:g} s") from error
-    except openai.APIStatusError as error:
-        raise _status_failure(error.response) from error
-    except openai.APITimeoutError as error:
-        raise AttemptFailed("timeout", "timeout: the server did not respond") from error
-    except openai.OpenAIError as error:
-        cause = type(error.__cause__ or error).__name__
-        raise AttemptFailed("connection", f"connection failed ({cause})") from error
-    except (ValueError, RecursionError) as error:
-        raise AttemptFailed("bad_json", "the answer is not JSON") from error
-
-
-def _status_failure(response: Any) -> AttemptFailed:
-    """408, 409, 425, 429 and 5xx pass; any other status is the same at the next try."""
-    status = response.status_code
-    said = " ".join(response.text.split())[:160]
-    kind, reason = f"http_{status}", f"http {status}" + (f": {said}" if said else "")
-    if status in (408, 409, 425, 429) or status >= 500:
-        try:
-            pause = float(response.headers.get("retry-after", "0"))
-        except ValueError:
-            pause = 0.0
-        return AttemptFailed(kind, reason, blame=status != 429, pause_s=pause if 0 < pause < 86400 else 0.0)
-    return AttemptFailed(kind, reason, again=False, blame=status in (401, 403, 404, 405))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.http_client import AttemptFailed
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
@@ -23,7 +24,6 @@ from gtalign_jax.rollout import external
 from gtalign_jax.rollout.backends import Ask, completion_call
 from gtalign_jax.rollout.engine import BucketConfig, Engine
 from gtalign_jax.rollout.external import ServerConfig
-from gtalign_jax.rollout.http_pool import AttemptFailed
 from gtalign_jax.rollout.sampling import SamplingConfig
 
 N, G = 12, 2
@@ -310,7 +310,7 @@ FAULTS = {
     "500": (http_error(500, "out of memory"), "http 500: out of memory"),
     "400": (http_error(400, "prompt must be a string"), "http 400: prompt must be a string"),
     "timeout": (sleeping, "timeout: no answer in 2 s"),
-    "cut JSON": (lambda p, b, a: (200, {}, json.dumps(a)[:-20]), "the answer is not JSON"),
+    "cut JSON": (lambda p, b, a: (200, {}, json.dumps(a)[:-20]), "the server's answer is not JSON"),
     "empty": (lambda p, b, a: (200, {}, ""), "no usable choices"),
     "list": (lambda p, b, a: [1], "no usable choices"),
     "no choices": (lambda p, b, a: {"choices": []}, "0 samples instead of n=2"),
@@ -390,12 +390,12 @@ def test_a_constraint_is_refused(engine, batch):
     [
         ({"kind": "trt"}, "kind='trt': use one of embedded, vllm, sglang, openai"),
         ({"endpoints": "http://h"}, "must be a list of URLs"),
-        ({"endpoints": ("h:8000",)}, "'h:8000' is no URL"),
+        ({"endpoints": ("h:8000",)}, "'h:8000' is no http"),
         ({"endpoints": ()}, "endpoints is empty"),
         ({"model": ""}, "model is empty"),
         ({"in_flight": 0}, "in_flight=0: must be a finite number at least 1"),
         ({"timeout_s": float("nan")}, "timeout_s=nan"),
-        ({"api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY: this variable is not set"),
+        ({"api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY: this environment variable is not set"),
         ({"kind": "embedded"}, "needs no server"),
     ],
 )

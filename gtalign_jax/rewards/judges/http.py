@@ -9,17 +9,23 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import os
 import resource
 import ssl
 import time
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import openai
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.http_client import (
+    AttemptFailed,
+    api_key,
+    check_numbers,
+    check_urls,
+    open_client,
+    post,
+)
 from gtalign_jax.rewards.judges.base import (
     ConsistencyJudge,
     ConsistencyRequest,
@@ -30,7 +36,6 @@ from gtalign_jax.rewards.judges.base import (
 from gtalign_jax.rewards.judges.cache import TextCache, prompt_key
 from gtalign_jax.rewards.judges.pool import (
     Ask,
-    AttemptFailed,
     Connect,
     Endpoints,
     JudgeStats,
@@ -82,17 +87,8 @@ class HttpJudgeConfig:
     cache_dir: str = ""
 
     def __post_init__(self):
-        for name, (least, itself) in _AT_LEAST.items():
-            value = getattr(self, name)
-            if not (value >= least if itself else value > least) or value == float("inf"):
-                bound = f"at least {least}" if itself else f"above {least}"
-                raise UserError(f"judge.{name}={value}: must be a finite number {bound}")
-        if isinstance(self.endpoints, str):
-            raise UserError(
-                f"judge.endpoints={self.endpoints!r}: must be a list of URLs, ('http://host:8000/v1',)"
-            )
-        for url in self.endpoints:
-            _check_url(url)
+        check_numbers(self, _AT_LEAST, "judge")
+        check_urls(self.endpoints, "judge.endpoints", "http://host:8000/v1")
 
 
 def make_http_judge(config: HttpJudgeConfig, stats: JudgeStats | None = None) -> Judge:
@@ -157,7 +153,7 @@ def _cached(prompts: Mapping[str, Prompt], cache: TextCache | None) -> dict[str,
 
 
 def _sampling(config: HttpJudgeConfig) -> dict[str, Any]:
-    """The request's fields beside its messages."""
+    """The request's fields beside its messages; in this form they are part of a cache's keys."""
     fields = {name: getattr(config, name) for name in ("model", "temperature", "top_p", "max_tokens")}
     if config.extra_body:
         template = {"enable_thinking": config.thinking}
@@ -166,47 +162,31 @@ def _sampling(config: HttpJudgeConfig) -> dict[str, Any]:
 
 
 def _connect(config: HttpJudgeConfig, key: str) -> Connect:
-    # The client's own type: which HTTP library it stands on differs between its versions.
-    limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
-        max_connections=config.concurrency, max_keepalive_connections=config.concurrency
-    )
-    timeout = openai.Timeout(config.timeout_s, connect=min(config.timeout_s, 30.0))
-    trust = ssl.create_default_context()  # made once: it takes longer than all else here
+    trust = ssl.create_default_context()
+    open_one = lambda url: open_client(url, key, config.concurrency, config.timeout_s, trust)
+    count = math.ceil(config.concurrency / _CONNECTIONS)
 
     @contextlib.asynccontextmanager
     async def connect():
         async with contextlib.AsyncExitStack() as stack:
             asks = []
             for url in config.endpoints:
-                clients = []
-                for _ in range(math.ceil(config.concurrency / _CONNECTIONS)):
-                    http = openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout, verify=trust)
-                    client = openai.AsyncOpenAI(api_key=key, base_url=url, max_retries=0, http_client=http)
-                    clients.append(await stack.enter_async_context(client))
-                asks.append(_asker(clients, _sampling(config)))
+                clients = [await stack.enter_async_context(open_one(url)) for _ in range(count)]
+                asks.append(_asker(clients, _sampling(config), config.timeout_s))
             yield asks
 
     return connect
 
 
-def _asker(clients: Sequence[openai.AsyncOpenAI], sampling: Mapping[str, Any]) -> Ask:
-    creates = itertools.cycle([client.chat.completions.with_raw_response.create for client in clients])
+def _asker(clients: Sequence[openai.AsyncOpenAI], sampling: Mapping[str, Any], seconds: float) -> Ask:
+    turns = itertools.cycle(clients)
+    fields = {name: value for name, value in sampling.items() if name != "extra_body"}
+    fields |= sampling.get("extra_body", {})
 
     async def ask(prompt: Prompt) -> Reply:
         messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
-        try:
-            response = await next(creates)(messages=messages, **sampling)
-            # Read here, not by the client: it returns unchecked objects for JSON of another shape.
-            return _reply(response.http_response.json())
-        except openai.APIStatusError as error:
-            raise _status_failure(error.response) from error
-        except openai.APITimeoutError as error:
-            raise AttemptFailed("timeout", "timeout: the server did not respond") from error
-        except openai.OpenAIError as error:
-            cause = type(error.__cause__ or error).__name__
-            raise AttemptFailed("connection", f"connection failed ({cause})") from error
-        except (ValueError, RecursionError) as error:
-            raise AttemptFailed("bad_json", "the server's answer is not JSON") from error
+        body = {"messages": messages, **fields}
+        return _reply(await post(next(turns), "/chat/completions", body, seconds))
 
     return ask
 
@@ -234,49 +214,17 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and 0 <= value < 2**53 else 0
 
 
-def _status_failure(response: Any) -> AttemptFailed:
-    status = response.status_code
-    said = " ".join(response.text.split())[:120]
-    kind, reason = f"http_{status}", f"http {status}" + (f": {said}" if said else "")
-    if status in (408, 409, 425, 429) or status >= 500:
-        return AttemptFailed(kind, reason, blame=status != 429, pause_s=_retry_after(response))
-    if status in (401, 403, 404, 405):  # the key, the model or the path: another endpoint may do
-        return AttemptFailed(kind, reason, retry="elsewhere")
-    return AttemptFailed(kind, reason, retry="never", blame=False)
-
-
-def _retry_after(response: Any) -> float:
-    """Seconds of a Retry-After header; 0 when it is absent, a date or nonsense."""
-    try:
-        seconds = float(response.headers.get("retry-after", "0"))
-    except ValueError:
-        return 0.0
-    return seconds if 0 < seconds < 86400 else 0.0
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urllib.parse.urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        good = good and url.isprintable() and " " not in url
-    except (AttributeError, TypeError, ValueError):
-        good = False
-    if not good:
-        raise UserError(f"judge.endpoints: {url!r} is no http(s) URL; write http://host:8000/v1")
-
-
 def _check_runnable(config: HttpJudgeConfig) -> str:
     """The API key, once the config is known to be able to work."""
     if not config.endpoints:
         raise UserError("judge.endpoints is empty: name at least one URL, such as http://host:8000/v1")
     if not config.model:
         raise UserError("judge.model is empty: name the model as the server lists it under /v1/models")
-    if config.api_key_env and not os.environ.get(config.api_key_env):
-        raise UserError(f"judge.api_key_env={config.api_key_env}: this environment variable is not set")
+    key = api_key(config.api_key_env, "judge.api_key_env")
     need, open_files = config.concurrency + 64, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if open_files != resource.RLIM_INFINITY and open_files < need:
         raise UserError(
             f"judge.concurrency={config.concurrency} needs {need} open files, this process may open "
             f"{open_files}: run `ulimit -n {need}` first, or lower it"
         )
-    return os.environ[config.api_key_env] if config.api_key_env else "none"
+    return key

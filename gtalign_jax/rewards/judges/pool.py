@@ -1,22 +1,19 @@
 """Many prompts in flight over several endpoints: each ends as one verdict, scored or missing with a reason.
 
 Knows nothing of HTTP: an endpoint is an async function from a prompt to a `Reply` that raises
-`AttemptFailed`. Tries, waiting, failover, time limits and counting are here.
+`AttemptFailed`. Failover, reading verdicts and counting are here; tries and time limits in `http_client`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-import tenacity
-
+from gtalign_jax.http_client import AttemptFailed, Counters, answer_all, attempts
 from gtalign_jax.rewards.judges.base import Verdict
 from gtalign_jax.rewards.judges.rubrics import Prompt
 from gtalign_jax.rewards.judges.verdict import read_on_scale
@@ -32,40 +29,19 @@ class Reply:
     cut_off: bool = False
 
 
-class AttemptFailed(Exception):
-    """One attempt gave no verdict.
-
-    kind: a short name to count by. reason: one line. retry: `again` (another try may help), `elsewhere`
-    (only at another endpoint) or `never`. blame: whether the endpoint, not the request, is at fault.
-    pause_s: the endpoint asked to be left alone so long.
-    """
-
-    def __init__(
-        self, kind: str, reason: str, retry: str = "again", blame: bool = True, pause_s: float = 0.0
-    ):
-        super().__init__(reason)
-        self.kind, self.reason, self.retry = kind, reason, retry
-        self.blame, self.pause_s = blame, pause_s
-
-
+# Asks an endpoint; raises AttemptFailed where there is no reply.
 Ask = Callable[[Prompt], Awaitable[Reply]]
 # Opens the endpoints inside the running event loop and closes them at the end.
 Connect = Callable[[], contextlib.AbstractAsyncContextManager[Sequence[Ask]]]
 
 
-class JudgeStats:
-    """Counters of one judge over all its calls; every method may be used from any thread."""
+class JudgeStats(Counters):
+    """Sums and peaks of one judge over all its calls; every method may be used from any thread."""
 
     def __init__(self):
-        self._lock = threading.Lock()
-        self._sums: collections.Counter[str] = collections.Counter()
+        super().__init__()
         self._peaks: dict[str, float] = {}
         self._in_flight = 0
-
-    def add(self, name: str, amount: float = 1) -> None:
-        """Add to a sum."""
-        with self._lock:
-            self._sums[name] += amount
 
     def peak(self, name: str, value: float) -> None:
         """Keep the largest value seen."""
@@ -77,7 +53,8 @@ class JudgeStats:
         """One attempt on its way, from sending to the end of the answer."""
         with self._lock:
             self._in_flight += 1
-            self._peaks["max_in_flight"] = max(self._peaks.get("max_in_flight", 0), self._in_flight)
+            now = self._in_flight
+        self.peak("max_in_flight", now)
         try:
             yield
         finally:
@@ -86,8 +63,9 @@ class JudgeStats:
 
     def numbers(self) -> dict[str, float]:
         """All counters as plain numbers; the names are listed in docs/judges.md."""
+        sums = super().numbers()
         with self._lock:
-            return {name: float(value) for name, value in sorted({**self._sums, **self._peaks}.items())}
+            return sums | {name: float(value) for name, value in sorted(self._peaks.items())}
 
 
 class Endpoints:
@@ -144,7 +122,6 @@ class PoolConfig:
 
     concurrency: int
     tries: int
-    timeout_s: float
     call_timeout_s: float
     wait_s: float
     max_wait_s: float
@@ -162,37 +139,17 @@ def judge_all(
     stats: JudgeStats,
     found: Found,
 ) -> list[Verdict]:
-    """One verdict a prompt, in order; returns within call_timeout_s and a moment.
+    """One verdict a prompt, in order; returns within call_timeout_s and a moment."""
 
-    Runs an event loop of its own, in this thread or, where this thread already runs one, in another.
-    """
-    if not prompts:
-        return []
-    run = lambda: asyncio.run(_judge_all(prompts, connect, endpoints, config, stats, found))
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return run()
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="judge") as thread:
-        return thread.submit(run).result()
+    async def judge(asks: Sequence[Ask], place: int) -> Verdict:
+        verdict, text = await _judge_one(prompts[place], asks, endpoints, config, stats)
+        if verdict.score is not None:
+            found(place, text)
+        return verdict
 
-
-async def _judge_all(prompts, connect, endpoints, config, stats, found) -> list[Verdict]:
     late = Verdict(None, f"not judged within call_timeout_s={config.call_timeout_s:g}")
-    verdicts = [late] * len(prompts)
-    places = iter(range(len(prompts)))
-
-    async def work(asks: Sequence[Ask]) -> None:
-        for place in places:
-            verdict, text = await _judge_one(prompts[place], asks, endpoints, config, stats)
-            verdicts[place] = verdict
-            if verdict.score is not None:
-                found(place, text)
-
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(config.call_timeout_s), connect() as asks, asyncio.TaskGroup() as group:
-            for _ in range(min(config.concurrency, len(prompts))):
-                group.create_task(work(asks))
+    limits = {"in_flight": config.concurrency, "seconds": config.call_timeout_s, "late": late}
+    verdicts = answer_all(len(prompts), connect, judge, **limits)
     if left := sum(verdict is late for verdict in verdicts):
         stats.add("failed/call_timeout", left)
     return verdicts
@@ -205,12 +162,7 @@ async def _judge_one(
     started = time.monotonic()
     tried: list[int] = []
     worth = ("again", "elsewhere") if endpoints.count > 1 else ("again",)
-    tries = tenacity.AsyncRetrying(
-        stop=tenacity.stop_after_attempt(config.tries),
-        wait=tenacity.wait_random_exponential(multiplier=config.wait_s, max=config.max_wait_s),
-        retry=tenacity.retry_if_exception(lambda e: isinstance(e, AttemptFailed) and e.retry in worth),
-        reraise=True,
-    )
+    tries = attempts(config.tries, config.wait_s, config.max_wait_s, lambda failure: failure.retry in worth)
     try:
         async for attempt in tries:
             with attempt:
@@ -219,21 +171,21 @@ async def _judge_one(
                 index, pause = endpoints.pick(avoid=tried)
                 tried.append(index)
                 await asyncio.sleep(min(pause, config.max_wait_s))
-                score, text = await _attempt(prompt, asks[index], index, endpoints, config, stats)
+                score, text = await _attempt(prompt, asks[index], index, endpoints, stats)
     except AttemptFailed as failure:
         return Verdict(None, failure.reason, time.monotonic() - started), ""
     return Verdict(score, "", time.monotonic() - started), text
 
 
 async def _attempt(
-    prompt: Prompt, ask: Ask, index: int, endpoints: Endpoints, config: PoolConfig, stats: JudgeStats
+    prompt: Prompt, ask: Ask, index: int, endpoints: Endpoints, stats: JudgeStats
 ) -> tuple[float, str]:
     """(score, text) of one attempt; raises AttemptFailed, counted and reported to the endpoints."""
     stats.add("attempts")
     started = time.monotonic()
     try:
         with stats.flight():
-            reply = await _within(ask(prompt), config.timeout_s)
+            reply = await ask(prompt)
         endpoints.worked(index)
         stats.add("answers")
         stats.add("tokens_in", reply.tokens_in)
@@ -250,12 +202,3 @@ async def _attempt(
         endpoints.failed(index, failure)
         raise
     return verdict.score, reply.text
-
-
-async def _within(answer: Awaitable[Reply], seconds: float) -> Reply:
-    """The whole attempt in `seconds`: a server that drips bytes never trips a socket's own limit."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await answer
-    except TimeoutError as error:
-        raise AttemptFailed("timeout", f"timeout: no answer in {seconds:g} s") from error

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gtalign_jax.rewards.judges.pool import AttemptFailed, Endpoints, JudgeStats, PoolConfig, Reply, judge_all
+from gtalign_jax.http_client import AttemptFailed
+from gtalign_jax.rewards.judges.pool import Endpoints, JudgeStats, PoolConfig, Reply, judge_all
 from gtalign_jax.rewards.judges.rubrics import Prompt
 from gtalign_jax.rewards.judges.verdict import BINARY
 
@@ -106,7 +107,7 @@ def test_some_endpoint_is_always_named_with_a_bounded_wait(events):
 
 
 def run(ask, count=5, **changes):
-    limits = dict(concurrency=2, tries=3, timeout_s=5.0, call_timeout_s=9.0, wait_s=0.0, max_wait_s=0.0)
+    limits = dict(concurrency=2, tries=3, call_timeout_s=9.0, wait_s=0.0, max_wait_s=0.0)
     stats, found = JudgeStats(), []
 
     @contextlib.asynccontextmanager

@@ -1,0 +1,216 @@
+"""What judges and inference engines share as clients of OpenAI-compatible servers.
+
+A request ends as the JSON of an answer, or as `AttemptFailed`: a name to count by, the reason, and whether
+another try may help. Tries and waiting are tenacity's and not the client's own (`max_retries`), because the
+next try goes to another server where there is one. Which server that is, and what an answer means, is for the
+callers to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import json
+import os
+import ssl
+import threading
+import urllib.parse
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import openai
+import tenacity
+
+from gtalign_jax.errors import UserError
+
+
+class AttemptFailed(Exception):
+    """One attempt gave no answer.
+
+    kind: a short name to count by. reason: one line. retry: `again` (another try may help), `elsewhere`
+    (only at another server) or `never`. blame: whether the server, not the request, is at fault.
+    pause_s: the server asked to be left alone so long.
+    """
+
+    def __init__(
+        self, kind: str, reason: str, retry: str = "again", blame: bool = True, pause_s: float = 0.0
+    ):
+        super().__init__(reason)
+        self.kind, self.reason, self.retry = kind, reason, retry
+        self.blame, self.pause_s = blame, pause_s
+
+
+class Counters:
+    """Sums by name; every method may be used from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sums: collections.Counter[str] = collections.Counter()
+
+    def add(self, name: str, amount: float = 1) -> None:
+        """Add to a sum."""
+        with self._lock:
+            self._sums[name] += amount
+
+    def numbers(self) -> dict[str, float]:
+        """All sums as plain numbers, by name."""
+        with self._lock:
+            return {name: float(value) for name, value in sorted(self._sums.items())}
+
+
+# --- one request ----------------------------------------------------------------------------------
+
+
+def open_client(
+    url: str, api_key: str, connections: int, timeout_s: float, trust: ssl.SSLContext | bool = True
+) -> openai.AsyncOpenAI:
+    """A client that tries once. trust: made once by who opens many, because it takes longer than all else."""
+    # The client's own type: which HTTP library it stands on differs between its versions.
+    limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
+        max_connections=connections, max_keepalive_connections=connections
+    )
+    timeout = openai.Timeout(timeout_s, connect=min(timeout_s, 30.0))
+    http = openai.DefaultAsyncHttpxClient(limits=limits, timeout=timeout, verify=trust)
+    return openai.AsyncOpenAI(api_key=api_key, base_url=url, max_retries=0, http_client=http)
+
+
+async def post(client: openai.AsyncOpenAI, path: str, body: Mapping[str, Any], seconds: float) -> Any:
+    """The JSON of the server's answer, None for an empty one; AttemptFailed for any other end.
+
+    seconds bound the whole attempt: a server that drips bytes never trips a socket's own limit.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            # Read here, not by the client: it returns unchecked objects for JSON of another shape.
+            text = await client.post(path, cast_to=str, body=dict(body))
+        return json.loads(text) if text else None
+    except TimeoutError as error:
+        raise AttemptFailed("timeout", f"timeout: no answer in {seconds:g} s") from error
+    except openai.APIStatusError as error:
+        raise _status_failure(error.response) from error
+    except openai.APITimeoutError as error:
+        raise AttemptFailed("timeout", "timeout: the server did not respond") from error
+    except openai.OpenAIError as error:
+        cause = type(error.__cause__ or error).__name__
+        raise AttemptFailed("connection", f"connection failed ({cause})") from error
+    except (ValueError, RecursionError) as error:
+        raise AttemptFailed("bad_json", "the server's answer is not JSON") from error
+
+
+def _status_failure(response: Any) -> AttemptFailed:
+    status = response.status_code
+    said = " ".join(response.text.split())[:160]
+    kind, reason = f"http_{status}", f"http {status}" + (f": {said}" if said else "")
+    if status in (408, 409, 425, 429) or status >= 500:
+        return AttemptFailed(kind, reason, blame=status != 429, pause_s=_retry_after(response))
+    if status in (401, 403, 404, 405):  # the key, the model or the path: another server may do
+        return AttemptFailed(kind, reason, retry="elsewhere")
+    return AttemptFailed(kind, reason, retry="never", blame=False)
+
+
+def _retry_after(response: Any) -> float:
+    """Seconds of a Retry-After header; 0 when it is absent, a date or nonsense."""
+    try:
+        seconds = float(response.headers.get("retry-after", "0"))
+    except ValueError:
+        return 0.0
+    return seconds if 0 < seconds < 86400 else 0.0
+
+
+# --- many requests --------------------------------------------------------------------------------
+
+
+def attempts(
+    tries: int, wait_s: float, max_wait_s: float, worth: Callable[[AttemptFailed], bool]
+) -> tenacity.AsyncRetrying:
+    """`async for attempt in attempts(...)`: again after each AttemptFailed that is worth it, `tries` in all.
+
+    The wait between two is random, its bound growing from wait_s to max_wait_s. The last failure is raised.
+    """
+    return tenacity.AsyncRetrying(
+        stop=tenacity.stop_after_attempt(tries),
+        wait=tenacity.wait_random_exponential(multiplier=wait_s, max=max_wait_s),
+        retry=tenacity.retry_if_exception(lambda e: isinstance(e, AttemptFailed) and worth(e)),
+        reraise=True,
+    )
+
+
+def answer_all(
+    count: int,
+    connect: Callable[[], contextlib.AbstractAsyncContextManager[Any]],
+    answer: Callable[[Any, int], Awaitable[Any]],
+    *,
+    in_flight: int,
+    seconds: float,
+    late: Any,
+) -> list[Any]:
+    """`await answer(connection, i)` for i in range(count), in order, at most in_flight of them at a time.
+
+    connect opens the connection inside the event loop and closes it at the end. What is not answered within
+    `seconds` is `late`. The event loop is its own, in this thread or, where this thread already runs one, in
+    another.
+    """
+    if not count:
+        return []
+    answers = [late] * count
+
+    async def work(connection: Any, places: Any) -> None:
+        for place in places:
+            answers[place] = await answer(connection, place)
+
+    async def run() -> None:
+        places = iter(range(count))  # shared: each worker takes the next one
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), connect() as connection, asyncio.TaskGroup() as group:
+                for _ in range(min(in_flight, count)):
+                    group.create_task(work(connection, places))
+
+    _run_apart(run)
+    return answers
+
+
+def _run_apart(run: Callable[[], Any]) -> None:
+    """asyncio.run, in a thread of its own where this one is inside an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(run())
+        return
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="http") as thread:
+        thread.submit(lambda: asyncio.run(run())).result()
+
+
+# --- configs --------------------------------------------------------------------------------------
+
+
+def check_numbers(config: Any, least: Mapping[str, tuple[float, bool]], section: str) -> None:
+    """Refuse numbers out of bounds. least: field → (smallest value, whether it may be that value)."""
+    for name, (smallest, itself) in least.items():
+        value = getattr(config, name)
+        if not (value >= smallest if itself else value > smallest) or value == float("inf"):
+            bound = f"at least {smallest}" if itself else f"above {smallest}"
+            raise UserError(f"{section}.{name}={value}: must be a finite number {bound}")
+
+
+def check_urls(urls: Sequence[str], field: str, example: str) -> None:
+    """Refuse what is no tuple of http(s) URLs. example: one to name in the message."""
+    if isinstance(urls, str):
+        raise UserError(f"{field}={urls!r}: must be a list of URLs, ({example!r},)")
+    for url in urls:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            good = good and url.isprintable() and " " not in url
+        except (AttributeError, TypeError, ValueError):
+            good = False
+        if not good:
+            raise UserError(f"{field}: {url!r} is no http(s) URL; write {example}")
+
+
+def api_key(variable: str, field: str) -> str:
+    """The key in an environment variable; a word that stands for none when no variable is named."""
+    if variable and not os.environ.get(variable):
+        raise UserError(f"{field}={variable}: this environment variable is not set")
+    return os.environ[variable] if variable else "none"
