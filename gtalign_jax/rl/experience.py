@@ -1,4 +1,10 @@
-"""From a scored rollout to what the update sees: advantages, old and reference log-probabilities."""
+"""From a scored rollout to what the update sees: advantages, old and reference log-probabilities.
+
+Old log-probabilities are the trainer's own, at the sampling temperature; on-policy they are left to the
+update, whose forward pass computes the same numbers. A row without a verdict keeps its place with an empty
+mask and takes no part in any statistic; one cut short, when `drop_truncated` is set, is not trained on but
+counts in its group.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +24,9 @@ from gtalign_jax.rl.algorithm import AlgorithmConfig, load_function
 from gtalign_jax.rl.logprobs import Limit, token_logprobs
 from gtalign_jax.rl.losses import kl_estimate, soft_overlong_penalty, truncated_is_weight
 from gtalign_jax.types import Array, Experience, PyTree, Reward, Rollout
+
+# What an experience takes over from its rollout.
+_KEPT = ("prompt", "prompt_length", "completion", "length", "sampler_logp")
 
 
 def make_experience(
@@ -43,54 +52,35 @@ def make_experience(
     components [C, P, G]: the parts of the reward that gdpo normalises one by one (`reward_components`).
     kl_coef []: in place of the config's, when a controller moves it. untrained [P, G, N] bool: tokens
     without advantage, which the KL to the reference holds in place. base: what policy, reference and critic
-    stand on when they are adapters (`models.lora`). limit: when not all tokens were open to the sampler; all
-    logprobs are then under the same limit. Old logprobs are the trainer's own, at the sampling temperature;
-    on-policy they are left to the update, whose forward pass computes the same numbers. old_from_sampler:
-    they are the sampler's, because it sampled with other parameters than these. A row without a verdict keeps
-    its place with an empty mask and takes no part in any statistic; one cut short, when `drop_truncated` is
-    set, is not trained on but counts in its group.
+    stand on when they are adapters (`models.lora`). limit: what all logprobs are under, when not all tokens
+    were open to the sampler. old_from_sampler: it had other parameters than these, and old logprobs are its.
     """
     params, reference = lora.join(base, params), lora.join(base, reference)
     critic = lora.join(lora.value_base(base), critic)
-    known = rollout.action_mask & valid[..., None]
-    mask = known & rollout.finished[..., None] if config.drop_truncated else known
+    known, mask = action_masks(rollout, valid, config)
     at = None if limit is None else limit.states(rollout)
     scored = None if old_from_sampler else params
     old_logp, ref_logp = _logprobs(rollout, scored, reference, model, config, temperature, limit, at)
-    penalty = _kl_penalty(old_logp, ref_logp, known, config, kl_coef)
     old_value, bootstrap = _values(critic, rollout, model, config)
-    advantage, returns = compute_advantages(
-        config,
-        reward,
-        valid,
-        known,
-        mask,
-        token_penalty=penalty,
-        overlong=overlong_term(rollout.length, rollout.completion.shape[-1], config),
-        old_value=old_value,
-        bootstrap=bootstrap,
-        components=components,
-    )
+    penalty = _kl_penalty(old_logp, ref_logp, known, config, kl_coef)
+    overlong = overlong_term(rollout.length, rollout.completion.shape[-1], config)
+    terms = {"token_penalty": penalty, "overlong": overlong, "components": components}
+    values = {"old_value": old_value, "bootstrap": bootstrap}
+    advantage, returns = compute_advantages(config, reward, valid, known, mask, **terms, **values)
     if untrained is not None:
         advantage = jnp.where(untrained, 0.0, advantage)
-    is_weight = None
-    if config.is_cap > 0:
-        is_weight = truncated_is_weight(old_logp, rollout.sampler_logp, config.is_cap)
-    return Experience(
-        prompt=rollout.prompt,
-        prompt_length=rollout.prompt_length,
-        completion=rollout.completion,
-        length=rollout.length,
-        action_mask=mask,
-        old_logp=old_logp,
-        advantage=advantage,
-        ref_logp=ref_logp,
-        returns=returns,
-        old_value=old_value,
-        is_weight=is_weight,
-        sampler_logp=rollout.sampler_logp,
-        limit=at,
-    )
+    weight = truncated_is_weight(old_logp, rollout.sampler_logp, config.is_cap) if config.is_cap > 0 else None
+    kept = {name: getattr(rollout, name) for name in _KEPT}
+    learnt = {"action_mask": mask, "advantage": advantage, "returns": returns, "is_weight": weight}
+    models = {"old_logp": old_logp, "ref_logp": ref_logp, "old_value": old_value, "limit": at}
+    return Experience(**kept, **learnt, **models)
+
+
+def action_masks(rollout: Rollout, valid: Array, config: AlgorithmConfig) -> tuple[Array, Array]:
+    """([P, G, N] actions of rows with a verdict, those of them that are trained on)."""
+    known = rollout.action_mask & valid[..., None]
+    mask = known & rollout.finished[..., None] if config.drop_truncated else known
+    return known, mask
 
 
 def _kl_penalty(
