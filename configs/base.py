@@ -10,6 +10,7 @@ from gtalign_jax.config import section
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
 from gtalign_jax.rl.algorithm import AlgorithmConfig
+from gtalign_jax.rollout.grammar import BlockLimits
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -20,6 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.max_new_tokens = 512
     for name, cls in settings.SECTIONS.items():
         config[name] = section(cls)
+    # Tokens that a block may take under the grammar; None for no limit of its own.
+    names = [field.name for field in dataclasses.fields(BlockLimits)]
+    config.engine.limits = ml_collections.ConfigDict({name: config_dict.placeholder(int) for name in names})
     # The architecture made when config.start.path is empty.
     config.model = section(ModelConfig)
     for name in ("source", "vocab_size", "compute_dtype", "remat", "scan_layers"):

@@ -26,6 +26,7 @@ from gtalign_jax.rollout import external, lines
 from gtalign_jax.rollout.backends import KINDS
 from gtalign_jax.rollout.engine import BucketConfig, Engine
 from gtalign_jax.rollout.folder import folder_engine, load_engine
+from gtalign_jax.rollout.grammar import read_limits
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import PyTree, Rollout
 
@@ -43,7 +44,13 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_new_tokens", type=int, default=512)
     parser.add_argument("--n", type=int, default=1, help="completions of each prompt")
     parser.add_argument("--stop", action="append", default=[], help="stop string, may be repeated")
-    parser.add_argument("--grammar", action="store_true", help="write only valid chains of four blocks")
+    parser.add_argument(
+        "--grammar",
+        nargs="?",
+        const="",
+        metavar="LIMITS",
+        help="write only valid chains; LIMITS: tokens a block may take, such as thinking=60,response=200",
+    )
     parser.add_argument("--logprobs", action="store_true", help="write the log-probability of each token")
     parser.add_argument("--batch_size", type=int, default=32, help="prompts computed together")
     parser.add_argument("--seed", type=int, default=0)
@@ -106,7 +113,9 @@ def complete(
                 f"{engine.buckets.prompt[-1]}"
             )
     ending = engine_lib.make_ending(engine, flags.stop)
-    constraint = engine_lib.make_constraint(engine) if flags.grammar else None
+    constraint = None
+    if flags.grammar is not None:
+        constraint = engine_lib.make_constraint(engine, read_limits(flags.grammar))
     key = jax.random.key(flags.seed)
     for first in range(0, len(prompts), flags.batch_size):
         part = slice(first, first + flags.batch_size)

@@ -20,8 +20,9 @@ from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.game.payoff import GTALIGN
 from gtalign_jax.game.pricing import POLICIES
-from gtalign_jax.rollout.engine import BucketConfig
+from gtalign_jax.rollout.engine import BucketConfig, make_constraint
 from gtalign_jax.rollout.folder import load_engine
+from gtalign_jax.rollout.grammar import read_limits
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
 from gtalign_jax.steering.examples import branch_fields, price_edit
 from gtalign_jax.steering.steer import Steered, steer
@@ -40,6 +41,13 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         default="short",
         help=f"system message: a text, or one of {', '.join(SYSTEM)} (short is the quickstart's)",
     )
+    parser.add_argument(
+        "--grammar",
+        nargs="?",
+        const="",
+        metavar="LIMITS",
+        help="write only valid chains; LIMITS: tokens a block may take, such as thinking=60,response=200",
+    )
     parser.add_argument("--max_new_tokens", type=int, default=512)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--seed", type=int, default=0)
@@ -55,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     sampling = GREEDY if flags.temperature == 0 else SamplingConfig(temperature=flags.temperature)
     buckets = BucketConfig(completion=(flags.max_new_tokens,), batch=(1,))
     engine, params = load_engine(flags.model, sampling=sampling, buckets=buckets)
+    constraint = None if flags.grammar is None else make_constraint(engine, read_limits(flags.grammar))
     messages = [
         {"role": "system", "content": SYSTEM.get(flags.system, flags.system)},
         {"role": "user", "content": flags.prompt},
@@ -66,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         price_edit(flags.policy, flags.price),
         jax.random.key(flags.seed),
         max_new_tokens=flags.max_new_tokens,
+        constraint=constraint,
     )
     if flags.json:
         print(json.dumps(as_json(steered, flags), ensure_ascii=False))

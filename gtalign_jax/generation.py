@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.rl.logprobs import Limit
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import external, grammar
+from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.external import EMBEDDED, Server, ServerConfig
-from gtalign_jax.rollout.grammar import Constraint
+from gtalign_jax.rollout.grammar import BlockLimits, Constraint
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
 
 
@@ -28,17 +29,21 @@ class EngineConfig(ServerConfig):
     """The fields of `ServerConfig`, and:
 
     grammar: write only valid chains; our own engine alone can. The trainer's log-probabilities are then
-    those under the grammar too. compact_every: decode steps of our own engine between two looks at which rows
+    those under the grammar too. limits: how long each block may get under it, so that one does not leave the
+    others without room. compact_every: decode steps of our own engine between two looks at which rows
     are done, to go on with the live ones alone (0: never); worth it where lengths differ much.
     """
 
     grammar: bool = False
+    limits: BlockLimits = BlockLimits()
     compact_every: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.grammar and self.kind != EMBEDDED:
             raise UserError(f"config.engine.grammar: needs kind='embedded', not {self.kind!r}")
+        if self.limits != BlockLimits() and not self.grammar:
+            raise UserError("config.engine.limits: only the grammar knows blocks; set config.engine.grammar")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +61,7 @@ def make_generator(config: EngineConfig, engine: Engine, workdir: pathlib.Path) 
     """The generator of a run; nothing is sent to a server yet. UserError for a config that cannot work."""
     server = None if config.kind == EMBEDDED else external.connect(config)
     generate = engine_lib.rollout if server is None else functools.partial(external.rollout, server)
-    constraint = engine_lib.make_constraint(engine) if config.grammar else None
+    constraint = engine_lib.make_constraint(engine, config.limits) if config.grammar else None
     return Generator(generate, server, constraint, workdir / "engine")
 
 
@@ -75,6 +80,26 @@ def generate(
     sizes = (group_size, max_new_tokens)
     options = {"constraint": generator.constraint, "first_row": first_row}
     return generator.rollout(engine, params, prompts, key, *sizes, **options)
+
+
+def warm_up(
+    generator: Generator,
+    engine: Engine,
+    params: PyTree,
+    group_size: int,
+    max_new_tokens: int,
+    prompts: int,
+    widths: Sequence[int],
+) -> None:
+    """Compile what `generate` will run for batches of `prompts` prompts in these buckets; servers see to
+    themselves."""
+    if generator.server is not None:
+        return
+    buckets = engine.buckets
+    rows = bucket(prompts, buckets.batch, "batch", "the batch") if buckets.batch else prompts
+    narrowed = dataclasses.replace(buckets, prompt=tuple(sorted(widths)), batch=(rows,))
+    engine = dataclasses.replace(engine, buckets=narrowed)
+    engine_lib.warm_up(engine, params, group_size, max_new_tokens, constraint=generator.constraint)
 
 
 def hand_over(generator: Generator, engine: Engine, params: PyTree, due: bool = True) -> None:

@@ -16,6 +16,7 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.evaluate import rollout_lines, score
 from gtalign_jax.job import load_start, make_job
 from gtalign_jax.rollout.external import EMBEDDED
+from gtalign_jax.rollout.grammar import UNLIMITED
 from gtalign_jax.settings import make_settings
 from gtalign_jax.sharding import spread
 from gtalign_jax.types import Rollout
@@ -154,6 +155,18 @@ def test_one_switch_holds_sampler_and_trainer_to_the_grammar(job, tmp_path):
     assert generation.trainer_limit(job.generator, 77) is None and job.generator.constraint is None
     with pytest.raises(UserError, match="config.engine.grammar: needs kind='embedded'"):
         dataclasses.replace(config, kind="vllm")
+
+
+def test_limits_of_blocks_come_from_the_config(job, tmp_path):
+    flags = ["--config.engine.grammar=True", "--config.engine.limits.thinking=7"]
+    command = ["prog", "--config=configs/quickstart.py:tiny", *flags, "--workdir=x"]
+    settings = make_settings(config_lib.parse_command(command, {"workdir": ""})[0])
+    generator = generation.make_generator(settings.engine, job.engine, tmp_path)
+    assert np.asarray(generator.constraint.limit).tolist() == [7, *[UNLIMITED] * 4]
+    limit = generation.trainer_limit(generator, 77)
+    assert limit.states.args[0].limit[0] == 7
+    with pytest.raises(UserError, match="config.engine.limits: only the grammar knows blocks"):
+        dataclasses.replace(settings.engine, grammar=False)
 
 
 def test_weights_go_to_servers_when_due_and_once_after_a_start(job, monkeypatch):

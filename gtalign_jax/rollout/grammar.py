@@ -56,6 +56,15 @@ class BlockLimits:
                 raise UserError(f"limits.{name}={value}: give 0 or more tokens, or None")
 
 
+def read_limits(text: str) -> BlockLimits:
+    """Limits from a text such as `thinking=60,response=200`; "" is none. UserError names what is wrong."""
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    for name, _, value in pairs:
+        if name not in BLOCKS or not value.isdecimal():
+            raise UserError(f"limits {text!r}: write BLOCK=TOKENS,... with blocks {', '.join(BLOCKS)}")
+    return BlockLimits(**{name: int(value) for name, _, value in pairs})
+
+
 class Constraint(NamedTuple):
     """The tables of the lifted automaton: S states, C classes, V tokens.
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 import transformers
 
-from experiments import generate, logprobs
+from experiments import generate, logprobs, steer
 from gtalign_jax.chain.parse import parse_chain
 from gtalign_jax.errors import UserError
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import lines
 from gtalign_jax.rollout.folder import load_engine, load_tokenizer
+from gtalign_jax.rollout.grammar import read_limits
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,23 @@ def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
         (1, "a\u2028b"),
         (3, "c"),
     ]
+
+
+def test_under_the_grammar_a_random_model_can_be_steered(folder, capsys):
+    limits = {"thinking": 20, "payoff": 30, "analyze": 20}
+    text = ",".join(f"{name}={value}" for name, value in limits.items())
+    flags = [f"--model={folder}", "--prompt=the payoff", "--max_new_tokens=560", "--price=1", "--json"]
+    steer.main([*flags, f"--grammar={text}"])
+    line = json.loads(capsys.readouterr().out)
+    before, after = (parse_chain(line[name]["text"]) for name in ("before", "after"))
+    assert before.format_ok and before.reward_ok and after.format_ok and after.reward_ok
+    assert before.payoff != after.payoff
+
+
+@pytest.mark.parametrize("text", ["thinking", "thinking=-1", "thinking=x", "mind=3", "thinking=5 payoff=3"])
+def test_limits_that_cannot_be_read_are_named(text):
+    with pytest.raises(UserError, match="write BLOCK=TOKENS,... with blocks thinking, payoff"):
+        read_limits(text)
 
 
 def test_under_the_grammar_a_random_model_writes_valid_chains(folder, tmp_path):
