@@ -16,10 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gtalign_jax import distributed
+from gtalign_jax import distributed, generation
 from gtalign_jax.evaluate import Scored, rollout_lines
 from gtalign_jax.generation import hand_over, numbers, trainer_limit
-from gtalign_jax.groups import Sampled, no_completions, sample_ahead, sample_groups
+from gtalign_jax.groups import (
+    Sampled,
+    no_completions,
+    sample_ahead,
+    sample_groups,
+    step_prompts,
+    steps_by_width,
+)
 from gtalign_jax.job import Job
 from gtalign_jax.models import lora
 from gtalign_jax.models.config import ModelConfig
@@ -33,7 +40,7 @@ from gtalign_jax.rl.update import make_update
 from gtalign_jax.settings import Settings
 from gtalign_jax.sharding import place_batch, spread
 from gtalign_jax.state import Optimizer, init_state, make_optimizer
-from gtalign_jax.types import Experience, PyTree, TrainState
+from gtalign_jax.types import Experience, PyTree, Rollout, TrainState
 
 
 def run_align(job: Job, reference: PyTree, session: Session) -> PyTree:
@@ -54,10 +61,11 @@ def run_align(job: Job, reference: PyTree, session: Session) -> PyTree:
     experience = jax.jit(functools.partial(make_experience, limit=limit, **fixed))
     limit_logits = limit and limit.logits
     update = make_update(job.model, settings.algorithm, *both, temperature, limit=limit_logits, **stale)
-    step = functools.partial(align_step, job, reference, experience, update)
+    step, before = (functools.partial(f, job, reference, experience, update) for f in (align_step, warm_up))
     trained, base = lora.split(reference)
     state = start_state(settings, job.model, both, trained)
-    return lora.join(base, run_phase(session, "align", state, settings.align.steps, step).policy.params)
+    phase = (session, "align", state, settings.align.steps, step, before if settings.start.warm_up else None)
+    return lora.join(base, run_phase(*phase).policy.params)
 
 
 def optimizers(settings: Settings) -> tuple[Optimizer, Optimizer | None]:
@@ -102,7 +110,7 @@ def align_step(
     k: int,
 ) -> tuple[TrainState, Metrics]:
     """One rollout and the update it leads to."""
-    settings, (start, base) = job.settings, lora.split(reference)
+    settings, (_, base) = job.settings, lora.split(reference)
     before, last = counters(job), k + 1 == settings.align.steps
     params, waiting = lora.join(base, state.policy.params), None
     hand_over(job.generator, job.engine, params, due=k % settings.engine.push_every == 0)
@@ -112,25 +120,83 @@ def align_step(
     else:
         sampled, drawn = sample_groups(job, params, k)
     rollout, scored = sampled.rollout, sampled.scored
-    arrays = place_batch((rollout, *training_reward(job, scored, rollout.length.shape)), job.mesh)
-    critic = None if state.critic is None else state.critic.params
-    extra: dict[str, Any] = {}
-    if job.untrained:
-        extra["untrained"] = place_batch(sampled.untrained, job.mesh)
-    if settings.algorithm.needs_components:
-        parts = np.asarray(reward_components(scored.reward, settings.algorithm.components))
-        extra["components"] = parts.reshape(-1, *rollout.length.shape)
-    if settings.algorithm.kl_target > 0:
-        extra["kl_coef"] = state.kl_coef
-    moving = getattr(state, "reference", None)
-    models = (state.policy.params, start if moving is None else moving, critic)
-    seen = experience(*arrays, *models, base=base, **extra)
+    seen = experience_of(job, reference, experience, state, *training_arrays(job, sampled))
     state, metrics = update(state, seen, base)
     if waiting is not None:
         state = state.replace(waiting=spread(waiting, job.mesh))
     if (last or k % settings.align.dump_every == 0) and distributed.is_main():
         write_rollouts(job.workdir, "train", k, rollout_lines(job, rollout, scored, k))
     return state, metrics | counted(before, counters(job)) | drawn | rollout_metrics(sampled)
+
+
+def experience_of(
+    job: Job,
+    reference: PyTree,
+    experience: Callable[..., Experience],
+    state: TrainState,
+    arrays: tuple[Rollout, np.ndarray, np.ndarray],
+    extra: dict[str, np.ndarray],
+) -> Experience:
+    """`make_experience` of host arrays (`training_arrays`) under the models of a state."""
+    start, base = lora.split(reference)
+    critic = None if state.critic is None else state.critic.params
+    moving = getattr(state, "reference", None)
+    models = (state.policy.params, start if moving is None else moving, critic)
+    options: dict[str, Any] = dict(extra)
+    if "untrained" in extra:
+        options["untrained"] = place_batch(extra["untrained"], job.mesh)
+    if job.settings.algorithm.kl_target > 0:
+        options["kl_coef"] = state.kl_coef
+    return experience(*place_batch(arrays, job.mesh), *models, base=base, **options)
+
+
+def training_arrays(
+    job: Job, sampled: Sampled
+) -> tuple[tuple[Rollout, np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+    """((rollout, reward, valid), what else `make_experience` needs under these settings), host arrays."""
+    shape, extra = sampled.rollout.length.shape, {}
+    if job.untrained:
+        extra["untrained"] = sampled.untrained
+    if job.settings.algorithm.needs_components:
+        parts = reward_components(sampled.scored.reward, job.settings.algorithm.components)
+        extra["components"] = np.asarray(parts).reshape(-1, *shape)
+    return (sampled.rollout, *training_reward(job, sampled.scored, shape)), extra
+
+
+def blank_arrays(job: Job, k: int) -> tuple[tuple[Rollout, np.ndarray, np.ndarray], dict[str, np.ndarray]]:
+    """What `training_arrays` gives for step k, in shapes and types, with nothing written yet."""
+    prompts, _ = step_prompts(job, k)
+    rollout = Rollout(prompts.tokens, prompts.length, **no_completions(job.settings))
+    shape, extra = rollout.length.shape, {}
+    if job.untrained:
+        extra["untrained"] = np.zeros(rollout.completion.shape, bool)
+    if job.settings.algorithm.needs_components:
+        extra["components"] = np.zeros((len(job.settings.algorithm.components), *shape), np.float32)
+    return (rollout, np.zeros(shape, np.float32), np.zeros(shape, bool)), extra
+
+
+def warm_up(
+    job: Job,
+    reference: PyTree,
+    experience: Callable[..., Experience],
+    update: Callable,
+    state: TrainState,
+    first: int,
+) -> None:
+    """Compile what the steps from `first` on will run, in every bucket of prompts that they meet.
+
+    Generation and experience run once on nothing; the update, which would consume the state, does not run.
+    """
+    settings, (_, base) = job.settings, lora.split(reference)
+    align, buckets = settings.align, steps_by_width(job, first)
+    if align.overlap:
+        state = state.replace(waiting=None)
+    params = lora.join(base, state.policy.params)
+    sizes = (align.group_size, settings.max_new_tokens, align.prompts_at_once)
+    generation.warm_up(job.generator, job.engine, params, *sizes, tuple(buckets))
+    for k in buckets.values():
+        seen = experience_of(job, reference, experience, state, *blank_arrays(job, k))
+        update.lower(state, seen, base).compile()  # kept by `update`, which will find it
 
 
 def training_reward(job: Job, scored: Scored, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -73,6 +73,15 @@ def step_prompts(job: Job, step: int) -> tuple[PromptBatch, list[Item]]:
     return engine_lib.prompt_batch(job.engine, [job.train.tokens[i] for i in rows], rows), items
 
 
+def steps_by_width(job: Job, first: int) -> dict[int, int]:
+    """Prompt bucket → the first step from `first` on that meets it, refills included."""
+    settings = job.settings
+    refills = range(settings.algorithm.max_refills + 1 if settings.algorithm.dynamic_sampling else 1)
+    steps = (k + r * REFILL_STRIDE for k in range(first, settings.align.steps) for r in refills)
+    widths = [engine_lib.prompt_slots(job.engine, tokens) for tokens in job.train.tokens]
+    return loader.steps_by_width(widths, settings.align.prompts, settings.data.seed, steps)
+
+
 def write(job: Job, params: PyTree, step: int) -> tuple[Rollout, list[Item]]:
     """The completions of a step's prompts, on the host, and the items they answer."""
     key = jax.random.fold_in(jax.random.key(job.settings.seed + 2), step)

@@ -30,6 +30,7 @@ from gtalign_jax.types import Ratio, TrainState
 
 Metrics = Mapping[str, Any]
 Step = Callable[[TrainState, int], tuple[TrainState, Metrics]]
+WarmUp = Callable[[TrainState, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +84,14 @@ def open_manager(folder: pathlib.Path, config: CheckpointConfig) -> ocp.Checkpoi
     return checkpoint.open_manager(folder, keep=config.keep, keep_best=config.keep_best, best=config.best)
 
 
-def run_phase(session: Session, name: str, state: TrainState, steps: int, step: Step) -> TrainState:
+def run_phase(
+    session: Session, name: str, state: TrainState, steps: int, step: Step, warm_up: WarmUp | None = None
+) -> TrainState:
     """The state after `steps` steps of a phase, from its newest checkpoint on.
 
-    A stop that was asked for saves the state and ends the process with status 0.
+    warm_up: called before the first of these steps with the state and its number, to compile what they all
+    will run; counted as that step's. A stop that was asked for saves the state and ends the process with
+    status 0.
     """
     config = session.checkpoint
     manager = open_manager(session.workdir / "checkpoints" / name, config)
@@ -97,6 +102,8 @@ def run_phase(session: Session, name: str, state: TrainState, steps: int, step: 
     checkpoint.drop_after(manager, first)
     session.log.begin(name, first)
     session.compiles.take()
+    if warm_up is not None:
+        warm_up(state, first)
     with Progress(name, steps, first) as progress:
         recorder = _Recorder(session, name, progress)
         for k in range(first, steps):

@@ -56,6 +56,10 @@ class StartConfig:
     `float32` or `bfloat16`; "" is float32 whatever type they are stored in. decode_layout: one of
     `models.config.DECODE_LAYOUTS`; `gathered` decodes faster on a mesh where 1 / tensor of the model fits.
     attention: `auto`, `xla`, `chunked`, `splash` (TPU) or `cudnn` (GPU), see `models.fused`.
+
+    warm_up: compile for every bucket of prompts that the run will meet before its first step. These programs
+    would all be compiled later, so it costs no time in all; a bucket that does not fit the memory is found at
+    once, and no step waits for the compiler. Without it the first step comes sooner.
     """
 
     path: str = ""
@@ -66,6 +70,7 @@ class StartConfig:
     param_dtype: str = ""
     decode_layout: str = "auto"
     attention: str = "auto"
+    warm_up: bool = True
 
     def __post_init__(self):
         if self.param_dtype not in ("", "float32", "bfloat16"):

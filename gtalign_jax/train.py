@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -97,13 +98,21 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
     state = sft_state(job.settings, optimizer, trained)
     update = make_sft_update(job.model, optimizer, job.settings.sft.microbatches)
 
-    def step(state: TrainState, k: int) -> tuple[TrainState, Metrics]:
+    def batch_of(k: int) -> tuple[SftBatch, int]:
         batch, tokens = sft_batch(job, k)
-        batch = distributed.global_batch(batch, job.settings.sft.prompts, job.mesh)
+        return distributed.global_batch(batch, job.settings.sft.prompts, job.mesh), tokens
+
+    def step(state: TrainState, k: int) -> tuple[TrainState, Metrics]:
+        batch, tokens = batch_of(k)
         state, metrics = update(state, batch, base)
         return state, metrics | {"tokens": tokens}
 
-    return lora.join(base, run_phase(session, "sft", state, steps, step).policy.params)
+    def warm_up(state: TrainState, first: int) -> None:
+        for k in sft_steps_by_width(job, range(first, steps)).values():
+            update.lower(state, batch_of(k)[0], base).compile()  # kept by `update`, which will find it
+
+    before = warm_up if job.settings.start.warm_up else None
+    return lora.join(base, run_phase(session, "sft", state, steps, step, before).policy.params)
 
 
 def sft_optimizer(settings: Settings) -> Optimizer:
@@ -114,6 +123,12 @@ def sft_optimizer(settings: Settings) -> Optimizer:
 def sft_state(settings: Settings, optimizer: Optimizer, start: PyTree) -> TrainState:
     """The state of the cold start at step 0; start: what is trained (`lora.split`)."""
     return init_state(jax.random.key(settings.seed), start, optimizer)
+
+
+def sft_steps_by_width(job: Job, steps: Iterable[int]) -> dict[int, int]:
+    """Prompt bucket → the first of `steps` that trains on it."""
+    widths = [engine_lib.prompt_slots(job.engine, row.prompt) for row in job.demonstrations]
+    return loader.steps_by_width(widths, job.settings.sft.prompts, job.settings.data.seed, steps)
 
 
 def sft_batch(job: Job, k: int) -> tuple[SftBatch, int]:

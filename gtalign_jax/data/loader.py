@@ -6,7 +6,7 @@ Examples are token lists; those that fit no bucket were dropped and counted, nev
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import grain
 import numpy as np
@@ -50,6 +50,19 @@ def step_rows(count: int, batch: int, seed: int, step: int, shard: tuple[int, in
     part = batch // shards
     start = step * batch + index * part
     return np.array([order[i] for i in range(start, start + part)])
+
+
+def steps_by_width(widths: Sequence[int], batch: int, seed: int, steps: Iterable[int]) -> dict[int, int]:
+    """Width of a batch → the first of `steps` whose batch has it; a batch is as wide as its widest row.
+
+    widths: of every row. Ends as soon as each of them was met.
+    """
+    found: dict[int, int] = {}
+    for k in steps:
+        found.setdefault(max(widths[i] for i in step_rows(len(widths), batch, seed, k)), k)
+        if len(found) == len(set(widths)):
+            break
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,6 +131,11 @@ def fits(engine: Engine, ids: Sequence[int]) -> bool:
     return 0 < len(ids) <= engine.buckets.prompt[-1]
 
 
+def prompt_slots(engine: Engine, ids: Sequence[int]) -> int:
+    """The bucket of a prompt; UserError when there is none."""
+    return bucket(len(ids), engine.buckets.prompt, "prompt", "a prompt")
+
+
 def prompt_batch(
     engine: Engine, prompts: Sequence[Sequence[int]], ids: Sequence[int] | None = None
 ) -> PromptBatch:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gtalign_jax.data.item import Item
-from gtalign_jax.data.loader import encode_prompts, pad_completions, step_rows
+from gtalign_jax.data.loader import encode_prompts, pad_completions, step_rows, steps_by_width
 from gtalign_jax.errors import UserError
 
 
@@ -40,3 +40,13 @@ def test_completions_are_padded_on_the_right():
     tokens, length = pad_completions([[[1, 2], [3]], [[4, 5, 6], []]], 4)
     assert tokens.tolist() == [[[1, 2, 0, 0], [3, 0, 0, 0]], [[4, 5, 6, 0], [0, 0, 0, 0]]]
     assert length.tolist() == [[2, 1], [3, 0]]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_first_step_of_every_width_is_found(batch):
+    """Against a list of all steps: a width that no batch has is absent, and steps may begin anywhere."""
+    widths = np.random.default_rng(0).choice([8, 16, 64], 30, p=[0.8, 0.15, 0.05])
+    for steps in (range(25), range(9, 40), range(3)):
+        all_widths = [widths[step_rows(30, batch, 5, k)].max() for k in steps]
+        want = {width: steps[all_widths.index(width)] for width in set(all_widths)}
+        assert steps_by_width(widths.tolist(), batch, 5, steps) == want
