@@ -36,9 +36,12 @@ from gtalign_jax.reporting.rollouts import write_rollouts
 from gtalign_jax.rewards.normalize import normalize_scores
 from gtalign_jax.rewards.tasks import TASKS
 from gtalign_jax.rl.experience import make_experience, reward_components
+from gtalign_jax.rl.part_scores import make_parted_experience
+from gtalign_jax.rl.parted import make_parted_update, plan_update
+from gtalign_jax.rl.parts import Plan
 from gtalign_jax.rl.update import make_update
 from gtalign_jax.settings import Settings
-from gtalign_jax.sharding import place_batch, spread
+from gtalign_jax.sharding import batch_shards, place_batch, spread
 from gtalign_jax.state import Optimizer, init_state, make_optimizer
 from gtalign_jax.types import Experience, PyTree, Rollout, TrainState
 
@@ -58,9 +61,13 @@ def run_align(job: Job, reference: PyTree, session: Session) -> PyTree:
     # A rollout from before the last update has its sampler's logprobs for old ones, or weights instead.
     stale = {"old_from_sampler": settings.align.overlap and not settings.algorithm.is_cap}
     fixed = {"model": job.model, "config": settings.algorithm, "temperature": temperature, **stale}
-    experience = jax.jit(functools.partial(make_experience, limit=limit, **fixed))
-    limit_logits = limit and limit.logits
-    update = make_update(job.model, settings.algorithm, *both, temperature, limit=limit_logits, **stale)
+    learn = {"optimizer": both[0], "critic_optimizer": both[1], "limit": limit and limit.logits}
+    if settings.algorithm.microbatch_tokens:
+        experience = make_parted_experience(limit=limit, **fixed)
+        update = make_parted_update(**learn, **fixed)
+    else:
+        experience = jax.jit(functools.partial(make_experience, limit=limit, **fixed))
+        update = make_update(**learn, **fixed)
     step, before = (functools.partial(f, job, reference, experience, update) for f in (align_step, warm_up))
     trained, base = lora.split(reference)
     state = start_state(settings, job.model, both, trained)
@@ -120,8 +127,10 @@ def align_step(
     else:
         sampled, drawn = sample_groups(job, params, k)
     rollout, scored = sampled.rollout, sampled.scored
-    seen = experience_of(job, reference, experience, state, *training_arrays(job, sampled))
-    state, metrics = update(state, seen, base)
+    arrays, extra = training_arrays(job, sampled)
+    parts = parts_of(job, state, rollout)
+    seen = experience_of(job, reference, experience, state, arrays, extra | parts)
+    state, metrics = update(state, seen, base, **parts)
     if waiting is not None:
         state = state.replace(waiting=spread(waiting, job.mesh))
     if (last or k % settings.align.dump_every == 0) and distributed.is_main():
@@ -135,7 +144,7 @@ def experience_of(
     experience: Callable[..., Experience],
     state: TrainState,
     arrays: tuple[Rollout, np.ndarray, np.ndarray],
-    extra: dict[str, np.ndarray],
+    extra: dict[str, Any],
 ) -> Experience:
     """`make_experience` of host arrays (`training_arrays`) under the models of a state."""
     start, base = lora.split(reference)
@@ -148,6 +157,13 @@ def experience_of(
     if job.settings.algorithm.kl_target > 0:
         options["kl_coef"] = state.kl_coef
     return experience(*place_batch(arrays, job.mesh), *models, base=base, **options)
+
+
+def parts_of(job: Job, state: TrainState, rollout: Rollout) -> dict[str, Plan]:
+    """{"plan": the micro-batches of a rollout's updates}, host arrays; {} unless they go by token count."""
+    if not job.settings.algorithm.microbatch_tokens:
+        return {}
+    return {"plan": plan_update(job.settings.algorithm, state.rng, rollout, batch_shards(job.mesh))}
 
 
 def training_arrays(
@@ -195,8 +211,10 @@ def warm_up(
     sizes = (align.group_size, settings.max_new_tokens, align.prompts_at_once)
     generation.warm_up(job.generator, job.engine, params, *sizes, tuple(buckets))
     for k in buckets.values():
-        seen = experience_of(job, reference, experience, state, *blank_arrays(job, k))
-        update.lower(state, seen, base).compile()  # kept by `update`, which will find it
+        arrays, extra = blank_arrays(job, k)
+        parts = parts_of(job, state, arrays[0])
+        seen = experience_of(job, reference, experience, state, arrays, extra | parts)
+        update.lower(state, seen, base, **parts).compile()  # kept by `update`, which will find it
 
 
 def training_reward(job: Job, scored: Scored, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,9 @@ from gtalign_jax.rewards.judges.http import make_http_consistency_judge, make_ht
 from gtalign_jax.rewards.judges.pool import JudgeStats
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
+from gtalign_jax.rl.parted import update_sizes
 from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import folder_engine
 from gtalign_jax.rollout.spans import Tables, block_tables
@@ -98,6 +100,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     fits = lambda tokens: engine_lib.fits(engine, tokens)
     test = loader.encode_prompts(test_items, encode, fits)
     train = loader.encode_prompts(train_items, encode, fits) if trains else PromptSet([], [], 0)
+    _check_budget(settings, train, batch_shards(mesh))
     for name, part in (("train", train), ("test", test)):
         if part.dropped:
             longest = settings.buckets.prompt[-1]
@@ -174,6 +177,16 @@ def _check_batches(settings: Settings, shards: int) -> None:
                 f"config.{name}.prompts={prompts}: must be a multiple of {microbatches} (mini- and "
                 f"micro-batches) times {shards} (devices that split the batch)"
             )
+
+
+def _check_budget(settings: Settings, train: PromptSet, shards: int) -> None:
+    """A micro-batch by token count holds the longest prompt and completions on every device."""
+    algorithm, align = settings.algorithm, settings.align
+    if not (algorithm.microbatch_tokens and align.steps):
+        return
+    slots = bucket(max(map(len, train.tokens)), settings.buckets.prompt, "prompt", "a prompt")
+    width = bucket(settings.max_new_tokens, settings.buckets.completion, "completion", "max_new_tokens")
+    update_sizes(algorithm, align.prompts, slots, align.group_size, width, shards).check()
 
 
 def load_start(job: Job) -> PyTree:

@@ -27,7 +27,7 @@ from gtalign_jax import config as config_lib
 from gtalign_jax.errors import UserError
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.planning import cost, hlo, programs
+from gtalign_jax.planning import cost, hlo, parts, programs
 from gtalign_jax.planning.chips import GIB, Chip, seconds_on_wire, topology
 from gtalign_jax.planning.programs import Program
 from gtalign_jax.planning.table import advice
@@ -125,7 +125,9 @@ def rollout_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -
 
 
 def learning_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -> list[dict[str, Any]]:
-    """Experience, and the update that reads it."""
+    """Experience, and the update that reads it; by parts, their largest programs."""
+    if settings.algorithm.microbatch_tokens:
+        return [run(program)[0] for program in parts.part_programs(settings, model, mesh)]
     state = programs.align_state(settings, model, mesh)
     optimizers = (state.policy.opt_state, None if state.critic is None else state.critic.opt_state)
     experience = programs.experience_program(settings, model, mesh, state, optimizers)

@@ -93,6 +93,18 @@ class Reward:
 
 
 @flax.struct.dataclass
+class Packing:
+    """Where the completions of a group stand when they share rows: R rows of W slots instead of G of N.
+
+    start [P, G] int32: the slot of a completion's first token among the R*W of its prompt; no completion
+    crosses the end of a row. shape: (R, W), known when a program is compiled.
+    """
+
+    start: Array
+    shape: tuple[int, int] = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
 class Experience:
     """One rollout, scored: what the update step sees.
 
@@ -100,7 +112,8 @@ class Experience:
     `Rollout`. old_logp, advantage [P, G, N] float32. ref_logp (no KL term), returns and old_value
     (no critic), is_weight (no rollout/trainer correction), sampler_logp (not compared with the trainer's)
     [P, G, N] float32 or None. limit: where each token was chosen, a pytree of [P, G, N] int32, when not all
-    tokens were open there (`rl.logprobs.Limit`).
+    tokens were open there (`rl.logprobs.Limit`). packing: rows that the models are to read instead of the
+    padded ones; everything else stays [P, G, N].
     """
 
     prompt: Array
@@ -116,6 +129,7 @@ class Experience:
     is_weight: Array | None = None
     sampler_logp: Array | None = None
     limit: PyTree | None = None
+    packing: Packing | None = None
 
 
 @flax.struct.dataclass

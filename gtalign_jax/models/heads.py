@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.transformer import Params, forward_shared, logical_axes
+from gtalign_jax.models.transformer import Params, Segments, forward_shared, logical_axes
 from gtalign_jax.types import Array
 
 
@@ -26,8 +26,16 @@ def value_logical_axes(config: ModelConfig) -> Params:
 
 
 def token_values(
-    params: Params, config: ModelConfig, prompt: Array, prompt_length: Array, completion: Array
+    params: Params,
+    config: ModelConfig,
+    prompt: Array,
+    prompt_length: Array,
+    completion: Array,
+    segments: Segments | None = None,
 ) -> Array:
-    """V [P, G, N] float32: column n is the value of the state before completion token n."""
-    hidden = forward_shared(params["trunk"], config, prompt, prompt_length, completion)
+    """V [P, G, N] float32: column n is the value of the state before completion token n.
+
+    segments: of packed rows, see `forward_shared`.
+    """
+    hidden = forward_shared(params["trunk"], config, prompt, prompt_length, completion, segments)
     return jnp.einsum("...d,d->...", hidden.astype(jnp.float32), params["head"]) + params["bias"]

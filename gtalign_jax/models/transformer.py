@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -46,6 +46,14 @@ class DecodeCache:
     """Keys and values of the completions so far: per layer k, v [P, G, N, K, H]."""
 
     layers: tuple[tuple[Array, Array], ...]
+
+
+class Segments(NamedTuple):
+    """Several completions of one prompt in one row: ids [P, G, N], equal where tokens are of one completion;
+    positions [P, G, N] int32, counted from 0 in each."""
+
+    ids: Array
+    positions: Array
 
 
 # --- parameters ---------------------------------------------------------------------------------
@@ -139,51 +147,74 @@ def forward(
 
 
 def forward_shared(
-    params: Params, config: ModelConfig, prompt: Array, prompt_length: Array, completion: Array
+    params: Params,
+    config: ModelConfig,
+    prompt: Array,
+    prompt_length: Array,
+    completion: Array,
+    segments: Segments | None = None,
 ) -> Array:
     """Hidden states [P, G, N, D] that predict completion [P, G, N] after prompt [P, S].
 
     State n predicts token n: state 0 is the prompt's last token's, so the last completion token is
-    never fed. The prompt is computed once per group, forward and backward.
+    never fed. The prompt is computed once per group, forward and backward. segments: rows that hold
+    several completions of the prompt, which do not see each other.
     """
     group = completion.shape[1]
+    steps = jnp.arange(completion.shape[2], dtype=jnp.int32) if segments is None else segments.positions
 
     def layer(block: Callable, x: tuple[Array, Array], window: Array | None):
         x_prompt, x_own = x
         attend_prompt, attend_both = _shared_attention(
-            prompt.shape[1], prompt_length, completion.shape[2], window, config.attention
+            prompt.shape[1], prompt_length, steps, window, config.attention, segments
         )
         x_prompt, keys = block(x_prompt, prompt_tables, attend_prompt)
         x_own, _ = block(x_own, own_tables, functools.partial(attend_both, keys))
         return (x_prompt, x_own), None
 
     prompt_pos = jnp.arange(prompt.shape[1], dtype=jnp.int32)[None, None]
-    own_pos = prompt_length[:, None, None] + jnp.arange(completion.shape[2], dtype=jnp.int32)
+    own_pos = prompt_length[:, None, None] + steps
     prompt_tables = rope_tables(config.rope, config.head_dim, prompt_pos)
     own_tables = rope_tables(config.rope, config.head_dim, own_pos)
     x = (embed(params, config, prompt)[:, None], embed(params, config, completion))
     (x_prompt, x_own), _ = _run_layers(params, config, layer, x)
     last = _at_last(x_prompt[:, 0], prompt_length)[:, None, None]
-    last = jnp.broadcast_to(last, (last.shape[0], group, 1, last.shape[-1]))
-    return _final_norm(params, config, jnp.concatenate([last, x_own[:, :, :-1]], axis=2))
+    first = jnp.broadcast_to(last, (last.shape[0], group, 1, last.shape[-1]))
+    before = jnp.concatenate([first, x_own[:, :, :-1]], axis=2)
+    if segments is not None:
+        before = jnp.where(steps[..., None] == 0, last, before)
+    return _final_norm(params, config, before)
 
 
-def _shared_attention(slots: int, prompt_length: Array, own_slots: int, window: Array | None, kind: str):
-    """The attention of a prompt on itself, and of completions on their prompt and themselves."""
+def _shared_attention(
+    slots: int,
+    prompt_length: Array,
+    steps: Array,
+    window: Array | None,
+    kind: str,
+    segments: Segments | None,
+):
+    """The attention of a prompt on itself, and of completions on their prompt and themselves.
+
+    steps [..., N]: positions of the completions' tokens after the prompt.
+    """
     plain = window is None  # then kernels may go by causality and length instead of the masks
     prompt_pos = jnp.arange(slots, dtype=jnp.int32)
-    own_pos = prompt_length[:, None, None] + jnp.arange(own_slots, dtype=jnp.int32)
+    own_pos = prompt_length[:, None, None] + steps
     prompt_mask = visible(prompt_pos, prompt_pos, window)[None, None]
     filled = (prompt_pos < prompt_length[:, None])[:, None, None, :]
     shared_mask = visible(own_pos, prompt_pos, window) & filled
     own_mask = visible(own_pos, own_pos, window)
+    if segments is not None:
+        own_mask &= segments.ids[..., :, None] == segments.ids[..., None, :]
 
     def attend_prompt(q, k, v):
         return attend(q, Keys(k, v, prompt_mask, causal=plain), kind=kind), (k[:, 0], v[:, 0])
 
     def attend_both(keys, q, k, v):
         shared = Keys(*keys, shared_mask, length=prompt_length if plain else None)
-        return attend(q, Keys(k, v, own_mask, causal=plain), shared, kind=kind), None
+        own = Keys(k, v, own_mask, causal=plain and segments is None)
+        return attend(q, own, shared, kind=kind), None
 
     return attend_prompt, attend_both
 

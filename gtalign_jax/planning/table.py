@@ -75,6 +75,8 @@ def _knob(row: dict[str, Any]) -> str:
         return "lower align.prompts or max_new_tokens, or split the caches over more chips (mesh.fsdp)"
     if row["name"] == "experience":
         return "lower align.prompts, or split more with mesh.tensor or mesh.context"
+    if " part" in row["name"]:
+        return "lower algorithm.microbatch_tokens, set start.remat=full, or split more with mesh.tensor"
     return (
         "raise algorithm.microbatches, set start.remat=full, or split more with mesh.tensor or mesh.context"
     )

@@ -48,7 +48,9 @@ class AlgorithmConfig:
     over the last overlong_margin (share of the budget) is taken off the reward of long rows.
     dynamic_sampling: groups with equal rewards are drawn again, at most max_refills batches.
     epochs, minibatches: passes over a rollout and updates in each; microbatches: parts whose gradients
-    are summed before an update. critic_warmup: first steps that train the critic alone.
+    are summed before an update. microbatch_tokens > 0: parts of at most so many token slots instead, over
+    all devices, without the padding of shorter completions (`rl.parts`). critic_warmup: first steps that
+    train the critic alone.
     """
 
     advantage: str = "group"
@@ -86,6 +88,7 @@ class AlgorithmConfig:
     epochs: int = 1
     minibatches: int = 1
     microbatches: int = 1
+    microbatch_tokens: int = 0
 
     def __post_init__(self):
         for field, allowed in _CHOICES.items():
@@ -96,6 +99,11 @@ class AlgorithmConfig:
         for field in _POSITIVE:
             if getattr(self, field) <= 0:
                 raise UserError(f"algorithm.{field}={getattr(self, field)}: must be positive")
+        if self.microbatch_tokens < 0 or (self.microbatch_tokens and self.microbatches > 1):
+            raise UserError(
+                f"algorithm.microbatch_tokens={self.microbatch_tokens}: must be 0, or positive with "
+                "algorithm.microbatches=1, which it replaces"
+            )
         self._check_kl()
         if self.std_ddof not in (0, 1):
             raise UserError(f"algorithm.std_ddof={self.std_ddof}: must be 0 (population) or 1 (sample)")

@@ -8,10 +8,10 @@ counts in its group.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -23,7 +23,20 @@ from gtalign_jax.rl.advantages import decoupled_advantages, discounted_returns, 
 from gtalign_jax.rl.algorithm import AlgorithmConfig, load_function
 from gtalign_jax.rl.logprobs import Limit, token_logprobs
 from gtalign_jax.rl.losses import kl_estimate, soft_overlong_penalty, truncated_is_weight
-from gtalign_jax.types import Array, Experience, PyTree, Reward, Rollout
+from gtalign_jax.rl.packing import in_packed_rows
+from gtalign_jax.types import Array, Experience, Packing, PyTree, Reward, Rollout
+
+
+@flax.struct.dataclass
+class Scores:
+    """What models say of a rollout before the update: old_logp, ref_logp and value [P, G, N], bootstrap
+    [P, G], the value after the last token of rows cut short. None where nothing reads it."""
+
+    old_logp: Array | None
+    ref_logp: Array | None
+    value: Array | None
+    bootstrap: Array | None
+
 
 # What an experience takes over from its rollout.
 _KEPT = ("prompt", "prompt_length", "completion", "length", "sampler_logp")
@@ -46,6 +59,7 @@ def make_experience(
     base: PyTree | None = None,
     limit: Limit | None = None,
     old_from_sampler: bool = False,
+    scores: Scores | None = None,
 ) -> Experience:
     """Experience of a rollout with reward [P, G] float32 and valid [P, G] bool.
 
@@ -54,26 +68,28 @@ def make_experience(
     without advantage, which the KL to the reference holds in place. base: what policy, reference and critic
     stand on when they are adapters (`models.lora`). limit: what all logprobs are under, when not all tokens
     were open to the sampler. old_from_sampler: it had other parameters than these, and old logprobs are its.
+    scores: of the rollout, when they were computed before.
     """
-    params, reference = lora.join(base, params), lora.join(base, reference)
-    critic = lora.join(lora.value_base(base), critic)
+    if scores is None:
+        fixed = {"base": base, "limit": limit, "old_from_sampler": old_from_sampler}
+        fixed["parts"] = config.minibatches * config.microbatches
+        models = (params, reference, critic)
+        scores = score_rollout(rollout, *models, model, config, temperature, **fixed)
+    old_logp = rollout.sampler_logp if scores.old_logp is None else scores.old_logp
     known, mask = action_masks(rollout, valid, config)
-    at = None if limit is None else limit.states(rollout)
-    scored = None if old_from_sampler else params
-    old_logp, ref_logp = _logprobs(rollout, scored, reference, model, config, temperature, limit, at)
-    old_value, bootstrap = _values(critic, rollout, model, config)
-    penalty = _kl_penalty(old_logp, ref_logp, known, config, kl_coef)
+    penalty = _kl_penalty(old_logp, scores.ref_logp, known, config, kl_coef)
     overlong = overlong_term(rollout.length, rollout.completion.shape[-1], config)
     terms = {"token_penalty": penalty, "overlong": overlong, "components": components}
-    values = {"old_value": old_value, "bootstrap": bootstrap}
+    values = {"old_value": scores.value, "bootstrap": scores.bootstrap}
     advantage, returns = compute_advantages(config, reward, valid, known, mask, **terms, **values)
     if untrained is not None:
         advantage = jnp.where(untrained, 0.0, advantage)
     weight = truncated_is_weight(old_logp, rollout.sampler_logp, config.is_cap) if config.is_cap > 0 else None
+    at = None if limit is None else limit.states(rollout)
     kept = {name: getattr(rollout, name) for name in _KEPT}
     learnt = {"action_mask": mask, "advantage": advantage, "returns": returns, "is_weight": weight}
-    models = {"old_logp": old_logp, "ref_logp": ref_logp, "old_value": old_value, "limit": at}
-    return Experience(**kept, **learnt, **models)
+    said = {"old_logp": old_logp, "ref_logp": scores.ref_logp, "old_value": scores.value, "limit": at}
+    return Experience(**kept, **learnt, **said)
 
 
 def action_masks(rollout: Rollout, valid: Array, config: AlgorithmConfig) -> tuple[Array, Array]:
@@ -105,35 +121,63 @@ def in_parts(function: Callable[..., Any], parts: int, *arrays: PyTree) -> Any:
     return jax.tree.map(join, jax.lax.map(lambda xs: function(*xs), jax.tree.map(cut, arrays)))
 
 
-def _logprobs(
+def needs_scores(config: AlgorithmConfig, old_from_sampler: bool, *models: PyTree) -> bool:
+    """Whether any of the models (policy, reference, critic) has something to say before the update."""
+    _, reference, _ = models
+    return bool(
+        (_reads_old(config) and not old_from_sampler)
+        or (config.needs_reference and reference is not None)
+        or config.needs_critic
+    )
+
+
+def _reads_old(config: AlgorithmConfig) -> bool:
+    """Whether anything but the update's own forward pass reads old logprobs."""
+    return not config.on_policy or config.is_cap > 0 or config.kl_place == "reward"
+
+
+def score_rollout(
     rollout: Rollout,
-    params: PyTree | None,
+    params: PyTree,
     reference: PyTree | None,
+    critic: PyTree | None,
     model: ModelConfig,
     config: AlgorithmConfig,
     temperature: float,
-    limit: Limit | None,
-    at: PyTree | None,
-) -> tuple[Array, Array | None]:
-    """(old, reference) logprobs [P, G, N]; old ones are the sampler's without params, or where nothing reads
-    them."""
-    args = (rollout.prompt, rollout.prompt_length, rollout.completion, at)
-    parts = config.minibatches * config.microbatches
+    *,
+    base: PyTree | None = None,
+    limit: Limit | None = None,
+    old_from_sampler: bool = False,
+    packing: Packing | None = None,
+    parts: int = 1,
+) -> Scores:
+    """What the models say of a rollout; arguments as of `make_experience`.
 
-    def of(params: PyTree) -> Array:
-        def score(prompt, prompt_length, completion, at):
-            options = {"temperature": temperature, "limit": limit and limit.logits, "at": at}
-            return token_logprobs(params, model, prompt, prompt_length, completion, **options)
+    packing: rows to read instead of the padded ones. parts: how many calls of a model it is cut into.
+    """
+    at = None if limit is None else limit.states(rollout)
+    args = (rollout.prompt, rollout.prompt_length, rollout.completion, rollout.length, at, packing)
 
-        return in_parts(score, parts, *args)[0]
+    def logprobs(params: PyTree) -> Array:
+        options = {"temperature": temperature, "limit": limit and limit.logits}
 
-    old_logp, ref_logp = rollout.sampler_logp, None
-    read = not config.on_policy or config.is_cap > 0 or config.kl_place == "reward"
-    if params is not None and read:
-        old_logp = of(params)
+        def of(prompt, prompt_length, completion, length, at, packing):
+            def score(completion, at, segments):
+                more = {"at": at, "segments": segments, **options}
+                return token_logprobs(params, model, prompt, prompt_length, completion, **more)[0]
+
+            return in_packed_rows(score, packing, completion, length, at)
+
+        return in_parts(of, parts, *args)
+
+    old_logp = ref_logp = None
+    if _reads_old(config) and not old_from_sampler:
+        old_logp = logprobs(lora.join(base, params))
     if config.needs_reference and reference is not None:
-        ref_logp = of(reference)
-    return old_logp, ref_logp
+        ref_logp = logprobs(lora.join(base, reference))
+    critic = lora.join(lora.value_base(base), critic)
+    value, bootstrap = _values(critic, rollout, model, config, packing, parts)
+    return Scores(old_logp, ref_logp, value, bootstrap)
 
 
 def compute_advantages(
@@ -215,18 +259,28 @@ def on_last_token(reward: Array, mask: Array) -> Array:
 
 
 def _values(
-    critic: PyTree | None, rollout: Rollout, model: ModelConfig, config: AlgorithmConfig
+    critic: PyTree | None,
+    rollout: Rollout,
+    model: ModelConfig,
+    config: AlgorithmConfig,
+    packing: Packing | None,
+    parts: int,
 ) -> tuple[Array | None, Array | None]:
     """(V before each token [P, G, N], V after the last token of truncated rows [P, G]), None if unused."""
     if not config.needs_critic:
         return None, None
-    args = (rollout.prompt, rollout.prompt_length)
-    parts = config.minibatches * config.microbatches
-    values = functools.partial(in_parts, functools.partial(token_values, critic, model), parts)
+
+    def of(prompt, prompt_length, completion, length, packing):
+        score = lambda rows, _, segments: token_values(critic, model, prompt, prompt_length, rows, segments)
+        return in_packed_rows(score, packing, completion, length)
+
+    def values(completion, length):
+        return in_parts(of, parts, rollout.prompt, rollout.prompt_length, completion, length, packing)
+
     if not config.bootstrap_truncated:
-        return values(*args, rollout.completion), None
+        return values(rollout.completion, rollout.length), None
     # One more column: the state after token N - 1 predicts a token that is not there.
     longer = jnp.pad(rollout.completion, ((0, 0), (0, 0), (0, 1)))
-    value = values(*args, longer)
+    value = values(longer, rollout.length + 1)
     after = jnp.take_along_axis(value, rollout.length[..., None], axis=-1)[..., 0]
     return value[..., :-1], jnp.where(rollout.finished, 0.0, after)

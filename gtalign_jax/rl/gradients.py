@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,31 @@ from gtalign_jax.types import Array, Learner, PyTree, Ratio
 LossFn = Callable[[PyTree, PyTree], tuple[Ratio, dict[str, Ratio]]]
 
 
+class Sums(NamedTuple):
+    """What parts of a batch add up to: the gradient of the loss's total, its count [], all metrics."""
+
+    grads: PyTree
+    count: Array
+    metrics: dict[str, Ratio]
+
+
+def part_sums(loss: LossFn, params: PyTree, part: PyTree) -> Sums:
+    """The sums of one part of a batch."""
+
+    def total(params):
+        ratio, metrics = loss(params, part)
+        return ratio.total, (ratio.count, metrics)
+
+    (_, (count, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params)
+    return Sums(grads, count, metrics)
+
+
+def mean_gradient(sums: Sums) -> PyTree:
+    """The gradient of the mean loss: divided once, after all parts."""
+    scale = 1.0 / jnp.maximum(sums.count, 1e-8)
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), sums.grads)
+
+
 def accumulate(
     loss: LossFn, params: PyTree, batch: PyTree, microbatches: int
 ) -> tuple[PyTree, dict[str, Ratio]]:
@@ -24,16 +50,9 @@ def accumulate(
     parts, whatever the lengths of their rows. UserError if the parts would not be equal.
     """
 
-    def total(params, part):
-        ratio, metrics = loss(params, part)
-        return ratio.total, (ratio.count, metrics)
-
-    def of_part(part):
-        (_, (count, metrics)), grads = jax.value_and_grad(total, has_aux=True)(params, part)
-        return grads, count, metrics
-
+    of_part = lambda part: part_sums(loss, params, part)
     if microbatches == 1:
-        grads, count, metrics = of_part(batch)
+        sums = of_part(batch)
     else:
         rows = jax.tree.leaves(batch)[0].shape[0]
         if rows % microbatches:
@@ -44,9 +63,8 @@ def accumulate(
             jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts)),
         )
         add = lambda carry, part: (jax.tree.map(jnp.add, carry, of_part(part)), None)
-        (grads, count, metrics), _ = jax.lax.scan(add, zero, parts)
-    scale = 1.0 / jnp.maximum(count, 1e-8)
-    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), metrics
+        sums, _ = jax.lax.scan(add, zero, parts)
+    return mean_gradient(sums), sums.metrics
 
 
 def apply(

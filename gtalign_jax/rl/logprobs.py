@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.transformer import forward, forward_shared
+from gtalign_jax.models.transformer import Segments, forward, forward_shared
 from gtalign_jax.sharding import constrain, pieces
 from gtalign_jax.types import Array, PyTree, Rollout
 
@@ -48,14 +48,16 @@ def token_logprobs(
     chunk: int = CHUNK,
     limit: LimitLogits | None = None,
     at: PyTree | None = None,
+    segments: Segments | None = None,
 ) -> tuple[Array, Array]:
     """(logprobs, entropies) [P, G, N] float32 of completion [P, G, N] after prompt [P, S].
 
     Column n is log p(token n | prompt, tokens before n) of softmax(logits / temperature). Columns past a
     row's length are finite and meaningless. chunk: tokens of a device whose logits exist at a time.
     limit, at: `Limit.logits` and the states it is told, both under the distribution they leave.
+    segments: of packed rows, see `forward_shared`.
     """
-    hidden = forward_shared(params, config, prompt, prompt_length, completion)
+    hidden = forward_shared(params, config, prompt, prompt_length, completion, segments)
     return _from_hidden(params, config, hidden, completion, temperature, chunk, limit, at)
 
 

@@ -26,8 +26,9 @@ from gtalign_jax.rl import gradients
 from gtalign_jax.rl.algorithm import AlgorithmConfig
 from gtalign_jax.rl.logprobs import LimitLogits, token_logprobs
 from gtalign_jax.rl.losses import adapt_kl_coef, kl_estimate, policy_loss, value_loss
-from gtalign_jax.state import AlignState
-from gtalign_jax.types import Array, Experience, PyTree, Ratio, TrainState
+from gtalign_jax.rl.packing import in_packed_rows
+from gtalign_jax.state import AlignState, Optimizer, Streamed
+from gtalign_jax.types import Array, Experience, Learner, PyTree, Ratio, TrainState
 
 Metrics = dict[str, Ratio]
 
@@ -47,27 +48,27 @@ def make_update(
     is trained (`models.lora`); it is an argument that stays as it is, shared by policy, critic and reference.
 
     An algorithm with kl_target or reference_every needs an `AlignState` (see `state.init_state`). Raises
-    UserError at the first call when mini- or micro-batches do not divide the prompts.
+    UserError at the first call when mini- or micro-batches do not divide the prompts, and for moments in the
+    host's memory with several mini-batches.
     """
-    fixed = {"model": model, "config": config, "temperature": temperature, "limit": limit}
-    fixed["old_from_sampler"] = old_from_sampler
-    policy_fn = functools.partial(policy_step_loss, **fixed)
-    value_fn = functools.partial(value_step_loss, model=model, clip=config.value_clip)
+    streamed = any(isinstance(each, Streamed) for each in (optimizer, critic_optimizer))
+    if streamed and not config.on_policy:
+        raise UserError(
+            "config.policy_optimizer.offload, config.critic_optimizer.offload: with algorithm.epochs or "
+            "minibatches over 1 they need algorithm.microbatch_tokens; set it"
+        )
+    policy_loss_of, value_loss_of = step_losses(model, config, temperature, limit, old_from_sampler)
 
     def minibatch(carry: tuple[TrainState, Array], batch: Experience, base: PyTree | None):
         state, stopped = carry
-        coef = state.kl_coef if config.kl_target > 0 else None
-        loss = on_base(functools.partial(policy_fn, kl_coef=coef), base)
+        loss = policy_loss_of(base, state.kl_coef if config.kl_target > 0 else None)
         grads, metrics = gradients.accumulate(loss, state.policy.params, batch, config.microbatches)
-        if config.kl_stop > 0:
-            stopped |= metrics["kl/old"].value > config.kl_stop
-            metrics["update/stopped"] = Ratio(stopped.astype(jnp.float32), jnp.ones(()))
-        frozen = stopped | (state.step <= config.critic_warmup)
-        policy, step_metrics = gradients.apply(state.policy, grads, optimizer, frozen=frozen)
-        metrics |= step_metrics
+        policy, stopped, metrics = policy_step(
+            state.policy, grads, metrics, state.step, stopped, config, optimizer
+        )
         critic = state.critic
         if critic is not None:
-            loss = on_base(value_fn, lora.value_base(base))
+            loss = value_loss_of(base)
             grads, value_metrics = gradients.accumulate(loss, critic.params, batch, config.microbatches)
             critic, step_metrics = gradients.apply(critic, grads, critic_optimizer, name="critic_")
             metrics |= value_metrics | step_metrics
@@ -76,9 +77,8 @@ def make_update(
     def update(
         state: TrainState, experience: Experience, base: PyTree | None = None
     ) -> tuple[TrainState, Metrics]:
-        rng, key = jax.random.split(state.rng)
+        rng, rows = minibatch_rows(state.rng, experience.prompt.shape[0], config)
         carry = (state.replace(rng=rng, step=state.step + 1), jnp.zeros((), bool))
-        rows = minibatch_rows(key, experience.prompt.shape[0], config)
         if rows is None:
             (state, _), metrics = minibatch(carry, experience, base)
         else:
@@ -91,25 +91,65 @@ def make_update(
     return jax.jit(update, donate_argnums=0)
 
 
+def step_losses(
+    model: ModelConfig,
+    config: AlgorithmConfig,
+    temperature: float,
+    limit: LimitLogits | None,
+    old_from_sampler: bool,
+) -> tuple[Callable[..., gradients.LossFn], Callable[..., gradients.LossFn]]:
+    """((base, kl_coef) → the policy's loss, (base) → the critic's), each of (trained params, batch)."""
+    fixed = {"model": model, "config": config, "temperature": temperature, "limit": limit}
+    fixed["old_from_sampler"] = old_from_sampler
+    policy = lambda base, coef: on_base(functools.partial(policy_step_loss, **fixed, kl_coef=coef), base)
+    value = functools.partial(value_step_loss, model=model, clip=config.value_clip)
+    return policy, lambda base: on_base(value, lora.value_base(base))
+
+
+def policy_step(
+    policy: Learner,
+    grads: PyTree,
+    metrics: Metrics,
+    step: Array,
+    stopped: Array,
+    config: AlgorithmConfig,
+    optimizer: Optimizer,
+) -> tuple[Learner, Array, Metrics]:
+    """(policy, stopped, metrics) after a mini-batch: it stays while only the critic warms up, and once the
+    KL to the rollout's policy exceeds its limit.
+
+    step []: of this update, counted from 1. stopped [] bool: the limit was met before.
+    """
+    metrics = dict(metrics)
+    if config.kl_stop > 0:
+        stopped |= metrics["kl/old"].value > config.kl_stop
+        metrics["update/stopped"] = Ratio(stopped.astype(jnp.float32), jnp.ones(()))
+    frozen = stopped | (step <= config.critic_warmup)
+    policy, step_metrics = gradients.apply(policy, grads, optimizer, frozen=frozen)
+    return policy, stopped, metrics | step_metrics
+
+
 def on_base(loss: gradients.LossFn, base: PyTree | None) -> gradients.LossFn:
     """The loss as a function of what is trained alone: adapters over a base, or all parameters."""
     return lambda trained, batch: loss(lora.join(base, trained), batch)
 
 
-def minibatch_rows(key: Array, prompts: int, config: AlgorithmConfig) -> Array | None:
-    """Prompt numbers [epochs * minibatches, prompts / minibatches], newly shuffled each epoch.
+def minibatch_rows(rng: Array, prompts: int, config: AlgorithmConfig) -> tuple[Array, Array | None]:
+    """(rng of the next step, prompt numbers [epochs * minibatches, prompts / minibatches]).
 
-    None when one update takes all prompts as they are. UserError when the parts would not be equal.
+    They are newly shuffled each epoch; None when one update takes all prompts as they are. UserError when
+    the parts would not be equal.
     """
+    rng, key = jax.random.split(rng)
     if prompts % config.minibatches:
         raise UserError(
             f"algorithm.minibatches={config.minibatches} must divide the {prompts} prompts of a rollout"
         )
     if config.on_policy:
-        return None
+        return rng, None
     keys = jax.random.split(key, config.epochs)
     order = jax.vmap(lambda k: jax.random.permutation(k, prompts))(keys)
-    return order.reshape(config.epochs * config.minibatches, -1)
+    return rng, order.reshape(config.epochs * config.minibatches, -1)
 
 
 def move_slow_parts(
@@ -117,17 +157,28 @@ def move_slow_parts(
 ) -> tuple[TrainState, Metrics]:
     """The KL coefficient follows the measured KL; the reference is refreshed when its time has come."""
     if config.kl_target > 0:
-        metrics = metrics | {"kl/coef": Ratio(state.kl_coef, jnp.ones(()))}
-        coef = adapt_kl_coef(
-            state.kl_coef, metrics["kl/ref"].value, config.kl_target, config.kl_horizon, samples
-        )
-        # A step that was not finite says nothing about the KL.
-        state = state.replace(kl_coef=jnp.where(jnp.isfinite(coef), coef, state.kl_coef))
+        coef, metrics = next_kl_coef(state.kl_coef, metrics, samples, config)
+        state = state.replace(kl_coef=coef)
     if isinstance(state, AlignState) and state.reference is not None:
-        due = state.step % config.reference_every == 0
-        newest = lambda new, old: jnp.where(due, new, old)
-        state = state.replace(reference=jax.tree.map(newest, state.policy.params, state.reference))
+        reference = next_reference(state.reference, state.policy.params, state.step, config)
+        state = state.replace(reference=reference)
     return state, metrics
+
+
+def next_kl_coef(
+    coef: Array, metrics: Metrics, samples: int, config: AlgorithmConfig
+) -> tuple[Array, Metrics]:
+    """(the coefficient of the next step, metrics with the one of this step)."""
+    metrics = metrics | {"kl/coef": Ratio(coef, jnp.ones(()))}
+    moved = adapt_kl_coef(coef, metrics["kl/ref"].value, config.kl_target, config.kl_horizon, samples)
+    # A step that was not finite says nothing about the KL.
+    return jnp.where(jnp.isfinite(moved), moved, coef), metrics
+
+
+def next_reference(reference: PyTree, policy: PyTree, step: Array, config: AlgorithmConfig) -> PyTree:
+    """The policy's parameters where they are due, else the reference's."""
+    due = step % config.reference_every == 0
+    return jax.tree.map(lambda new, old: jnp.where(due, new, old), policy, reference)
 
 
 def policy_step_loss(
@@ -145,16 +196,12 @@ def policy_step_loss(
 
     limit: `Limit.logits` of the `Limit` that the batch was made with, or None. old_from_sampler: as there.
     """
-    logp, entropy = token_logprobs(
-        params,
-        model,
-        batch.prompt,
-        batch.prompt_length,
-        batch.completion,
-        temperature=temperature,
-        limit=limit,
-        at=batch.limit,
-    )
+
+    def score(completion, at, segments):
+        options = {"temperature": temperature, "limit": limit, "at": at, "segments": segments}
+        return token_logprobs(params, model, batch.prompt, batch.prompt_length, completion, **options)
+
+    logp, entropy = in_packed_rows(score, batch.packing, batch.completion, batch.length, batch.limit)
     here = config.on_policy and not old_from_sampler
     old_logp = jax.lax.stop_gradient(logp) if here else batch.old_logp
     mask = batch.action_mask
@@ -184,7 +231,11 @@ def value_step_loss(
     params: PyTree, batch: Experience, *, model: ModelConfig, clip: float
 ) -> tuple[Ratio, Metrics]:
     """`value_loss` of a mini-batch under the critic's `params`, and what explained variance is made of."""
-    value = token_values(params, model, batch.prompt, batch.prompt_length, batch.completion)
+
+    def score(completion, _, segments):
+        return token_values(params, model, batch.prompt, batch.prompt_length, completion, segments)
+
+    value = in_packed_rows(score, batch.packing, batch.completion, batch.length)
     mask = batch.action_mask
     loss, clipped = value_loss(value, batch.old_value, batch.returns, mask, clip)
     mean = lambda x: gradients.mean_columns(x, mask)

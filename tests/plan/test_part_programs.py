@@ -1,0 +1,52 @@
+"""The plan of learning in micro-batches by token count: the trainer's programs and their calls."""
+
+import math
+
+import jax
+import pytest
+
+from configs import quickstart
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.planning.parts import part_programs
+from gtalign_jax.settings import make_settings
+from gtalign_jax.sharding import MeshConfig, make_mesh
+
+MODEL = ModelConfig(
+    vocab_size=32, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8
+)
+
+
+@pytest.fixture(scope="module")
+def found():
+    config = quickstart.get_config()
+    config.max_new_tokens, config.buckets.prompt, config.buckets.completion = 8, (16,), (8,)
+    config.align.update(algorithm="ppo", prompts=32, group_size=2)
+    # 4 devices of 2 prompts of 16 + 2 * 8 slots: 2 micro-batches in each of 2 mini-batches, twice.
+    config.algorithm.update(minibatches=2, epochs=2, microbatch_tokens=8 * 32)
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    return {program.name: program for program in part_programs(make_settings(config), MODEL, mesh)}
+
+
+def test_every_program_with_its_calls_and_tokens(found):
+    calls = {name: program.calls for name, program in found.items()}
+    assert calls == {
+        "experience part": 4,
+        "policy part": 8,
+        "policy step": 4,
+        "critic part": 8,
+        "critic step": 4,
+    }
+    assert {found[name].tokens for name in calls if "part" in name} == {8 * 32}
+
+
+def test_the_gradient_goes_in_and_comes_out_split_as_the_parameters(found):
+    """And takes no room of its own: the sums are donated."""
+    program = found["policy part"]
+    compiled = program.lower().compile()
+    sums, params = program.args[1:3]
+    out_shardings = jax.tree.leaves(compiled.output_shardings.grads)
+    for leaf, out in zip(jax.tree.leaves(params), out_shardings, strict=True):
+        assert out.is_equivalent_to(leaf.sharding, leaf.ndim)
+    sizes = (math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(sums.grads))
+    held = 4 * sum(sizes)
+    assert compiled.memory_analysis().alias_size_in_bytes >= held

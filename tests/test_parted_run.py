@@ -1,0 +1,63 @@
+"""A tiny alignment in micro-batches by token count: the curve of the whole update, and nothing compiles."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import quickstart
+from gtalign_jax.align import run_align
+from gtalign_jax.errors import UserError
+from gtalign_jax.job import load_start, make_job
+from gtalign_jax.metrics import RunLog
+from gtalign_jax.phase import open_session
+from gtalign_jax.reporting import jsonl
+from gtalign_jax.train import PHASES
+
+BUDGET = 24
+
+
+@pytest.fixture
+def config():
+    config = quickstart.get_config("tiny")
+    config.max_new_tokens, config.buckets.completion, config.buckets.prompt = BUDGET, (BUDGET,), (96,)
+    config.model.num_layers, config.sft.steps = 1, 0
+    config.align.update(steps=3, prompts=4, group_size=4, untrained_blocks=())
+    config.data.tasks = ("math",)
+    config.metrics.tensorboard = False
+    return config
+
+
+def run(config, workdir):
+    """(metrics of every step, final parameters) with a third of the vocabulary ending a completion."""
+    workdir.mkdir()
+    job = make_job(config, workdir)
+    engine = dataclasses.replace(job.engine, eos_ids=tuple(range(0, job.model.vocab_size, 3)))
+    job = dataclasses.replace(job, engine=engine)
+    settings = job.settings
+    log = RunLog(workdir, PHASES, settings.metrics)
+    with open_session(workdir, job.mesh, log, settings.checkpoint, settings.health) as session:
+        params = run_align(job, load_start(job), session)
+    return jsonl.read(workdir / "metrics.jsonl"), params
+
+
+def test_a_run_by_parts_is_the_run_of_the_whole(config, tmp_path):
+    """Lengths vary from step to step; every shape is compiled in the first."""
+    lines, want = run(config, tmp_path / "whole")
+    config.algorithm.microbatch_tokens = 2 * (96 + 4 * BUDGET)
+    parted, got = run(config, tmp_path / "parted")
+    clock = ("time", "seconds", "tokens_per_s", "compile/programs")
+    assert len({line["length/mean"] for line in parted}) == 3
+    for line, other in zip(parted, lines, strict=True):
+        numbers = {k: v for k, v in line.items() if k not in clock and isinstance(v, float)}
+        assert numbers == pytest.approx({name: other[name] for name in numbers}, rel=1e-3, abs=1e-5)
+    assert [line["compile/programs"] for line in parted[1:]] == [0, 0]
+    gap = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), got, want)
+    assert max(jax.tree.leaves(gap)) < 1e-4
+
+
+def test_a_budget_below_one_prompt_is_refused_before_anything_runs(config, tmp_path):
+    config.algorithm.microbatch_tokens = 100
+    with pytest.raises(UserError, match="microbatch_tokens=100: 1 devices.*96 slots.*take 192; raise it"):
+        make_job(config, tmp_path)
