@@ -38,3 +38,13 @@ def get_config(model: str, task: str = "full") -> ml_collections.ConfigDict:
     config.evaluate.prompts = 256
     config.checkpoint.every = 10
     return config
+
+
+def on_pod(model: str, task: str, fsdp: int, tensor: int) -> ml_collections.ConfigDict:
+    """That run on a mesh of fsdp x tensor chips; a larger slice splits the sequence over the rest."""
+    config = get_config(model, task)
+    config.mesh.update(fsdp=fsdp, tensor=tensor, context=-1)
+    config.start.decode_layout = "gathered"
+    config.algorithm.microbatches = 1
+    config.sft.microbatches = 4
+    return config

@@ -5,9 +5,4 @@ from configs import paper
 
 def get_config(task: str = "full"):
     """A mesh of 16 x 4 chips. 32 query and 8 K/V heads allow tensor = 4 or 8."""
-    config = paper.get_config("Qwen/Qwen3-8B", task)
-    config.mesh.update(fsdp=16, tensor=4, context=-1)
-    config.start.decode_layout = "gathered"
-    config.algorithm.microbatches = 1
-    config.sft.microbatches = 4
-    return config
+    return paper.on_pod("Qwen/Qwen3-8B", task, fsdp=16, tensor=4)

@@ -28,6 +28,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import psutil
 
@@ -170,9 +171,9 @@ def differences(expected: pathlib.Path, found: pathlib.Path) -> list[str]:
     return names if same else [*names, "metrics.jsonl"]
 
 
-def digests(workdir: pathlib.Path) -> dict[str, str]:
-    """SHA-256 of every file that two runs of a job have in common."""
-    paths = [path for name in COMPARED for path in [workdir / name, *(workdir / name).rglob("*")]]
+def digests(workdir: pathlib.Path, names: Sequence[str] = COMPARED) -> dict[str, str]:
+    """SHA-256 of the files and folders of these names; by default, what two runs of a job have in common."""
+    paths = [path for name in names for path in [workdir / name, *(workdir / name).rglob("*")]]
     digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
     return {str(path.relative_to(workdir)): digest(path) for path in paths if path.is_file()}
 

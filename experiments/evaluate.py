@@ -11,7 +11,7 @@ import logging
 import pathlib
 import sys
 
-from gtalign_jax import distributed
+from gtalign_jax import cluster
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import exit_on_user_error
 
@@ -20,10 +20,10 @@ from gtalign_jax.errors import exit_on_user_error
 def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     required = {"model": "HF folder or checkpoints folder", "workdir": "folder for the results"}
-    optional = {"name": "the model's name in the table", **distributed.FLAGS}
+    optional = {"name": "the model's name in the table", **cluster.FLAGS}
     config, flags = parse_command(argv, required, optional)
     workdir = writable_directory(flags["workdir"], "workdir")
-    distributed.initialize_from(flags)
+    cluster.initialize_from(flags)
     from gtalign_jax.train import evaluate_model
 
     model = pathlib.Path(flags["model"])

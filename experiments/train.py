@@ -8,7 +8,7 @@ Running the same command again goes on where it stopped.
 import logging
 import sys
 
-from gtalign_jax import distributed
+from gtalign_jax import cluster
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import exit_on_user_error
 
@@ -16,9 +16,9 @@ from gtalign_jax.errors import exit_on_user_error
 @exit_on_user_error
 def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    config, flags = parse_command(argv, {"workdir": "folder of the run's files"}, distributed.FLAGS)
+    config, flags = parse_command(argv, {"workdir": "folder of the run's files"}, cluster.FLAGS)
     workdir = writable_directory(flags["workdir"], "workdir")
-    distributed.initialize_from(flags)
+    cluster.initialize_from(flags)
     from gtalign_jax.train import train
 
     train(config, workdir)

@@ -7,7 +7,6 @@ Everything here is fixed for the life of the process and holds no trained array:
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -27,7 +26,6 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.generation import Generator, make_generator
 from gtalign_jax.models import hf, lora, transformer
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.reporting import jsonl
 from gtalign_jax.rewards.judges.base import ConsistencyJudge, Judge
 from gtalign_jax.rewards.judges.http import make_http_consistency_judge, make_http_judge
 from gtalign_jax.rewards.judges.pool import JudgeStats
@@ -267,34 +265,3 @@ def _demonstrations(
     if not kept:
         raise UserError(f"config.max_new_tokens={settings.max_new_tokens}: no demonstration fits; raise it")
     return kept
-
-
-def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Refuse a workdir that holds another run, before anything in it is touched."""
-    path, text = workdir / "config.json", config_lib.to_json(config)
-    if path.is_file() and path.read_text() != text:
-        field = next(_differences(json.loads(path.read_text()), json.loads(text)))
-        raise UserError(f"{path}: holds a run with another {field}; name a new --workdir or remove this one")
-
-
-def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Record the config of a run."""
-    if distributed.is_main():
-        jsonl.write_atomic(workdir / "config.json", config_lib.to_json(config))
-
-
-def _differences(old: dict, new: dict, prefix: str = "config"):
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{prefix}.{key}")
-        elif a != b:
-            yield f"{prefix}.{key} ({a!r}, now {b!r})"
-
-
-def read_config_json(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config a run was started with."""
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise UserError(f"{path}: not found; this is no work directory of a run")
-    return ml_collections.ConfigDict(json.loads(path.read_text()))

@@ -20,13 +20,14 @@ from gtalign_jax.align import run_align
 from gtalign_jax.bootstrap import format_table, summary_table
 from gtalign_jax.data import loader
 from gtalign_jax.evaluate import evaluate_once
-from gtalign_jax.job import Job, check_config, load_start, make_job, save_model, write_config
+from gtalign_jax.job import Job, load_start, make_job, save_model
 from gtalign_jax.metrics import NullLog, RunLog
 from gtalign_jax.models import lora
 from gtalign_jax.phase import Metrics, Session, open_session, run_phase
 from gtalign_jax.report import write_report
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.run_config import check_config, write_config
 from gtalign_jax.settings import Settings
 from gtalign_jax.sft.update import SftBatch, make_sft_update
 from gtalign_jax.state import Optimizer, init_state, make_optimizer

@@ -1,6 +1,5 @@
 """A tiny run that trains adapters, from the config to the files others load; cut off and gone on with."""
 
-import hashlib
 import shutil
 
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import torch
 import transformers
 
 from configs import quickstart
+from experiments.check_kills import digests, steps
 from gtalign_jax.errors import UserError
 from gtalign_jax.export import export_checkpoint
 from gtalign_jax.models import hf, transformer
@@ -17,8 +17,6 @@ from gtalign_jax.models.config import read_config
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.settings import StartConfig
 from gtalign_jax.train import train
-
-CLOCK = ("time", "tokens_per_s", "compile/programs")
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +44,6 @@ def run(config, tmp_path_factory):
     return workdir
 
 
-def digests(folder, *names):
-    found = (path for name in names for path in ((folder / name), *(folder / name).rglob("*")))
-    files = sorted(path for path in found if path.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-def steps(workdir):
-    lines = jsonl.read(workdir / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
-
-
 def test_a_run_that_was_cut_off_ends_with_the_same_bytes(run, config, tmp_path):
     """As it was after the first alignment step: no second checkpoint and nothing that came after it."""
     again = tmp_path / "again"
@@ -66,14 +53,14 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bytes(run, config, tmp_path):
     (again / "rollouts" / "aligned_2.jsonl").unlink()
     train(config, again)
     names = ("hf", "rollouts", "adapter/adapter_model.safetensors", "summary.json")
-    assert digests(again, *names) == digests(run, *names)
-    assert set(names[2:]) < set(digests(run, *names))
+    assert digests(again, names) == digests(run, names)
+    assert set(names[2:]) < set(digests(run, names))
     assert steps(again) == steps(run)
 
 
 def test_exporting_the_checkpoints_gives_model_and_adapter(run, tmp_path):
     assert export_checkpoint(run / "checkpoints", tmp_path / "hf") == "align step 2"
-    assert digests(tmp_path, "hf") == digests(run, "hf")
+    assert digests(tmp_path, ["hf"]) == digests(run, ["hf"])
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "hf_adapter" / name).read_bytes() == (run / "adapter" / name).read_bytes()
 
@@ -85,7 +72,7 @@ def test_the_best_checkpoint_is_exported_on_request(run, tmp_path):
     assert (
         export_checkpoint(run / "checkpoints", tmp_path / "hf", best=True) == f"align step {best['step'] + 1}"
     )
-    assert digests(tmp_path, "hf") != digests(run, "hf")
+    assert digests(tmp_path, ["hf"]) != digests(run, ["hf"])
 
 
 def test_the_exported_model_gives_our_logits_in_pytorch_and_is_no_longer_the_base(run):

@@ -1,6 +1,5 @@
 """The whole path on the tiny quickstart: files, resume after kills, HF export, no recompilation."""
 
-import hashlib
 import json
 import os
 import pathlib
@@ -15,20 +14,21 @@ import pytest
 import torch
 import transformers
 
+from experiments.check_kills import digests, steps
 from gtalign_jax import config as config_lib
 from gtalign_jax.errors import UserError
 from gtalign_jax.export import export_checkpoint
-from gtalign_jax.job import check_config, make_job
+from gtalign_jax.job import make_job
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import BucketConfig
 from gtalign_jax.rollout.folder import load_engine
 from gtalign_jax.rollout.sampling import GREEDY
+from gtalign_jax.run_config import check_config
 from gtalign_jax.train import evaluate_model
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "--config=configs/quickstart.py:tiny"
-CLOCK = ("time", "tokens_per_s", "compile/programs")
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +58,6 @@ def run(start, tmp_path_factory):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return workdir, out
-
-
-def digests(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-def steps(workdir):
-    lines = jsonl.read(workdir / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
 
 
 def test_a_run_leaves_the_files_of_the_contract(run):
@@ -115,8 +105,7 @@ def test_a_killed_run_ends_with_the_same_bytes(run, start, tmp_path):
     process = start(tmp_path)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert digests(tmp_path / "hf") == digests(run[0] / "hf")
-    assert digests(tmp_path / "rollouts") == digests(run[0] / "rollouts")
+    assert digests(tmp_path, ["hf", "rollouts"]) == digests(run[0], ["hf", "rollouts"])
     assert steps(tmp_path) == steps(run[0])
     assert (tmp_path / "summary.json").read_text() == (run[0] / "summary.json").read_text()
 
@@ -155,7 +144,7 @@ def test_the_export_generates_the_same_greedy_tokens_in_pytorch(run):
 
 def test_exporting_the_checkpoints_gives_the_same_folder(run, tmp_path):
     assert export_checkpoint(run[0] / "checkpoints", tmp_path / "hf") == "align step 4"
-    assert digests(tmp_path / "hf") == digests(run[0] / "hf")
+    assert digests(tmp_path, ["hf"]) == digests(run[0], ["hf"])
     with pytest.raises(UserError, match="config.json: not found"):
         export_checkpoint(tmp_path / "checkpoints", tmp_path / "hf")
     with pytest.raises(UserError, match="--best: config.checkpoint.keep_best=0"):
@@ -180,13 +169,13 @@ def test_the_report_is_one_page_without_a_network(run):
 
 
 def test_another_config_in_the_same_folder_is_refused_untouched(run):
-    before = digests(run[0])
+    before = digests(run[0], ["."])
     config, _ = config_lib.parse_command(
         ["prog", CONFIG, "--config.sft.steps=9", "--workdir=x"], {"workdir": ""}
     )
     with pytest.raises(UserError, match=r"config.sft.steps \(4, now 9\)"):
         check_config(config, run[0])
-    assert digests(run[0]) == before
+    assert digests(run[0], ["."]) == before
 
 
 @pytest.mark.parametrize(

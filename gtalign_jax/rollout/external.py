@@ -128,19 +128,26 @@ def rollout(
         ending = engine_lib.make_ending(engine, stops)
     ask = _ask(server, engine, max_new_tokens, ending, stops)
     whole_groups = seeds is None and ask.kind != "sglang"
-    mine = range(count)[distributed.part(count)]  # each host asks for a part
-    calls = []
-    for p in mine:
-        ids = prompts.tokens[p, : prompts.length[p]]
-        requests = [(group_size, base[p, 0])] if whole_groups else [(1, seed) for seed in base[p]]
-        calls += [completion_call(ask, ids, n, int(seed)) for n, seed in requests]
-    each = group_size if whole_groups else 1
-    rows = []
-    for answer in post_all(server.pool, calls):
-        rows += [answer] * each if isinstance(answer, Failed) else answer
-    rows = sum(distributed.all_gather(rows), [])
+    rows = sum(distributed.all_gather(_completions(server, ask, prompts, base, whole_groups)), [])
     _report(server, rows)
     return _to_rollout(engine, prompts, rows, group_size, max_new_tokens, ending)
+
+
+def _completions(
+    server: Server, ask: Ask, prompts: PromptBatch, seeds: np.ndarray, whole_groups: bool
+) -> list[Completion | Failed]:
+    """Row after row of this host's part of the prompts. whole_groups: a group is one request."""
+    count, group_size = seeds.shape
+    calls = []
+    for p in range(count)[distributed.part(count)]:
+        ids = prompts.tokens[p, : prompts.length[p]]
+        requests = [(group_size, seeds[p, 0])] if whole_groups else [(1, seed) for seed in seeds[p]]
+        calls += [completion_call(ask, ids, n, int(seed)) for n, seed in requests]
+    each = group_size if whole_groups else 1
+    rows: list[Completion | Failed] = []
+    for answer in post_all(server.pool, calls):
+        rows += [answer] * each if isinstance(answer, Failed) else answer
+    return rows
 
 
 def _seeds(key: Array, first_row: int, count: int, group_size: int) -> np.ndarray:

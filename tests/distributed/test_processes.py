@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gtalign_jax import checkpoint, distributed
+from gtalign_jax import checkpoint, cluster, distributed
 from gtalign_jax.errors import UserError
 from gtalign_jax.models import hf, transformer
 from gtalign_jax.models.config import read_config
@@ -206,8 +206,8 @@ def test_their_run_goes_on_here(several, went_on, mesh):
     ],
 )
 def test_the_environment_says_who_is_there(env, expected):
-    found = distributed.find_cluster(env)
-    assert found == (None if expected is None else distributed.Cluster(*expected))
+    found = cluster.find_cluster(env)
+    assert found == (None if expected is None else cluster.Cluster(*expected))
 
 
 @pytest.mark.parametrize(
@@ -227,22 +227,22 @@ def test_the_environment_says_who_is_there(env, expected):
 )
 def test_a_gap_in_the_description_is_named(env, message):
     with pytest.raises(UserError, match=message) as error:
-        distributed.find_cluster(env)
+        cluster.find_cluster(env)
     assert "\n" not in str(error.value)
 
 
 def test_an_absent_process_0_is_one_line():
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=f"process 0 does not answer at {address}") as error:
-        distributed.initialize(address, 2, 1, timeout_s=0)
+        cluster.initialize(address, 2, 1, timeout_s=0)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="'here:now': must be host:port"):
-        distributed.initialize("here:now", 2, 1, timeout_s=0)
+        cluster.initialize("here:now", 2, 1, timeout_s=0)
 
 
 def test_one_process_needs_nobody():
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    assert distributed.initialize() is None and distributed.is_main()
+    assert cluster.initialize() is None and distributed.is_main()
     assert distributed.part(7) == slice(0, 7)
     assert distributed.all_gather("x") == ["x"] and distributed.from_main(lambda: 3) == 3
     assert distributed.total({"a": 2.0}) == {"a": 2.0} and distributed.any_process(True)

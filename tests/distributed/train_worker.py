@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gtalign_jax import checkpoint, distributed
+from gtalign_jax import checkpoint, cluster, distributed
 from gtalign_jax.data import loader
 from gtalign_jax.models import hf, stored, transformer
 from gtalign_jax.models.config import ModelConfig, read_config
@@ -191,7 +191,7 @@ def agreements():
 
 def main(folder: pathlib.Path, mesh: dict, phases: str) -> None:
     jax.config.update("jax_disable_most_optimizations", True)  # half the time to compile
-    assert distributed.initialize(timeout_s=60) is not None
+    assert cluster.initialize(timeout_s=60) is not None
     agreements()
     result, weights = run(folder, make_mesh(MeshConfig(**mesh)), phases.split(","))
     if distributed.is_main():

@@ -11,24 +11,6 @@ from gtalign_jax.reference.normalize import METHODS
 BATCH = {"id": 3, "sources": ["a", "b", "a", "a", "b"], "scores": [0.5, 0.25, 1.0, 0.0, 0.75]}
 
 
-def _write(path, rows) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def _normalize(tmp_path, rows, *flags) -> list[dict]:
-    out = tmp_path / "out.jsonl"
-    normalize.main([_write(tmp_path / "in.jsonl", rows), str(out), *flags])
-    return [json.loads(line) for line in out.read_text().splitlines()]
-
-
-def _refused(capsys, arguments) -> str:
-    with pytest.raises(SystemExit) as stop:
-        normalize.main([str(a) for a in arguments])
-    assert stop.value.code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_reference_reproduces_the_recorded_files(shared, tmp_path, method):
     count = 0
@@ -42,8 +24,8 @@ def test_reference_reproduces_the_recorded_files(shared, tmp_path, method):
     assert count == 70
 
 
-def test_default_zscore_by_hand_and_ids_are_kept(tmp_path):
-    rows = _normalize(tmp_path, [BATCH, {**BATCH, "sources": ["c"] * 5}], "--method=zscore")
+def test_default_zscore_by_hand_and_ids_are_kept(converted):
+    rows = converted(normalize.main, [BATCH, {**BATCH, "sources": ["c"] * 5}], "--method=zscore")
     assert [row["id"] for row in rows] == [3, 3]
     assert rows[0]["scores"] == BATCH["scores"]
     std = np.std([0.5, 1, 0])
@@ -51,24 +33,24 @@ def test_default_zscore_by_hand_and_ids_are_kept(tmp_path):
     assert abs(np.mean(rows[1]["normalized"])) < 1e-5
 
 
-def test_a_score_that_is_missing_takes_no_part_and_stays_null(tmp_path):
-    (plain,) = _normalize(tmp_path, [BATCH], "--method=zscore")
+def test_a_score_that_is_missing_takes_no_part_and_stays_null(converted):
+    (plain,) = converted(normalize.main, [BATCH], "--method=zscore")
     padded = {"sources": [*BATCH["sources"], "a", "b"], "scores": [*BATCH["scores"], None, "nan"]}
-    (row,) = _normalize(tmp_path, [padded], "--method=zscore")
+    (row,) = converted(normalize.main, [padded], "--method=zscore")
     assert row["normalized"][5:] == [None, None]
     np.testing.assert_allclose(row["normalized"][:5], plain["normalized"], atol=1e-6)
 
 
-def test_reference_spells_what_json_cannot_hold(tmp_path):
-    (row,) = _normalize(
-        tmp_path, [{"sources": ["a", "a"], "scores": [0.5, "nan"]}], "--method=zscore", "--reference"
+def test_reference_spells_what_json_cannot_hold(converted):
+    (row,) = converted(
+        normalize.main, [{"sources": ["a", "a"], "scores": [0.5, "nan"]}], "--method=zscore", "--reference"
     )
     assert row["normalized"] == ["nan", "nan"]
 
 
 @pytest.mark.parametrize("mode", [[], ["--reference"]])
-def test_an_empty_batch(tmp_path, mode):
-    assert _normalize(tmp_path, [{"sources": [], "scores": []}], *mode)[0]["normalized"] == []
+def test_an_empty_batch(converted, mode):
+    assert converted(normalize.main, [{"sources": [], "scores": []}], *mode)[0]["normalized"] == []
 
 
 @pytest.mark.parametrize(
@@ -84,17 +66,17 @@ def test_an_empty_batch(tmp_path, mode):
     ],
 )
 @pytest.mark.parametrize("mode", [[], ["--reference"]])
-def test_a_bad_line_is_named_and_the_output_is_left_alone(tmp_path, capsys, line, named, mode):
+def test_a_bad_line_is_named_and_the_output_is_left_alone(tmp_path, refused, write_lines, line, named, mode):
     out = tmp_path / "out.jsonl"
     out.write_text("old")
-    source = _write(tmp_path / "in.jsonl", [BATCH, line])
-    error = _refused(capsys, [source, out, *mode])
+    source = write_lines(tmp_path / "in.jsonl", [BATCH, line])
+    error = refused(normalize.main, [source, out, *mode])
     assert f"{source}:2" in error and named in error
     assert out.read_text() == "old"
 
 
-def test_wrong_flags_and_a_null_in_reference_mode(tmp_path, capsys):
-    source = _write(tmp_path / "in.jsonl", [{"sources": ["a"], "scores": [None]}])
-    assert "--method=rank: use one of" in _refused(capsys, [source, tmp_path / "o", "--method=rank"])
-    assert f"{source}:1: scores[0]" in _refused(capsys, [source, tmp_path / "o", "--reference"])
-    assert "cannot be read" in _refused(capsys, [tmp_path / "absent", tmp_path / "o"])
+def test_wrong_flags_and_a_null_in_reference_mode(tmp_path, refused, write_lines):
+    source = write_lines(tmp_path / "in.jsonl", [{"sources": ["a"], "scores": [None]}])
+    assert "--method=rank: use one of" in refused(normalize.main, [source, tmp_path / "o", "--method=rank"])
+    assert f"{source}:1: scores[0]" in refused(normalize.main, [source, tmp_path / "o", "--reference"])
+    assert "cannot be read" in refused(normalize.main, [tmp_path / "absent", tmp_path / "o"])

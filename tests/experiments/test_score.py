@@ -36,27 +36,6 @@ def _line(**fields) -> dict:
     } | fields
 
 
-def _write(path, rows) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def _score(tmp_path, rows, *flags) -> list[dict]:
-    out = tmp_path / "out.jsonl"
-    score.main([_write(tmp_path / "in.jsonl", rows), str(out), *flags])
-    return [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n") if line]
-
-
-def _refused(capsys, arguments) -> str:
-    """The one line on stderr of a refusal with exit status 2."""
-    with pytest.raises(SystemExit) as stop:
-        score.main([str(a) for a in arguments])
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
 def test_reference_reproduces_the_recorded_files(shared, tmp_path):
     """Every variant is checked record by record in tests/reference; here the command, on two of them."""
     for golden, recorded, name in (
@@ -81,8 +60,8 @@ def test_reference_reproduces_the_recorded_files(shared, tmp_path):
                 )
 
 
-def test_output_is_the_input_with_the_fields_of_a_rollout_line(tmp_path):
-    (row,) = _score(tmp_path, [_line(extra_info={"a": "\ud800"})])
+def test_output_is_the_input_with_the_fields_of_a_rollout_line(converted):
+    (row,) = converted(score.main, [_line(extra_info={"a": "\ud800"})])
     assert {key: row[key] for key in ("id", "task", "ground_truth")} == {
         "id": 7,
         "task": "math",
@@ -103,9 +82,10 @@ def test_output_is_the_input_with_the_fields_of_a_rollout_line(tmp_path):
     assert row["reward_gap"] == pytest.approx(abs(user - llm), abs=1e-6)
 
 
-def test_rewards_differ_in_score_only(tmp_path):
+def test_rewards_differ_in_score_only(converted):
     by_name = {
-        name: _score(tmp_path, [_line()], f"--reward={name}")[0] for name in ("linear", "user", "rawlsian")
+        name: converted(score.main, [_line()], f"--reward={name}")[0]
+        for name in ("linear", "user", "rawlsian")
     }
     user, llm = by_name["user"]["user_reward"], by_name["user"]["llm_reward"]
     assert by_name["linear"]["score"] == pytest.approx((user + llm) / 2, abs=1e-6)
@@ -118,8 +98,8 @@ def test_rewards_differ_in_score_only(tmp_path):
     )
 
 
-def test_a_missing_verdict_is_null_with_its_reason_and_never_zero(tmp_path):
-    rows = _score(tmp_path, [_line(judge_text="I cannot say"), _line(completion="no chain at all")])
+def test_a_missing_verdict_is_null_with_its_reason_and_never_zero(converted):
+    rows = converted(score.main, [_line(judge_text="I cannot say"), _line(completion="no chain at all")])
     for key in ("score", "answer_reward", "user_reward", "llm_reward", "utility", "reward_gap"):
         assert rows[0][key] is None
         assert rows[1][key] == 0
@@ -128,27 +108,27 @@ def test_a_missing_verdict_is_null_with_its_reason_and_never_zero(tmp_path):
     assert any("response" in reason for reason in rows[1]["errors"])
 
 
-def test_the_last_verdict_counts_and_the_published_code_takes_the_first(tmp_path):
+def test_the_last_verdict_counts_and_the_published_code_takes_the_first(converted):
     line = _line(judge_text=r"<think>\boxed{0}</think> \boxed{1}", extra_info={"single_turn_prompt": "q"})
-    assert _score(tmp_path, [line])[0]["answer_reward"] == 1
-    assert _score(tmp_path, [line], "--reference")[0]["answer_reward"] == 0
+    assert converted(score.main, [line])[0]["answer_reward"] == 1
+    assert converted(score.main, [line], "--reference")[0]["answer_reward"] == 0
 
 
-def test_verdicts_stay_with_their_lines(tmp_path):
+def test_verdicts_stay_with_their_lines(converted):
     """Equal completions with other verdicts, lines that are not judged in between, several batches."""
     texts = [rf"\boxed{{{i % 2}}}" for i in range(10)]
     rows = [
         _line(judge_text=text) if i % 3 else _line(judge_text=text, completion="x")
         for i, text in enumerate(texts)
     ]
-    scored = _score(tmp_path, rows, "--batch_size=4")
+    scored = converted(score.main, rows, "--batch_size=4")
     assert [row["answer_reward"] for row in scored] == [float(i % 2 and i % 3 > 0) for i in range(10)]
 
 
-def test_without_a_judge_text_rules_judge_and_stderr_says_so(tmp_path, capsys):
+def test_without_a_judge_text_rules_judge_and_stderr_says_so(converted, capsys):
     line = _line(completion=_chain(r"\boxed{5}"))
     del line["judge_text"]
-    rows = _score(tmp_path, [line, {**line, "completion": _chain(r"\boxed{4}")}, _line()])
+    rows = converted(score.main, [line, {**line, "completion": _chain(r"\boxed{4}")}, _line()])
     assert [row["judge"]["verdict"] for row in rows] == [0, 1, 1]
     assert "2 lines have no judge_text and were judged by rules" in capsys.readouterr().err
 
@@ -162,16 +142,16 @@ def not_a_reward(features, config):
     return features.answer_user
 
 
-def test_a_reward_of_the_users_own(tmp_path, monkeypatch, capsys):
+def test_a_reward_of_the_users_own(tmp_path, converted, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "my_rewards", sys.modules[__name__])
-    row = _score(tmp_path, [_line()], "--reward=my_rewards:half_welfare")[0]
+    row = converted(score.main, [_line()], "--reward=my_rewards:half_welfare")[0]
     assert row["score"] == pytest.approx(row["utility"] / 2, rel=1e-6)
     assert row["payoff_reward"] is None
     paths = (tmp_path / "in.jsonl", tmp_path / "new.jsonl")
-    assert "must return a Reward" in _refused(capsys, [*paths, "--reward=my_rewards:not_a_reward"])
-    assert "--reward='nope'" in _refused(capsys, [*paths, "--reward=nope"])
-    assert "--reward=rawlsian" in _refused(capsys, [*paths, "--reward=rawlsian", "--reference"])
-    assert "--batch_size=0" in _refused(capsys, [*paths, "--batch_size=0"])
+    assert "must return a Reward" in refused(score.main, [*paths, "--reward=my_rewards:not_a_reward"])
+    assert "--reward='nope'" in refused(score.main, [*paths, "--reward=nope"])
+    assert "--reward=rawlsian" in refused(score.main, [*paths, "--reward=rawlsian", "--reference"])
+    assert "--batch_size=0" in refused(score.main, [*paths, "--batch_size=0"])
 
 
 @pytest.mark.parametrize(
@@ -189,32 +169,34 @@ def test_a_reward_of_the_users_own(tmp_path, monkeypatch, capsys):
     ],
 )
 @pytest.mark.parametrize("mode", [[], ["--reference"]])
-def test_a_bad_line_is_named_and_the_output_is_left_alone(tmp_path, capsys, line, named, mode):
+def test_a_bad_line_is_named_and_the_output_is_left_alone(tmp_path, refused, line, named, mode):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(json.dumps(_line()).encode() + b"\n\n" + line + b"\n")
     out.write_text("old")
-    error = _refused(capsys, [source, out, "--batch_size=1", *mode])
+    error = refused(score.main, [source, out, "--batch_size=1", *mode])
     assert f"{source}:3" in error and named in error
     assert out.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
-def test_reference_needs_the_judges_text(tmp_path, capsys):
-    source = _write(tmp_path / "in.jsonl", [_line(judge_text=None)])
-    assert f"{source}:1: judge_text is missing" in _refused(capsys, [source, tmp_path / "o", "--reference"])
+def test_reference_needs_the_judges_text(tmp_path, refused, write_lines):
+    source = write_lines(tmp_path / "in.jsonl", [_line(judge_text=None)])
+    assert f"{source}:1: judge_text is missing" in refused(
+        score.main, [source, tmp_path / "o", "--reference"]
+    )
 
 
-def test_files_that_cannot_be_read_or_written(tmp_path, capsys):
-    source, empty = _write(tmp_path / "in.jsonl", [_line()]), _write(tmp_path / "empty.jsonl", [])
-    assert "cannot be read" in _refused(capsys, [tmp_path / "absent", tmp_path / "o"])
-    assert "holds no lines" in _refused(capsys, [empty, tmp_path / "o"])
-    assert "is a folder" in _refused(capsys, [source, tmp_path])
-    assert "cannot write there" in _refused(capsys, [source, source + "/o"])
+def test_files_that_cannot_be_read_or_written(tmp_path, refused, write_lines):
+    source, empty = write_lines(tmp_path / "in.jsonl", [_line()]), write_lines(tmp_path / "empty.jsonl", [])
+    assert "cannot be read" in refused(score.main, [tmp_path / "absent", tmp_path / "o"])
+    assert "holds no lines" in refused(score.main, [empty, tmp_path / "o"])
+    assert "is a folder" in refused(score.main, [source, tmp_path])
+    assert "cannot write there" in refused(score.main, [source, source + "/o"])
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path):
+def test_memory_does_not_grow_with_the_file(tmp_path, write_lines):
     def peak(lines: int) -> int:
-        source = _write(tmp_path / "in.jsonl", [_line(extra_info={"pad": "x" * 2000})] * lines)
+        source = write_lines(tmp_path / "in.jsonl", [_line(extra_info={"pad": "x" * 2000})] * lines)
         tracemalloc.start()
         score.main([source, str(tmp_path / "out.jsonl"), "--reference", "--batch_size=20"])
         high = tracemalloc.get_traced_memory()[1]

@@ -1,0 +1,45 @@
+"""The config of a run as it stands in its work directory: written once, refused when it is another's."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator
+
+import ml_collections
+
+from gtalign_jax import config as config_lib
+from gtalign_jax import distributed
+from gtalign_jax.errors import UserError
+from gtalign_jax.reporting import jsonl
+
+
+def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuse a workdir that holds another run, before anything in it is touched."""
+    path, text = workdir / "config.json", config_lib.to_json(config)
+    if path.is_file() and path.read_text() != text:
+        field = next(_differences(json.loads(path.read_text()), json.loads(text)))
+        raise UserError(f"{path}: holds a run with another {field}; name a new --workdir or remove this one")
+
+
+def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+    """Record the config of a run."""
+    if distributed.is_main():
+        jsonl.write_atomic(workdir / "config.json", config_lib.to_json(config))
+
+
+def _differences(old: dict, new: dict, prefix: str = "config") -> Iterator[str]:
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}.{key}")
+        elif a != b:
+            yield f"{prefix}.{key} ({a!r}, now {b!r})"
+
+
+def read_config_json(workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config a run was started with."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; this is no work directory of a run")
+    return ml_collections.ConfigDict(json.loads(path.read_text()))
