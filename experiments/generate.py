@@ -22,7 +22,7 @@ from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.models import hf
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout import external, lines
+from gtalign_jax.rollout import external, lines, servers
 from gtalign_jax.rollout.backends import KINDS
 from gtalign_jax.rollout.engine import BucketConfig, Engine
 from gtalign_jax.rollout.folder import folder_engine, load_engine
@@ -93,8 +93,8 @@ def open_engine(
         return *loaded, engine_lib.rollout
     engine = folder_engine(hf.resolve_folder(flags.model), sampling=sampling, buckets=buckets)
     name = flags.served_model or flags.model
-    config = external.ServerConfig(kind=flags.kind, endpoints=tuple(flags.server), model=name)
-    return engine, None, functools.partial(external.rollout, external.connect(config), stops=flags.stop)
+    config = servers.ServerConfig(kind=flags.kind, endpoints=tuple(flags.server), model=name)
+    return engine, None, functools.partial(external.rollout, servers.connect(config), stops=flags.stop)
 
 
 def complete(

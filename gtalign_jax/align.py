@@ -18,7 +18,7 @@ import numpy as np
 
 from gtalign_jax import distributed, generation
 from gtalign_jax.evaluate import Scored, rollout_lines
-from gtalign_jax.generation import hand_over, numbers, trainer_limit
+from gtalign_jax.generation import hand_over, trainer_limit
 from gtalign_jax.groups import (
     Sampled,
     no_completions,
@@ -43,6 +43,7 @@ from gtalign_jax.rl.update import make_update
 from gtalign_jax.settings import Settings
 from gtalign_jax.sharding import batch_shards, place_batch, spread
 from gtalign_jax.state import Optimizer, init_state, make_optimizer
+from gtalign_jax.step_metrics import counted, counters, rollout_metrics
 from gtalign_jax.types import Experience, PyTree, Rollout, TrainState
 
 
@@ -224,47 +225,3 @@ def training_reward(job: Job, scored: Scored, shape: tuple[int, int]) -> tuple[n
     if method != "none":
         reward = normalize_scores(reward, features.source, features.valid, method, len(TASKS))
     return np.asarray(reward).reshape(shape), np.asarray(features.valid).reshape(shape)
-
-
-# --- metrics -------------------------------------------------------------------------------------
-
-
-def counters(job: Job) -> dict[str, float]:
-    """What judges and servers have counted so far, over all hosts."""
-    judged = {f"judge/{name}": n for name, n in job.judge_stats.numbers().items()}
-    served = {f"engine/{name}": n for name, n in numbers(job.generator).items()}
-    return distributed.total(judged | served)
-
-
-def counted(before: dict[str, float], after: dict[str, float]) -> Metrics:
-    """What a step added to the counters; a peak is what it is."""
-    peaks = {"judge/max_in_flight"}
-    return {name: n - (0.0 if name in peaks else before.get(name, 0.0)) for name, n in after.items()}
-
-
-def rollout_metrics(sampled: Sampled) -> Metrics:
-    """What the completions of a step were like; samples without a verdict count in no mean of a reward, those
-    that did not come back from a server in none at all."""
-    scored, rollout = sampled.scored, sampled.rollout
-    f, action, reward = scored.batch.features, scored.batch.action, scored.reward
-    valid, written = np.asarray(f.valid), rollout.length > 0
-    back = written.reshape(-1)
-    metrics = {
-        "reward/format": (f.format_ok & f.payoff_ok)[back].mean(),
-        "reward/frontier": f.frontier[back].mean(),
-        "length/mean": rollout.length[written].mean(),
-        "length/truncated": 1.0 - rollout.finished[written].mean(),
-        "judge/missing": 1.0 - valid.mean(),
-        "tokens": int(rollout.length.sum()),
-    }
-    acted = [a for a, came in zip(action, back, strict=True) if came]
-    metrics |= {f"action/{name}": float(np.mean([a == name for a in acted])) for name in ("DA", "CQ", "AQ")}
-    tasks = np.array([item.task for item in scored.items])
-    values = {"welfare": reward.welfare, "user": reward.user, "llm": reward.llm}
-    for name, value in (values | {"answer": scored.batch.answer}).items():
-        if valid.any():
-            metrics[f"reward/{name}"] = value[valid].mean()
-    for task in sorted(set(tasks[valid])):
-        mine = valid & (tasks == task)
-        metrics |= {f"reward/{name}/{task}": value[mine].mean() for name, value in values.items()}
-    return metrics

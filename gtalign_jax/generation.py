@@ -16,11 +16,11 @@ from gtalign_jax import distributed
 from gtalign_jax.errors import UserError
 from gtalign_jax.rl.logprobs import Limit
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout import external, grammar
+from gtalign_jax.rollout import external, grammar, servers
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.rollout.external import EMBEDDED, Server, ServerConfig
 from gtalign_jax.rollout.grammar import BlockLimits, Constraint
+from gtalign_jax.rollout.servers import EMBEDDED, Server, ServerConfig
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
 
 
@@ -59,7 +59,7 @@ class Generator:
 
 def make_generator(config: EngineConfig, engine: Engine, workdir: pathlib.Path) -> Generator:
     """The generator of a run; nothing is sent to a server yet. UserError for a config that cannot work."""
-    server = None if config.kind == EMBEDDED else external.connect(config)
+    server = None if config.kind == EMBEDDED else servers.connect(config)
     generate = engine_lib.rollout if server is None else functools.partial(external.rollout, server)
     constraint = engine_lib.make_constraint(engine, config.limits) if config.grammar else None
     return Generator(generate, server, constraint, workdir / "engine")

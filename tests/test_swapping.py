@@ -21,6 +21,7 @@ from gtalign_jax.rl.update import make_update
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.settings import make_settings
 from gtalign_jax.sharding import spread
+from gtalign_jax.step_metrics import rollout_metrics
 from gtalign_jax.types import Rollout
 
 PROMPTS, GROUP = 4, 4
@@ -114,7 +115,7 @@ def test_training_goes_on_when_the_judge_is_down(job, rollout):
     reward, valid = align.training_reward(job, sampled.scored, rollout.length.shape)
     judged = np.array([chain.reward_ok for chain in sampled.scored.batch.chains]).reshape(valid.shape)
     assert judged.any() and not valid[judged].any() and valid[~judged].all()
-    metrics = align.rollout_metrics(sampled)
+    metrics = rollout_metrics(sampled)
     assert metrics["judge/missing"] == pytest.approx(judged.mean())
     assert metrics["reward/welfare"] == 0.0  # what is left are broken chains, which earn nothing
     lines = rollout_lines(job, rollout, sampled.scored, 0)
@@ -131,7 +132,7 @@ def test_normalising_per_task_changes_the_reward_not_the_record(job, rollout):
     plain, _ = align.training_reward(job, sampled.scored, rollout.length.shape)
     normal, _ = align.training_reward(mine, sampled.scored, rollout.length.shape)
     assert not np.allclose(plain, normal)
-    assert align.rollout_metrics(sampled)["reward/welfare"] == pytest.approx(plain.mean(), abs=1e-6)
+    assert rollout_metrics(sampled)["reward/welfare"] == pytest.approx(plain.mean(), abs=1e-6)
 
 
 def test_refilling_replaces_flat_groups_and_keeps_rows_together(job, rollout):

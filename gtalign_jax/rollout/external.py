@@ -1,6 +1,6 @@
 """Rollouts from inference servers (vLLM, SGLang, any OpenAI-compatible one) in the place of our own engine.
 
-    server   = connect(config)
+    server   = servers.connect(config)
     generate = functools.partial(external.rollout, server)      the signature of `engine.rollout`
     push_weights(server, params, engine, folder)                HF export, then the servers' reload call
 
@@ -12,7 +12,6 @@ in every update (`sampler/gap`, `kl/sampler`) and corrected when `algorithm.is_c
 from __future__ import annotations
 
 import collections
-import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -22,68 +21,18 @@ import numpy as np
 
 from gtalign_jax import distributed
 from gtalign_jax.errors import UserError
-from gtalign_jax.http_client import api_key, check_numbers, check_urls
 from gtalign_jax.models import hf, lora
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.backends import KINDS, Ask, Completion, completion_call, reload_calls
+from gtalign_jax.rollout.backends import Ask, Completion, completion_call, reload_calls
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.decode import Ending
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.grammar import Constraint
-from gtalign_jax.rollout.http_pool import Call, Failed, Pool, PoolConfig, post_all
+from gtalign_jax.rollout.http_pool import Call, Failed, Pool, post_all
+from gtalign_jax.rollout.servers import Server
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
 
 log = logging.getLogger(__name__)
-EMBEDDED = "embedded"
-_AT_LEAST = {  # field → (smallest value, whether it may be that value)
-    **{name: (1, True) for name in ("in_flight", "tries", "push_every")},
-    **{name: (0, False) for name in ("timeout_s", "call_timeout_s")},
-    **{name: (0, True) for name in ("wait_s", "max_wait_s", "rest_s")},
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class ServerConfig(PoolConfig):
-    """Who generates. The fields of `PoolConfig`, and:
-
-    kind: `embedded` (our own engine), `vllm`, `sglang` or `openai`. endpoints: URLs such as
-    http://host:8000, with or without /v1; they share the work. model: the name the servers know it by.
-    push_every: training steps between two hand-overs of the weights. api_key_env: environment variable
-    with the key, empty for none.
-    """
-
-    kind: str = EMBEDDED
-    endpoints: tuple[str, ...] = ()
-    model: str = ""
-    push_every: int = 1
-    api_key_env: str = ""
-
-    def __post_init__(self) -> None:
-        if self.kind not in (EMBEDDED, *KINDS):
-            raise UserError(f"config.engine.kind={self.kind!r}: use one of {', '.join((EMBEDDED, *KINDS))}")
-        check_numbers(self, _AT_LEAST, "config.engine")
-        check_urls(self.endpoints, "config.engine.endpoints", "http://host:8000")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Server:
-    """Servers that hold the same model. pool: how they fare, and counters (`pool.numbers()`)."""
-
-    config: ServerConfig
-    pool: Pool
-
-
-def connect(config: ServerConfig) -> Server:
-    """The servers of a config; nothing is sent yet. UserError for a config that cannot work."""
-    if config.kind == EMBEDDED:
-        raise UserError("config.engine.kind='embedded' needs no server; use vllm, sglang or openai")
-    if not config.endpoints:
-        raise UserError("config.engine.endpoints is empty: name at least one, such as http://host:8000")
-    if not config.model and config.kind != "sglang":
-        raise UserError("config.engine.model is empty: name the model as the server lists it in /v1/models")
-    key = api_key(config.api_key_env, "config.engine.api_key_env")
-    roots = [url.rstrip("/").removesuffix("/v1") for url in config.endpoints]
-    return Server(config, Pool(roots, config, key))
 
 
 # --- generation -----------------------------------------------------------------------------------

@@ -20,11 +20,11 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
 from gtalign_jax.rl.logprobs import token_logprobs
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout import external
+from gtalign_jax.rollout import external, servers
 from gtalign_jax.rollout.backends import Ask, completion_call
 from gtalign_jax.rollout.engine import BucketConfig, Engine
-from gtalign_jax.rollout.external import ServerConfig
 from gtalign_jax.rollout.sampling import SamplingConfig
+from gtalign_jax.rollout.servers import ServerConfig
 
 N, G = 12, 2
 KEY = jax.random.key(5)
@@ -159,7 +159,7 @@ def serve(engine, params, monkeypatch):
 
 def connect(*urls, kind="vllm", **fields):
     quick = {"wait_s": 0.01, "max_wait_s": 0.02, "timeout_s": 20.0, "in_flight": 4}
-    return external.connect(ServerConfig(kind=kind, endpoints=urls, model="m", **quick | fields))
+    return servers.connect(ServerConfig(kind=kind, endpoints=urls, model="m", **quick | fields))
 
 
 def assert_same(got, want):
@@ -401,7 +401,7 @@ def test_a_constraint_is_refused(engine, batch):
 )
 def test_a_config_that_cannot_work_is_named(fields, message):
     with pytest.raises(UserError, match=message):
-        external.connect(ServerConfig(**{"kind": "vllm", "endpoints": ("http://h",), "model": "m"} | fields))
+        servers.connect(ServerConfig(**{"kind": "vllm", "endpoints": ("http://h",), "model": "m"} | fields))
 
 
 # --- weights ---------------------------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""The inference servers of a run: their config, and what is known of them while it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.http_client import api_key, check_numbers, check_urls
+from gtalign_jax.rollout.backends import KINDS
+from gtalign_jax.rollout.http_pool import Pool, PoolConfig
+
+EMBEDDED = "embedded"
+_AT_LEAST = {  # field → (smallest value, whether it may be that value)
+    **{name: (1, True) for name in ("in_flight", "tries", "push_every")},
+    **{name: (0, False) for name in ("timeout_s", "call_timeout_s")},
+    **{name: (0, True) for name in ("wait_s", "max_wait_s", "rest_s")},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerConfig(PoolConfig):
+    """Who generates. The fields of `PoolConfig`, and:
+
+    kind: `embedded` (our own engine), `vllm`, `sglang` or `openai`. endpoints: URLs such as
+    http://host:8000, with or without /v1; they share the work. model: the name the servers know it by.
+    push_every: training steps between two hand-overs of the weights. api_key_env: environment variable
+    with the key, empty for none.
+    """
+
+    kind: str = EMBEDDED
+    endpoints: tuple[str, ...] = ()
+    model: str = ""
+    push_every: int = 1
+    api_key_env: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in (EMBEDDED, *KINDS):
+            raise UserError(f"config.engine.kind={self.kind!r}: use one of {', '.join((EMBEDDED, *KINDS))}")
+        check_numbers(self, _AT_LEAST, "config.engine")
+        check_urls(self.endpoints, "config.engine.endpoints", "http://host:8000")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Server:
+    """Servers that hold the same model. pool: how they fare, and counters (`pool.numbers()`)."""
+
+    config: ServerConfig
+    pool: Pool
+
+
+def connect(config: ServerConfig) -> Server:
+    """The servers of a config; nothing is sent yet. UserError for a config that cannot work."""
+    if config.kind == EMBEDDED:
+        raise UserError("config.engine.kind='embedded' needs no server; use vllm, sglang or openai")
+    if not config.endpoints:
+        raise UserError("config.engine.endpoints is empty: name at least one, such as http://host:8000")
+    if not config.model and config.kind != "sglang":
+        raise UserError("config.engine.model is empty: name the model as the server lists it in /v1/models")
+    key = api_key(config.api_key_env, "config.engine.api_key_env")
+    roots = [url.rstrip("/").removesuffix("/v1") for url in config.endpoints]
+    return Server(config, Pool(roots, config, key))

@@ -1,0 +1,52 @@
+"""What a step of alignment reports beside its update: counts of judges and servers, and what was written."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gtalign_jax import distributed
+from gtalign_jax.generation import numbers
+from gtalign_jax.groups import Sampled
+from gtalign_jax.job import Job
+from gtalign_jax.phase import Metrics
+
+
+def counters(job: Job) -> dict[str, float]:
+    """What judges and servers have counted so far, over all hosts."""
+    judged = {f"judge/{name}": n for name, n in job.judge_stats.numbers().items()}
+    served = {f"engine/{name}": n for name, n in numbers(job.generator).items()}
+    return distributed.total(judged | served)
+
+
+def counted(before: dict[str, float], after: dict[str, float]) -> Metrics:
+    """What a step added to the counters; a peak is what it is."""
+    peaks = {"judge/max_in_flight"}
+    return {name: n - (0.0 if name in peaks else before.get(name, 0.0)) for name, n in after.items()}
+
+
+def rollout_metrics(sampled: Sampled) -> Metrics:
+    """What the completions of a step were like; samples without a verdict count in no mean of a reward, those
+    that did not come back from a server in none at all."""
+    scored, rollout = sampled.scored, sampled.rollout
+    f, action, reward = scored.batch.features, scored.batch.action, scored.reward
+    valid, written = np.asarray(f.valid), rollout.length > 0
+    back = written.reshape(-1)
+    metrics = {
+        "reward/format": (f.format_ok & f.payoff_ok)[back].mean(),
+        "reward/frontier": f.frontier[back].mean(),
+        "length/mean": rollout.length[written].mean(),
+        "length/truncated": 1.0 - rollout.finished[written].mean(),
+        "judge/missing": 1.0 - valid.mean(),
+        "tokens": int(rollout.length.sum()),
+    }
+    acted = [a for a, came in zip(action, back, strict=True) if came]
+    metrics |= {f"action/{name}": float(np.mean([a == name for a in acted])) for name in ("DA", "CQ", "AQ")}
+    tasks = np.array([item.task for item in scored.items])
+    values = {"welfare": reward.welfare, "user": reward.user, "llm": reward.llm}
+    for name, value in (values | {"answer": scored.batch.answer}).items():
+        if valid.any():
+            metrics[f"reward/{name}"] = value[valid].mean()
+    for task in sorted(set(tasks[valid])):
+        mine = valid & (tasks == task)
+        metrics |= {f"reward/{name}/{task}": value[mine].mean() for name, value in values.items()}
+    return metrics
