@@ -85,12 +85,21 @@ class StartConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SftConfig:
-    """The cold start: `steps` updates on `chains` demonstrations of each of `prompts` prompts."""
+    """The cold start: `steps` updates on `chains` demonstrations of each of `prompts` prompts.
+
+    pack: 0, or the length of a row; then a step trains on `prompts` rows with as many chains in each as fit,
+    every one with its own prompt. It pays with one chain a prompt, or with short prompts.
+    """
 
     steps: int = 0
     prompts: int = 16
     chains: int = 4
     microbatches: int = 1
+    pack: int = 0
+
+    def __post_init__(self):
+        if self.pack < 0:
+            raise UserError(f"config.sft.pack={self.pack}: must be 0 or the length of a row")
 
 
 @dataclasses.dataclass(frozen=True)

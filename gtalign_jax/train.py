@@ -5,6 +5,7 @@ The two phases resume from their newest checkpoints (`phase.py`); an evaluation 
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ from gtalign_jax.adapters import add_adapters, save_adapters
 from gtalign_jax.align import run_align
 from gtalign_jax.bootstrap import format_table, summary_table
 from gtalign_jax.data import loader
+from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.evaluate import evaluate_once
 from gtalign_jax.job import Job, load_start, make_job, save_model
 from gtalign_jax.metrics import NullLog, RunLog
@@ -29,7 +31,7 @@ from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run_config import check_config, write_config
 from gtalign_jax.settings import Settings
-from gtalign_jax.sft.update import SftBatch, make_sft_update
+from gtalign_jax.sft.update import PackedBatch, SftBatch, make_sft_update
 from gtalign_jax.state import Optimizer, init_state, make_optimizer
 from gtalign_jax.steering.examples import steer_examples
 from gtalign_jax.types import PyTree, TrainState
@@ -99,17 +101,21 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
     state = sft_state(job.settings, optimizer, trained)
     update = make_sft_update(job.model, optimizer, job.settings.sft.microbatches)
 
-    def batch_of(k: int) -> tuple[SftBatch, int]:
-        batch, tokens = sft_batch(job, k)
-        return distributed.global_batch(batch, job.settings.sft.prompts, job.mesh), tokens
+    make = functools.partial(packed_batch, job, packed_stream(job)) if job.settings.sft.pack else None
+    make = make or functools.partial(sft_batch, job)
+
+    def batch_of(k: int) -> tuple[SftBatch | PackedBatch, Metrics]:
+        batch, counts = make(k)
+        return distributed.global_batch(batch, job.settings.sft.prompts, job.mesh), counts
 
     def step(state: TrainState, k: int) -> tuple[TrainState, Metrics]:
-        batch, tokens = batch_of(k)
+        batch, counts = batch_of(k)
         state, metrics = update(state, batch, base)
-        return state, metrics | {"tokens": tokens}
+        return state, metrics | counts
 
     def warm_up(state: TrainState, first: int) -> None:
-        for k in sft_steps_by_width(job, range(first, steps)).values():
+        widths = {0: first} if job.settings.sft.pack else sft_steps_by_width(job, range(first, steps))
+        for k in widths.values():
             update.lower(state, batch_of(k)[0], base).compile()  # kept by `update`, which will find it
 
     before = warm_up if job.settings.start.warm_up else None
@@ -132,8 +138,23 @@ def sft_steps_by_width(job: Job, steps: Iterable[int]) -> dict[int, int]:
     return loader.steps_by_width(widths, job.settings.sft.prompts, job.settings.data.seed, steps)
 
 
-def sft_batch(job: Job, k: int) -> tuple[SftBatch, int]:
-    """(this host's demonstrations of step k, tokens of the whole batch)."""
+def packed_stream(job: Job) -> PackedStream:
+    """The batches of a cold start whose chains are packed into rows."""
+    sft = job.settings.sft
+    return PackedStream(job.demonstrations, sft.prompts, sft.pack, job.settings.data.seed)
+
+
+def packed_batch(job: Job, stream: PackedStream, k: int) -> tuple[PackedBatch, Metrics]:
+    """(this host's rows of step k, what is in the whole batch)."""
+    rows = stream.batch(k)
+    mine = distributed.host_rows(len(rows.tokens), job.mesh)
+    arrays = (rows.tokens, rows.segments, rows.positions, rows.learn)
+    counts = {"tokens": int(rows.learn.sum()), "chains": rows.chains}
+    return PackedBatch(*(x[mine] for x in arrays)), counts
+
+
+def sft_batch(job: Job, k: int) -> tuple[SftBatch, Metrics]:
+    """(this host's demonstrations of step k, what is in the whole batch)."""
     data, seed = job.demonstrations, job.settings.data.seed
     rows = [data[i] for i in loader.step_rows(len(data), job.settings.sft.prompts, seed, k)]
     prompts = engine_lib.prompt_batch(job.engine, [row.prompt for row in rows])
@@ -143,4 +164,4 @@ def sft_batch(job: Job, k: int) -> tuple[SftBatch, int]:
     tokens, length = loader.pad_completions(completions, job.settings.max_new_tokens)
     mask = np.arange(tokens.shape[-1]) < length[..., None]
     count = sum(len(completion) for row in rows for completion in row.completions)
-    return SftBatch(prompts.tokens[mine], prompts.length[mine], tokens, mask), count
+    return SftBatch(prompts.tokens[mine], prompts.length[mine], tokens, mask), {"tokens": count}

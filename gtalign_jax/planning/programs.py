@@ -26,7 +26,7 @@ from gtalign_jax.rl.update import make_update
 from gtalign_jax.rollout import programs
 from gtalign_jax.rollout.decode import Ending
 from gtalign_jax.settings import Settings
-from gtalign_jax.sft.update import SftBatch, make_sft_update
+from gtalign_jax.sft.update import PackedBatch, SftBatch, make_sft_update
 from gtalign_jax.sharding import RULES, batch_shards, shard_state, shard_tree
 from gtalign_jax.train import sft_optimizer, sft_state
 from gtalign_jax.types import PromptBatch, PyTree, Rollout, TrainState
@@ -161,9 +161,14 @@ def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
         jax.ShapeDtypeStruct((p, g, n), jnp.int32),
         jax.ShapeDtypeStruct((p, g, n), bool),
     )
+    tokens = p * (s + g * n)
+    if settings.sft.pack:
+        tokens = p * settings.sft.pack
+        row = jax.ShapeDtypeStruct((p, settings.sft.pack), jnp.int32)
+        batch = PackedBatch(row, row, row, jax.ShapeDtypeStruct(row.shape, bool))
     update = make_sft_update(model, optimizer, settings.sft.microbatches)
     args = (state, by_prompt(batch, mesh), abstract_base(settings, model, mesh))
-    return Program("sft", mesh, update, args, {}, (), p * (s + g * n))
+    return Program("sft", mesh, update, args, {}, (), tokens)
 
 
 def prefill_program(settings: Settings, model: ModelConfig, mesh: Mesh, resident: PyTree) -> Program:

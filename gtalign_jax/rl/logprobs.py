@@ -75,6 +75,20 @@ def row_logprobs(
     return _from_hidden(params, config, hidden, tokens[:, None, 1:], temperature, chunk)[0][:, 0]
 
 
+def packed_logprobs(
+    params: PyTree, config: ModelConfig, tokens: Array, segments: Array, positions: Array
+) -> tuple[Array, Array]:
+    """(logprobs, entropies) [B, T - 1] float32 of tokens 1.. of packed rows [B, T].
+
+    Column t is log p(token t + 1 | tokens of its chain up to t); across the border of two chains and in the
+    padding it is finite and meaningless. segments, positions: as of `models.transformer.forward`.
+    """
+    length = jnp.full(len(tokens), tokens.shape[1], jnp.int32)
+    hidden = forward(params, config, tokens, length, segment_ids=segments, positions=positions)
+    scored = _from_hidden(params, config, hidden[:, None, :-1], tokens[:, None, 1:], 1.0, CHUNK)
+    return tuple(x[:, 0] for x in scored)
+
+
 def _from_hidden(
     params: PyTree,
     config: ModelConfig,

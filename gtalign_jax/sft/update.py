@@ -11,7 +11,7 @@ import optax
 
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rl import gradients
-from gtalign_jax.rl.logprobs import token_logprobs
+from gtalign_jax.rl.logprobs import packed_logprobs, token_logprobs
 from gtalign_jax.rl.update import on_base
 from gtalign_jax.types import Array, PyTree, Ratio, TrainState
 
@@ -26,19 +26,30 @@ class SftBatch:
     mask: Array
 
 
+@flax.struct.dataclass
+class PackedBatch:
+    """Several chains a row: tokens, segments, positions [B, T] int32; learn [B, T] bool: of completions."""
+
+    tokens: Array
+    segments: Array
+    positions: Array
+    learn: Array
+
+
 def make_sft_update(
     model: ModelConfig, optimizer: optax.GradientTransformation, microbatches: int = 1
 ) -> Callable[..., tuple[TrainState, dict[str, Ratio]]]:
     """The jitted SFT step (state, batch, base=None) → (state, metrics); the state is donated.
 
-    base: what the trained adapters stand on, see `rl.update.make_update`.
+    batch: an `SftBatch`, or a `PackedBatch`. base: what the trained adapters stand on, see
+    `rl.update.make_update`.
     """
-    loss_fn = functools.partial(sft_loss, model=model)
 
     def update(
-        state: TrainState, batch: SftBatch, base: PyTree | None = None
+        state: TrainState, batch: SftBatch | PackedBatch, base: PyTree | None = None
     ) -> tuple[TrainState, dict[str, Ratio]]:
-        loss = on_base(loss_fn, base)
+        of_batch = packed_loss if isinstance(batch, PackedBatch) else sft_loss
+        loss = on_base(functools.partial(of_batch, model=model), base)
         grads, metrics = gradients.accumulate(loss, state.policy.params, batch, microbatches)
         policy, step_metrics = gradients.apply(state.policy, grads, optimizer)
         return state.replace(policy=policy, step=state.step + 1), metrics | step_metrics
@@ -51,3 +62,11 @@ def sft_loss(params: PyTree, batch: SftBatch, *, model: ModelConfig) -> tuple[Ra
     logp, entropy = token_logprobs(params, model, batch.prompt, batch.prompt_length, batch.completion)
     loss = gradients.mean_columns(-logp, batch.mask)
     return loss, {"loss/sft": loss, "entropy/mean": gradients.mean_columns(entropy, batch.mask)}
+
+
+def packed_loss(params: PyTree, batch: PackedBatch, *, model: ModelConfig) -> tuple[Ratio, dict[str, Ratio]]:
+    """`sft_loss` of packed chains: the same sum over the same tokens."""
+    logp, entropy = packed_logprobs(params, model, batch.tokens, batch.segments, batch.positions)
+    mask = batch.learn[:, 1:]  # a completion follows its prompt, so the token before is its own
+    loss = gradients.mean_columns(-logp, mask)
+    return loss, {"loss/sft": loss, "entropy/mean": gradients.mean_columns(entropy, mask)}

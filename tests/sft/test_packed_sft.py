@@ -1,0 +1,99 @@
+"""Packed rows against the same chains one by one: gradients, devices, and that no chain sees another."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gtalign_jax.data.loader import Demonstration, pad_completions
+from gtalign_jax.data.packing import PackedStream
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.transformer import init_params
+from gtalign_jax.rl.logprobs import packed_logprobs
+from gtalign_jax.sft.update import PackedBatch, SftBatch, make_sft_update
+from gtalign_jax.sharding import MeshConfig, make_mesh, place_batch, spread
+from gtalign_jax.state import init_state
+
+ROWS, SLOTS, STEP = 8, 12, 0.1
+MODEL = ModelConfig(
+    vocab_size=13,
+    hidden_size=16,
+    intermediate_size=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    scan_layers=False,
+    initializer_range=0.3,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(init_params, static_argnums=1)(jax.random.key(0), MODEL)
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Twenty prompts of 1 to 4 tokens with one completion of 1 to 5 each: they fill eight rows."""
+    rng = np.random.default_rng(0)
+    draw = lambda top: rng.integers(1, 13, rng.integers(1, top + 1)).tolist()
+    return [Demonstration(draw(4), [draw(5)]) for _ in range(20)]
+
+
+@pytest.fixture(scope="module")
+def batch(data):
+    """Packed rows with all of the chains that a batch holds."""
+    rows = PackedStream(data, ROWS, SLOTS, seed=3).batch(0)
+    assert rows.chains > ROWS
+    return PackedBatch(rows.tokens, rows.segments, rows.positions, rows.learn)
+
+
+def chains(batch):
+    """(prompt, completion) of every chain."""
+    found = []
+    for tokens, segments, learn in zip(batch.tokens, batch.segments, batch.learn, strict=True):
+        for number in range(1, segments.max() + 1):
+            own = segments == number
+            found.append((tokens[own & ~learn], tokens[own & learn]))
+    return found
+
+
+def stepped(params, batch, microbatches=1):
+    """(what a step of plain gradient descent moved, metrics)."""
+    state = init_state(jax.random.key(0), jax.tree.map(jnp.copy, params), optax.sgd(STEP))
+    state, metrics = make_sft_update(MODEL, optax.sgd(STEP), microbatches)(state, batch)
+    return jax.tree.map(lambda x: np.array(x), state.policy.params), metrics
+
+
+def test_packed_gradients_are_those_of_the_chains(params, batch):
+    """The same mean over tokens as one padded row a chain: whole, in micro-batches, on eight devices."""
+    apart = chains(batch)
+    prompt, prompt_length = (x[:, 0] for x in pad_completions([[p] for p, _ in apart], 4))
+    completion, length = pad_completions([[c] for _, c in apart], 5)
+    mask = np.arange(5) < length[..., None]
+    want, metrics = stepped(params, SftBatch(prompt, prompt_length, completion, mask))
+    ends = [stepped(params, batch), stepped(params, batch, 2)]
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        ends.append(stepped(spread(params, mesh), place_batch(batch, mesh)))
+    for got, found in ends:
+        gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), got, want)
+        assert max(jax.tree.leaves(gap)) < 1e-5 * STEP * 10
+        for name in ("loss/sft", "entropy/mean"):
+            assert float(found[name].value) == pytest.approx(float(metrics[name].value), rel=1e-5)
+            assert float(found[name].count) == mask.sum()
+    moved = jax.tree.map(lambda a, b: np.abs(a - np.asarray(b)).max(), want, params)
+    assert min(jax.tree.leaves(moved)) > 1e-4 * STEP
+
+
+def test_a_chain_sees_no_other(params, batch):
+    """Another first chain in every row: the logprobs of all other chains stay as they are, to the bit."""
+    score = jax.jit(lambda tokens: packed_logprobs(params, MODEL, tokens, batch.segments, batch.positions)[0])
+    first = batch.segments == 1
+    before, after = score(batch.tokens), score(np.where(first, (batch.tokens + 1) % 13, batch.tokens))
+    others = batch.learn[:, 1:] & (batch.segments[:, 1:] > 1)
+    assert others.sum() > 10
+    np.testing.assert_array_equal(np.asarray(before)[others], np.asarray(after)[others])
+    assert np.abs(np.asarray(before - after))[batch.learn[:, 1:] & first[:, 1:]].max() > 0.01
