@@ -26,9 +26,11 @@ from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.rl.algorithm import PRESETS
 from gtalign_jax.rl.experience import make_experience
+from gtalign_jax.rl.part_scores import make_parted_experience
+from gtalign_jax.rl.parted import make_parted_update, plan_update
 from gtalign_jax.rl.update import make_update
 from gtalign_jax.sft.update import SftBatch, make_sft_update
-from gtalign_jax.sharding import MeshConfig, make_mesh, shard_state, shard_tree, spread
+from gtalign_jax.sharding import MeshConfig, batch_shards, make_mesh, shard_state, shard_tree, spread
 from gtalign_jax.state import OptimizerConfig, init_learner, make_optimizer
 from gtalign_jax.types import Learner, Rollout, TrainState
 
@@ -49,7 +51,8 @@ EXAMPLES, BATCH, GROUP, SLOTS, WIDTH, STEPS = 24, 8, 2, 3, 5, 4
 OPTIMIZER = make_optimizer(OptimizerConfig(lr=0.01), STEPS)
 SGD = optax.sgd(0.1)  # quick to compile, and what rounding leaves of a gradient of zero stays small
 ALGORITHMS = {  # without a reference, which is one more forward pass
-    "grpo": dataclasses.replace(PRESETS["grpo"], kl_coef=0.0),
+    # In micro-batches by token count: old logprobs are read for the weights, so that all of it runs.
+    "grpo": dataclasses.replace(PRESETS["grpo"], kl_coef=0.0, is_cap=2.0, microbatch_tokens=52),
     "ppo": dataclasses.replace(PRESETS["ppo"], kl_coef=0.0, minibatches=2),
 }
 
@@ -151,10 +154,15 @@ def align_step(name, state, config, mesh):
         critic = init_learner(start_critic(params, config, mesh), SGD)
     state = state.replace(policy=init_learner(params, SGD), critic=critic)
     fixed = {"model": config, "config": algorithm, "temperature": 1.0}
-    experience = jax.jit(functools.partial(make_experience, **fixed))
-    update = make_update(config, algorithm, SGD, SGD, 1.0)
-    seen = experience(*scored_batch(STEPS, mesh), params, None, critic and critic.params)
-    state, metrics = update(state, seen)
+    learners, scored, parts = (config, algorithm, SGD, SGD, 1.0), scored_batch(STEPS, mesh), {}
+    if algorithm.microbatch_tokens:
+        parts["plan"] = plan_update(algorithm, state.rng, distributed.fetch(scored[0]), batch_shards(mesh))
+        experience, update = make_parted_experience(**fixed), make_parted_update(*learners)
+    else:
+        experience = jax.jit(functools.partial(make_experience, **fixed))
+        update = make_update(*learners)
+    seen = experience(*scored, params, None, critic and critic.params, **parts)
+    state, metrics = update(state, seen, **parts)
     return state, {name: float(ratio.value) for name, ratio in metrics.items()}
 
 
