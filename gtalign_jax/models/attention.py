@@ -38,23 +38,85 @@ def attend(query: Array, own: Keys, shared: Keys | None = None) -> Array:
     p, g, n, heads, dim = query.shape
     kv_heads = own.k.shape[-2]
     q = query.reshape(p, g, n, kv_heads, heads // kv_heads, dim)
-    parts = [(own, "pgnkrh,pgmkh->pgkrnm", "pgkrnm,pgmkh->pgnkrh")]
-    if shared is not None:
-        parts.insert(0, (shared, "pgnkrh,pskh->pgkrns", "pgkrns,pskh->pgnkrh"))
-    scores = jnp.concatenate([_scores(q, keys, spec) for keys, spec, _ in parts], axis=-1)
-    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-    out, start = 0.0, 0
-    for keys, _, spec in parts:
-        width = keys.k.shape[-3]
-        out += jnp.einsum(spec, weights[..., start : start + width], keys.v)
-        start += width
-    return out.reshape(p, g, n, heads, dim)
+    if shared is not None and n == 1:
+        return _attend_apart(q, own, shared).reshape(query.shape)
+    keys = own if shared is None else _joined(shared, own, n)
+    return _attend(q, keys.k, keys.v, keys.mask).reshape(query.shape)
 
 
-def _scores(q: Array, keys: Keys, spec: str) -> Array:
+def _joined(shared: Keys, own: Keys, n: int) -> Keys:
+    """The prompt's keys before each sample's own, for n queries: a copy of few heads; scores have all."""
+    p, g = own.k.shape[:2]
+    over_group = lambda x: jnp.broadcast_to(x[:, None], (p, g, *x.shape[1:]))
+    k, v = (jnp.concatenate([over_group(shared[i]), own[i]], axis=2) for i in (0, 1))
+    masks = [jnp.broadcast_to(x.mask, (p, g, n, x.k.shape[-3])) for x in (shared, own)]
+    return Keys(k, v, jnp.concatenate(masks, axis=-1))
+
+
+def _attend_apart(q: Array, own: Keys, shared: Keys) -> Array:
+    """Over both kinds of keys where they lie, for a decode step, which must not copy a cache."""
+    old = _scores("pgnkrh,pskh->pgknrs", q, shared.k, shared.mask)
+    new = _scores("pgnkrh,pgmkh->pgknrm", q, own.k, own.mask)
+    top = jnp.maximum(old.max(-1), new.max(-1))[..., None]
+    old, new = jnp.exp(old - top), jnp.exp(new - top)
+    out = _product("pgknrs,pskh->pgnkrh", old.astype(q.dtype), shared.v)
+    out += _product("pgknrm,pgmkh->pgnkrh", new.astype(q.dtype), own.v)
+    return (out / _per_query(old.sum(-1) + new.sum(-1))).astype(q.dtype)
+
+
+@jax.custom_vjp
+def _attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """q [P, G, N, K, R, H] over k, v [P, G, M, K, H] under mask [P, G, N, M].
+
+    With scores s and their maximum m: weights e = exp(s - m), o = sum e v / z, z = sum e. Backward, with
+    d = do / z: dv = e^T d, ds = e (d v^T - sum(d * o)), dq = ds k, dk = ds^T q; kept are e, z and o.
+    """
+    return _forward(q, k, v, mask)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple]:
+    scores = _scores("pgnkrh,pgmkh->pgknrm", q, k, mask)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    total = weights.sum(-1)
+    out = _product("pgknrm,pgmkh->pgnkrh", weights.astype(v.dtype), v) / _per_query(total)
+    out = out.astype(q.dtype)
+    return out, (q, k, v, mask, weights, total, out)
+
+
+def _backward(saved: tuple, d_out: Array) -> tuple:
+    q, k, v, mask, weights, total, out = saved
+    d = d_out.astype(jnp.float32) / _per_query(total)
+    delta = jnp.sum(d * out.astype(jnp.float32), axis=-1).swapaxes(2, 3)[..., None]
+    d = d.astype(q.dtype)
+    d_scores = weights * (_product("pgnkrh,pgmkh->pgknrm", d, v) - delta)
+    # A masked score is a constant, even where all of a row's are and the weights are not zero.
+    d_scores = (jnp.where(_spread(mask), d_scores, 0.0) * q.shape[-1] ** -0.5).astype(q.dtype)
+    d_q = _product("pgknrm,pgmkh->pgnkrh", d_scores, k)
+    d_k = _product("pgknrm,pgnkrh->pgmkh", d_scores, q)
+    d_v = _product("pgknrm,pgnkrh->pgmkh", weights.astype(q.dtype), d)
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _scores(spec: str, q: Array, k: Array, mask: Array) -> Array:
     # Scaled in float32: a query scaled in bfloat16 would be rounded once more.
-    scores = jnp.einsum(spec, q, keys.k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    return jnp.where(keys.mask[:, :, None, None], scores, _MASKED)
+    return jnp.where(_spread(mask), _product(spec, q, k) * q.shape[-1] ** -0.5, _MASKED)
+
+
+def _product(spec: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+
+def _spread(mask: Array) -> Array:
+    """A mask [P, G, N, M] over the heads of scores [P, G, K, N, R, M]."""
+    return mask[:, :, None, :, None]
+
+
+def _per_query(x: Array) -> Array:
+    """[P, G, K, N, R] -> [P, G, N, K, R, 1]."""
+    return x.swapaxes(2, 3)[..., None]
 
 
 def visible(query_pos: Array, key_pos: Array, window: Array | int | None) -> Array:

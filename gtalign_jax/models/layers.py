@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.products import gated, project
 from gtalign_jax.models.rope import rotate
 from gtalign_jax.sharding import constrain
 
@@ -61,11 +62,10 @@ class Projection(nn.Module):
     def __call__(self, x: Array) -> Array:
         contracted = x.shape[x.ndim - self.inputs :]
         kernel = weight(self, "kernel", contracted + self.shape, self.axes)
-        y = jnp.tensordot(x, kernel, self.inputs)
+        bias = weight(self, "bias", self.shape, self.axes[self.inputs :]) if self.bias else None
+        y = project(x, kernel, bias, self.inputs)
         if self.has_variable("params", "lora_a"):
             y += self._low_rank(x)
-        if self.bias:
-            y += weight(self, "bias", self.shape, self.axes[self.inputs :])
         return y
 
     def _low_rank(self, x: Array) -> Array:
@@ -109,5 +109,5 @@ class Block(nn.Module):
         gate = Projection(c, (c.intermediate_size,), axes, bias=c.mlp_bias, name="gate")(h)
         up = Projection(c, (c.intermediate_size,), axes, bias=c.mlp_bias, name="up")(h)
         down = Projection(c, (c.hidden_size,), ("mlp", "embed"), bias=c.mlp_bias, name="down")
-        inner = constrain(jax.nn.silu(gate) * up, *BATCH, "length", "mlp")
+        inner = constrain(gated(gate, up), *BATCH, "length", "mlp")
         return constrain(x + down(inner), *BATCH, "length", "width"), aux
