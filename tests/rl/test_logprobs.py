@@ -58,9 +58,14 @@ def test_values_and_gradients_are_those_of_the_whole_vocabulary(chunk):
 def test_sums_over_a_real_vocabulary_keep_float32_precision():
     logits = 2 * jax.random.normal(jax.random.key(3), (1, 4, 151936))
     weights = np.exp(np.asarray(logits, np.float64))
-    total, weighted = jax.jit(lambda x: logprobs._sums(jnp.exp(x), jnp.exp(x) * x))(logits)
-    np.testing.assert_allclose(total, weights.sum(-1), rtol=2e-6)
-    np.testing.assert_allclose(weighted, (weights * np.asarray(logits, np.float64)).sum(-1), rtol=5e-6)
+    tokens = jnp.array([[0, 1, 75968, 151935]], jnp.int32)
+    for sums in (logprobs._sums, logprobs._sums_whole):
+        total, weighted, chosen = jax.jit(sums)(logits, jnp.zeros((1, 4, 1)), tokens)
+        np.testing.assert_allclose(total, weights.sum(-1), rtol=2e-6)
+        np.testing.assert_allclose(weighted, (weights * np.asarray(logits, np.float64)).sum(-1), rtol=5e-6)
+        np.testing.assert_array_equal(
+            chosen, np.asarray(logits)[0, np.arange(4), np.asarray(tokens)[0]][None]
+        )
 
 
 def test_bfloat16_gradients_of_the_table_are_summed_in_float32():
