@@ -30,6 +30,9 @@ from gtalign_jax.rollout.grammar import read_limits
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import PyTree, Rollout
 
+# A queue ends on its longest answers, which are then gathered into smaller batches.
+COMPACT_EVERY = 16
+
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -53,6 +56,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--logprobs", action="store_true", help="write the log-probability of each token")
     parser.add_argument("--batch_size", type=int, default=32, help="prompts computed together")
+    parser.add_argument("--rows", type=int, default=0, help="completions decoded at a time, the rest wait")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compute_dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--server", action="append", default=[], help="URL that writes, may be repeated")
@@ -67,6 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("max_new_tokens", "n", "batch_size"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name}={getattr(flags, name)}: must be at least 1")
+    if flags.rows < 0:
+        raise UserError(f"--rows={flags.rows}: must be 0 (all at once) or positive")
     sampling = SamplingConfig(
         repetition_penalty=flags.repetition_penalty,
         temperature=flags.temperature,
@@ -88,7 +94,12 @@ def open_engine(
     buckets = BucketConfig(completion=(flags.max_new_tokens,), batch=(flags.batch_size,))
     if not flags.server:
         loaded = load_engine(
-            flags.model, sampling=sampling, buckets=buckets, compute_dtype=flags.compute_dtype
+            flags.model,
+            sampling=sampling,
+            buckets=buckets,
+            compact_every=COMPACT_EVERY if flags.rows else 0,
+            rows=flags.rows,
+            compute_dtype=flags.compute_dtype,
         )
         return *loaded, engine_lib.rollout
     engine = folder_engine(hf.resolve_folder(flags.model), sampling=sampling, buckets=buckets)

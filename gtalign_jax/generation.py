@@ -31,15 +31,20 @@ class EngineConfig(ServerConfig):
     grammar: write only valid chains; our own engine alone can. The trainer's log-probabilities are then
     those under the grammar too. limits: how long each block may get under it, so that one does not leave the
     others without room. compact_every: decode steps of our own engine between two looks at which rows
-    are done, to go on with the live ones alone (0: never); worth it where lengths differ much.
+    are done, to go on with the live ones alone (0: never); worth it where lengths differ much. rows: how many
+    rows our own engine decodes at a time, while the others wait for the place of one that is done (0: all).
     """
 
     grammar: bool = False
     limits: BlockLimits = BlockLimits()
     compact_every: int = 0
+    rows: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("compact_every", "rows"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.engine.{name}={getattr(self, name)}: must be 0 (off) or positive")
         if self.grammar and self.kind != EMBEDDED:
             raise UserError(f"config.engine.grammar: needs kind='embedded', not {self.kind!r}")
         if self.limits != BlockLimits() and not self.grammar:

@@ -201,6 +201,7 @@ def load_folder_engine(folder: pathlib.Path, settings: Settings, mesh: Mesh) -> 
         buckets=settings.buckets,
         mesh=mesh,
         compact_every=settings.engine.compact_every,
+        rows=settings.engine.rows,
         chat=True,
         **settings.start.switches,
     )

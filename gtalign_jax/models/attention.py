@@ -119,6 +119,17 @@ def _per_query(x: Array) -> Array:
     return x.swapaxes(2, 3)[..., None]
 
 
+def ring_visible(number: Array, t: Array, slots: int, window: int | None) -> Array:
+    """[..., slots] bool: the slots of a ring that a row's token number [...] sees when the ring is at t.
+
+    Token t of the ring stands in slot t % slots, so slot j was written (t - j) % slots steps ago; a row that
+    has written `number` tokens before this one sees no slot older than that, within `window` tokens if given.
+    """
+    age = (t - jnp.arange(slots)) % slots
+    seen = age <= number[..., None]
+    return seen if window is None else seen & (age < window)
+
+
 def visible(query_pos: Array, key_pos: Array, window: Array | int | None) -> Array:
     """Causal mask [..., N, M] from positions [..., N] and [..., M], within `window` tokens if given."""
     distance = query_pos[..., :, None] - key_pos[..., None, :]

@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gtalign_jax.models.attention import visible
+from gtalign_jax.models.attention import ring_visible, visible
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.rope import rope_tables
 from gtalign_jax.models.transformer import DecodeCache, Params, PromptCache, split_layers
@@ -89,19 +89,21 @@ def decode_step(
     t: Array,
     prompt_cache: PromptCache,
     cache: DecodeCache,
+    start: Array | None = None,
 ) -> tuple[Array, DecodeCache]:
     """`transformer.decode_step` on weights and caches of this module: same arguments, same numbers."""
-    group = token.shape[1]
-    tables = rope_tables(config.rope, config.head_dim, prompt_cache.length + t)
-    tables = tuple(_per_row(table, group) for table in tables)
+    number = jnp.asarray(t)[None, None] if start is None else t - start  # [1, 1] or [P, G]
+    position = prompt_cache.length[:, None] + number
+    tables = rope_tables(config.rope, config.head_dim, position.reshape(-1))
+    tables = tuple(_per_row(table, token.size // position.size) for table in tables)
     x = weights.embedding[token.reshape(-1)].T
     written = []
     for i, w in enumerate(weights.layers):
         q, k, v = _heads(w, config, _norm(x, w["attention_norm"], config), tables)
         window = config.window if config.window and config.window_layers[i] else None
-        own = _write(cache.layers[i], k, v, t)
+        own = _write(cache.layers[i], k, v, t % cache.layers[i][0].shape[-1])
         written.append(own)
-        out = _attend(q, own, prompt_cache.layers[i], prompt_cache.length, t, window)
+        out = _attend(q, own, prompt_cache.layers[i], prompt_cache.length, number, t, window)
         x = x + _product(w, "output", out)
         gate, up = jnp.split(_product(w, "gate_up", _norm(x, w["mlp_norm"], config)), 2)
         x = x + _product(w, "down", jax.nn.silu(gate) * up)
@@ -165,21 +167,22 @@ def _attend(
     own: tuple[Array, Array],
     shared: tuple[Array, Array],
     length: Array,
+    number: Array,
     t: Array,
     window: int | None,
 ) -> Array:
-    """Attention of q [Q, H, B] over prompt slots and completion slots up to t; returns [Q H, B].
+    """Attention of q [Q, H, B] over prompt slots and the row's own up to slot t; returns [Q H, B].
 
     One softmax over both parts without joining them: exp(s - max) and the sums are those of the pair.
     """
     p, g, kv, dim, slots = own[0].shape
     query = q.reshape(kv, -1, dim, p, g).transpose(3, 4, 0, 1, 2)  # [P, G, K, R, H]
-    at = length[:, None] + t
-    prompt_slot, own_slot = jnp.arange(shared[0].shape[-1]), jnp.arange(slots)
-    in_prompt = visible(at, prompt_slot, window)[:, 0] & (prompt_slot < length[:, None])
-    in_own = visible(t[None], own_slot, window)[0]
-    old = _scores("pgkrh,pkhs->pgkrs", query, shared[0], in_prompt[:, None, None, None])
-    new = _scores("pgkrh,pgkhn->pgkrn", query, own[0], in_own)
+    prompt_slot = jnp.arange(shared[0].shape[-1])
+    filled = (prompt_slot < length[:, None])[:, None]
+    in_prompt = visible(length[:, None] + number, prompt_slot, window) & filled
+    in_own = ring_visible(number, t, slots, window)
+    old = _scores("pgkrh,pkhs->pgkrs", query, shared[0], in_prompt[:, :, None, None])
+    new = _scores("pgkrh,pgkhn->pgkrn", query, own[0], in_own[:, :, None, None])
     top = jnp.maximum(old.max(-1), new.max(-1))[..., None]
     old, new = jnp.exp(old - top), jnp.exp(new - top)
     total = (old.sum(-1) + new.sum(-1))[..., None]

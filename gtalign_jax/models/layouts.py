@@ -72,8 +72,11 @@ def settled(
     config: ModelConfig, prompt_cache: PromptCache, cache: DecodeCache
 ) -> tuple[PromptCache, DecodeCache]:
     """The caches as the loop carries them, inside `stepping`."""
-    if config.decode_layout != "gathered":
-        return prompt_cache, cache
+    return spread_caches(prompt_cache, cache) if config.decode_layout == "gathered" else (prompt_cache, cache)
+
+
+def spread_caches(prompt_cache: PromptCache, cache: DecodeCache) -> tuple[PromptCache, DecodeCache]:
+    """Both caches with their rows and K/V heads split over the current mesh, by the rules in force."""
     lay = lambda tree, *names: jax.tree.map(lambda x: constrain(x, *names, "keys", "kv", "head_dim"), tree)
     layers = lay(prompt_cache.layers, BATCH[0])
     return prompt_cache.replace(layers=layers), cache.replace(layers=lay(cache.layers, *BATCH))
@@ -102,7 +105,8 @@ def decode_step(
     t: Array,
     prompt_cache: PromptCache,
     cache: DecodeCache,
+    start: Array | None = None,
 ) -> tuple[Array, DecodeCache]:
     """One token of every sample with prepared parameters: see `transformer.decode_step`."""
     module = cpu if isinstance(params, FeatureWeights) else transformer
-    return module.decode_step(params, config, token, t, prompt_cache, cache)
+    return module.decode_step(params, config, token, t, prompt_cache, cache, start)

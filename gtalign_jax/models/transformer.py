@@ -22,7 +22,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from gtalign_jax.models.attention import Keys, visible
+from gtalign_jax.models.attention import Keys, ring_visible, visible
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.fused import attend
 from gtalign_jax.models.layers import BATCH, Block, RMSNorm
@@ -253,15 +253,18 @@ def decode_step(
     t: Array,
     prompt_cache: PromptCache,
     cache: DecodeCache,
+    start: Array | None = None,
 ) -> tuple[Array, DecodeCache]:
     """Feed completion token t [P, G]; returns (logits [P, G, V] of token t + 1, the cache with it).
 
     t [] int32 is the write index, the same for all rows; the token's position is prompt length + t.
-    Cache slots after t are ignored, so rewinding t and writing again is allowed.
+    Cache slots after t are ignored, so rewinding t and writing again is allowed. start [P, G] int32: the t of
+    each row's first token where rows began at different times. The token is then a row's number t - start,
+    and the cache a ring: slot t % N is written, and a row sees none that is older than its first token.
     """
     slots = cache.layers[0][0].shape[2]
-    position = prompt_cache.length[:, None, None] + t  # [P, 1, 1]
-    own_pos = prompt_cache.length[:, None, None] + jnp.arange(slots, dtype=jnp.int32)
+    number = jnp.asarray(t)[None, None] if start is None else t - start  # [1, 1] or [P, G]
+    position = prompt_cache.length[:, None, None] + number[..., None]
     tables = rope_tables(config.rope, config.head_dim, position)
     x = embed(params, config, token)[:, :, None]
     written = []
@@ -274,10 +277,10 @@ def decode_step(
 
         def attend_cached(q, k, v, i=i, window=window, shared=shared):
             stored = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new, t, axis=2)
+                jax.lax.dynamic_update_slice_in_dim(old, new, t % slots, axis=2)
                 for old, new in zip(cache.layers[i], (k, v), strict=True)
             )
-            own = Keys(*stored, visible(position, own_pos, window))
+            own = Keys(*stored, ring_visible(number[..., None], t, slots, window))
             return attend(q, own, shared, kind=config.attention), stored
 
         x, stored = Block(config).apply({"params": layer}, x, tables, attend_cached)

@@ -17,14 +17,18 @@ import numpy as np
 from gtalign_jax import distributed
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import programs
-from gtalign_jax.rollout.decode import DecodeState, Ending
+from gtalign_jax.rollout.decode import DecodeState, Ending, Pause
 from gtalign_jax.rollout.grammar import Constraint
 from gtalign_jax.rollout.sampling import SamplingConfig
-from gtalign_jax.types import PyTree, Rollout
+from gtalign_jax.types import PromptBatch, PyTree, Rollout
 
 SHRINK = 4  # a stage has a quarter of the rows of the one before
 MIN_ROWS = 4  # between these and one row little is gained: the weights are read once a step
-_PER_ROW = ("tokens", "logp", "action_mask", "length", "done")
+NEVER = np.iinfo(np.int32).max
+_PER_ROW = {"tokens": np.int32, "logp": np.float32, "action_mask": bool, "length": np.int32, "done": bool}
+_SLOTTED = ("tokens", "logp", "action_mask")
+
+Written = dict[str, np.ndarray]  # the rows of the result by name: [B, N] or [B]
 
 
 def batch_sizes(rows: int, shards: int) -> tuple[int, ...]:
@@ -55,35 +59,57 @@ def finish(
 
     every: decode steps between two looks at which rows are live. sizes: from `batch_sizes`.
     """
-    shape = state.done.shape
+    shape = state.tokens.shape
     prompts = jax.tree.map(np.array, distributed.fetch(state.prompts))  # a copy: advancing consumes the state
-    place = np.arange(shape[0] * shape[1])  # where each row of the state stands in the result
-    written = {}
+    written = empty_rows(shape[0] * shape[1], shape[2])
     options = {"ending": ending, "constraint": constraint}
-    params = programs.prepare(params, config)
-    while True:
-        stage = min(int(state.t) + every, until)
-        state = programs.advance(params, config, state, sampling, until=np.int32(stage), **options)
-        live = ~np.asarray(distributed.fetch(state.done)).reshape(-1)
-        over = not live.any() or int(state.t) >= until
-        size = min(s for s in sizes if s >= live.sum())
-        if over or size < len(place):
-            _write(written, place, state)
-        if over:
-            break
-        if size < len(place):
-            chosen = np.argsort(~live, kind="stable")[:size].astype(np.int32)
-            state, place = programs.take(state, chosen), place[chosen]
-    rows = {name: value.reshape(*shape, *value.shape[1:]) for name, value in written.items()}
-    return Rollout(
-        prompt=prompts.tokens,
-        prompt_length=prompts.length,
-        completion=rows["tokens"],
-        length=rows["length"],
-        finished=rows["done"],
-        sampler_logp=rows["logp"],
-        action_mask=rows["action_mask"],
+    drain(
+        programs.prepare(params, config),
+        config,
+        state,
+        sampling,
+        written=written,
+        owner=np.arange(shape[0] * shape[1]),
+        until=until,
+        every=every,
+        sizes=sizes,
+        **options,
     )
+    return as_rollout(written, prompts, shape[1])
+
+
+def drain(
+    params: PyTree,
+    config: ModelConfig,
+    state: DecodeState,
+    sampling: SamplingConfig,
+    *,
+    written: Written,
+    owner: np.ndarray,
+    until: int,
+    every: int,
+    sizes: Sequence[int],
+    **options: Any,
+) -> None:
+    """Advance until every row is done or has `until` tokens, and write them all.
+
+    params: prepared. owner [B]: which row of the result each row of the state is, -1 for none. every: steps
+    between two looks, 0 for none. options: ending and constraint.
+    """
+    while True:
+        pause = Pause(np.int32(int(state.t) + every if every else NEVER), np.int32(0))
+        state = programs.advance(
+            params, config, state, sampling, until=np.int32(until), pause=pause, **options
+        )
+        live = live_rows(state, until)
+        size = min(s for s in sizes if s >= live.sum())
+        if not live.any() or size < len(owner):
+            write_rows(written, owner, state)
+        if not live.any():
+            return
+        if size < len(owner):
+            chosen = np.argsort(~live, kind="stable")[:size].astype(np.int32)
+            state, owner = programs.take(state, chosen), owner[chosen]
 
 
 def warm_up(
@@ -97,19 +123,59 @@ def warm_up(
     constraint: Constraint | None = None,
 ) -> None:
     """Compile every move between sizes, and the steps of every size but the state's own."""
-    options = {"ending": ending, "constraint": constraint}
+    options = {"ending": ending, "constraint": constraint, "until": np.int32(0)}
+    pause = Pause(np.int32(0), np.int32(0))
     params = programs.prepare(params, config)
     for i, size in enumerate(sizes):
         stage = state if i == 0 else programs.take(state, np.arange(size, dtype=np.int32))
         for smaller in sizes[i + 1 :]:
             programs.take(stage, np.arange(smaller, dtype=np.int32))
         if i > 0:
-            programs.advance(params, config, stage, sampling, until=np.int32(0), **options)
+            programs.advance(params, config, stage, sampling, pause=pause, **options)
 
 
-def _write(written: dict[str, np.ndarray], place: np.ndarray, state: DecodeState) -> None:
-    """Copy the rows of the state to their place in the result."""
-    values: dict[str, Any] = distributed.fetch({name: getattr(state, name) for name in _PER_ROW})
+# --- rows on the host ----------------------------------------------------------------------------
+
+
+def live_rows(state: DecodeState, until: int) -> np.ndarray:
+    """[P*G] bool on every host: the rows that are not done and have fewer than `until` tokens."""
+    t, start, done = distributed.fetch((state.t, state.start, state.done))
+    decided = t if start is None else t - start
+    return (~np.asarray(done) & (decided < until)).reshape(-1)
+
+
+def empty_rows(rows: int, slots: int) -> Written:
+    """Room for a result of so many rows."""
+    return {
+        name: np.zeros((rows, slots) if name in _SLOTTED else rows, kind) for name, kind in _PER_ROW.items()
+    }
+
+
+def write_rows(written: Written, owner: np.ndarray, state: DecodeState) -> None:
+    """Copy the rows of the state to those of the result that own them [P*G]; -1 is none."""
+    values, start = distributed.fetch(({name: getattr(state, name) for name in _PER_ROW}, state.start))
+    values = {name: np.asarray(value).reshape(-1, *value.shape[2:]) for name, value in values.items()}
+    if start is not None:
+        number = np.arange(values["tokens"].shape[1])
+        slot, inside = (start + number) % len(number), number < values["length"][:, None]
+        for name in _SLOTTED:
+            values[name] = np.where(inside, np.take_along_axis(values[name], slot, axis=1), 0)
+    owned = owner >= 0
     for name, value in values.items():
-        value = value.reshape(-1, *value.shape[2:])
-        written.setdefault(name, np.zeros_like(value))[place] = value
+        # A state that was only begun has fewer slots than the result.
+        into = written[name][:, : value.shape[1]] if name in _SLOTTED else written[name]
+        into[owner[owned]] = value[owned]
+
+
+def as_rollout(written: Written, prompts: PromptBatch, group_size: int) -> Rollout:
+    """The rows of P prompts with their prompts."""
+    rows = {name: value.reshape(-1, group_size, *value.shape[1:]) for name, value in written.items()}
+    return Rollout(
+        prompt=prompts.tokens,
+        prompt_length=prompts.length,
+        completion=rows["tokens"],
+        length=rows["length"],
+        finished=rows["done"],
+        sampler_logp=rows["logp"],
+        action_mask=rows["action_mask"],
+    )

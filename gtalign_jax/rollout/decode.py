@@ -13,9 +13,6 @@ the last token of a row costs no step. A `Constraint` given to `start` goes to e
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -28,58 +25,11 @@ from gtalign_jax.models.layouts import (
     settled,
     stepping,
 )
-from gtalign_jax.models.transformer import DecodeCache, PromptCache
 from gtalign_jax.rollout import grammar
-from gtalign_jax.rollout.grammar import Constraint, GrammarState
+from gtalign_jax.rollout.decode_state import DecodeState, Ending, Forced, Pause, decided, to_rollout
+from gtalign_jax.rollout.grammar import Constraint
 from gtalign_jax.rollout.sampling import SamplingConfig, row_keys, sample_token, token_uniform
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
-
-
-class Forced(NamedTuple):
-    """Given tokens: token n of a row is tokens[p, g, n] for n < length[p, g], and drawn after that.
-
-    tokens [P, G, N] int32, length [P, G] int32. A given token never ends its row.
-    """
-
-    tokens: Array
-    length: Array
-
-
-class Ending(NamedTuple):
-    """What ends a row: an end token, or a stop string found by the automaton of `rollout.stop`.
-
-    eos [E] int32; stop [states, V] int32, the next state after a token, the last state being "found"
-    (None: no stop strings).
-    """
-
-    eos: Array
-    stop: Array | None = None
-
-
-@flax.struct.dataclass
-class DecodeState:
-    """A generation that can be stopped, edited and resumed.
-
-    prompts, prompt_cache: as given, and their K/V. cache: K/V of completion tokens before t - 1.
-    keys [P, G]: row keys. t [] int32: completion tokens decided so far, the same for all rows.
-    tokens, logp, action_mask [P, G, N], length, done [P, G]: as in `Rollout` (done is `finished`).
-    stop_state [P, G] int32: state of the stop automaton. seen [P, G, V] bool or None: tokens under the
-    repetition penalty. grammar: rows [P, G] under a constraint, or None.
-    """
-
-    prompts: PromptBatch
-    prompt_cache: PromptCache
-    cache: DecodeCache
-    keys: Array
-    t: Array
-    tokens: Array
-    logp: Array
-    action_mask: Array
-    length: Array
-    done: Array
-    stop_state: Array
-    seen: Array | None
-    grammar: GrammarState | None = None
 
 
 def generate(
@@ -160,7 +110,7 @@ def start(
         grammar=None if constraint is None else grammar.start_state(constraint, shape),
     )
     logits = jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1]))
-    return _decide(state, logits, sampling, ending, forced, constraint)
+    return _decide(state, logits, ~state.done, sampling, ending, forced, constraint)
 
 
 def advance(
@@ -171,22 +121,34 @@ def advance(
     *,
     ending: Ending,
     until: Array | int,
+    pause: Pause | None = None,
     forced: Forced | None = None,
     constraint: Constraint | None = None,
 ) -> DecodeState:
-    """Decide tokens t, t + 1, ... until `until` tokens are decided or every row is done.
+    """Decide tokens t, t + 1, ... until every row is done or has `until` tokens.
 
     params: the model's, or what `prepare_decode` made of them, which a caller of several advances keeps.
+    pause: when to return before that. Rows that began at different times take no forced tokens.
     """
+    if forced is not None and state.start is not None:
+        raise ValueError("forced tokens need rows that began together")
     params = prepare_decode(params, config)  # once, outside the loop
 
+    def live(state: DecodeState) -> Array:
+        return ~state.done & (decided(state) < until)
+
     def going(state: DecodeState) -> Array:
-        return (state.t < until) & ~jnp.all(state.done)
+        if pause is None:
+            return jnp.any(live(state))
+        return (jnp.sum(live(state)) > pause.live) & (state.t < pause.at)
 
     def step(state: DecodeState) -> DecodeState:
-        last = jax.lax.dynamic_index_in_dim(state.tokens, state.t - 1, axis=2, keepdims=False)
-        logits, cache = decode_step(params, config, last, state.t - 1, state.prompt_cache, state.cache)
-        return _decide(state.replace(cache=cache), logits, sampling, ending, forced, constraint)
+        fed = state.t - 1
+        last = jax.lax.dynamic_index_in_dim(state.tokens, fed % state.tokens.shape[2], axis=2, keepdims=False)
+        caches = (state.prompt_cache, state.cache)
+        logits, cache = decode_step(params, config, last, fed, *caches, state.start)
+        state = state.replace(cache=cache)
+        return _decide(state, logits, live(state), sampling, ending, forced, constraint)
 
     with stepping(config):
         prompt_cache, cache = settled(config, state.prompt_cache, state.cache)
@@ -196,7 +158,8 @@ def advance(
 def rewind(state: DecodeState, t: Array | int, constraint: Constraint | None = None) -> DecodeState:
     """The state when only the first t tokens (t >= 1) of every row had been decided.
 
-    Rows that had ended go on; a row shorter than t keeps its length, and the caller forces the rest.
+    Rows that had ended go on; a row shorter than t keeps its length, and the caller forces the rest. All
+    rows must have begun together.
     constraint: the one of `start`, under which the kept tokens are read again.
     """
     t = jnp.asarray(t, jnp.int32)
@@ -221,29 +184,17 @@ def rewind(state: DecodeState, t: Array | int, constraint: Constraint | None = N
     )
 
 
-def to_rollout(state: DecodeState) -> Rollout:
-    """What has been written so far."""
-    return Rollout(
-        prompt=state.prompts.tokens,
-        prompt_length=state.prompts.length,
-        completion=state.tokens,
-        length=state.length,
-        finished=state.done,
-        sampler_logp=state.logp,
-        action_mask=state.action_mask,
-    )
-
-
 def _decide(
     state: DecodeState,
     logits: Array,
+    live: Array,
     sampling: SamplingConfig,
     ending: Ending,
     forced: Forced | None,
     constraint: Constraint | None,
 ) -> DecodeState:
-    """Write token t of every live row, drawn from logits [P, G, V] or given."""
-    t, live = state.t, ~state.done
+    """Write the next token of every live [P, G] row, drawn from logits [P, G, V] or given."""
+    t = decided(state)
     at = state.grammar
     if constraint is not None:
         logits = grammar.masked_logits(constraint, at, logits)
@@ -267,18 +218,28 @@ def _decide(
     if seen is not None:
         p, g = jnp.indices(token.shape)
         seen = seen.at[p, g, token].max(live)
-    write = jax.lax.dynamic_update_index_in_dim
+    written = _write(state, live, tokens=token, logp=jnp.where(chosen, logp, 0), action_mask=chosen)
     return state.replace(
-        t=t + 1,
-        tokens=write(state.tokens, token, t, axis=2),
-        logp=write(state.logp, jnp.where(chosen, logp, 0), t, axis=2),
-        action_mask=write(state.action_mask, chosen, t, axis=2),
+        t=state.t + 1,
+        **written,
         length=jnp.where(live, t + 1, state.length),
         done=state.done | (chosen & over),
         stop_state=stop_state,
         seen=seen,
         grammar=at,
     )
+
+
+def _write(state: DecodeState, live: Array, **values: Array) -> dict[str, Array]:
+    """The named arrays [P, G, N] with values [P, G] in the slot of step t."""
+    slot, written = state.t % state.tokens.shape[2], {}
+    for name, value in values.items():
+        old = getattr(state, name)
+        if state.start is not None:  # a row that is done keeps what it wrote when the ring comes round
+            kept = jax.lax.dynamic_index_in_dim(old, slot, axis=2, keepdims=False)
+            value = jnp.where(live, value, kept)
+        written[name] = jax.lax.dynamic_update_index_in_dim(old, value, slot, axis=2)
+    return written
 
 
 def _seen(batch: PromptBatch, tokens: Array, t: Array, vocab: int) -> Array:

@@ -7,7 +7,6 @@ compiled once; `programs.compiled_programs()` counts them.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,14 +20,13 @@ from gtalign_jax import distributed
 from gtalign_jax.chain.grammar import chain_grammar
 from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.rollout import compaction, grammar, programs
+from gtalign_jax.rollout import compaction, grammar, placing, programs, refill
 from gtalign_jax.rollout.buckets import BucketConfig, bucket
 from gtalign_jax.rollout.decode import DecodeState, Ending, Forced
 from gtalign_jax.rollout.grammar import BlockLimits, Constraint
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.rollout.stop import stop_table
 from gtalign_jax.rollout.token_bytes import token_bytes
-from gtalign_jax.sharding import batch_shards, place_batch
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
 
 if TYPE_CHECKING:
@@ -42,7 +40,9 @@ class Engine:
     """How to generate: everything but the parameters and the key.
 
     compact_every: decode steps between two looks at which rows are done, to gather the live ones into a
-    smaller batch (0: never; the whole generation is then one program without a pause).
+    smaller batch (0: never; the whole generation is then one program without a pause). rows: at most so many
+    rows are decoded at a time, rounded up to the devices they are spread over; the others of a call wait for
+    the place of a row that is done, and batch buckets do not bound the call (0: all at once).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -52,6 +52,7 @@ class Engine:
     buckets: BucketConfig = BucketConfig()
     mesh: Mesh | None = None
     compact_every: int = 0
+    rows: int = 0
 
 
 # --- text and tokens ----------------------------------------------------------------------------
@@ -154,32 +155,6 @@ def prompt_batch(
     return PromptBatch(tokens=tokens, length=length, id=ids.astype(np.int32))
 
 
-def _place(engine: Engine, prompts: PromptBatch) -> PromptBatch:
-    """Pad to (batch bucket, prompt bucket) and put on the devices, prompts spread over the mesh."""
-    count, slots = prompts.tokens.shape
-    rows = count
-    if engine.buckets.batch:
-        rows = bucket(count, engine.buckets.batch, "batch", "the batch")
-    rows += -rows % _shards(engine)
-    width = bucket(slots, engine.buckets.prompt, "prompt", "the longest prompt")
-    if (rows, width) != (count, slots):
-        prompts = jax.device_get(prompts)
-        extra = (0, rows - count)
-        prompts = PromptBatch(
-            tokens=np.pad(prompts.tokens, (extra, (0, width - slots))),
-            length=np.pad(prompts.length, extra),
-            id=np.pad(prompts.id, extra, constant_values=-1),
-        )
-    # A copy: the decode state takes these buffers over and gives them up when it is resumed.
-    prompts = jax.tree.map(np.array, jax.device_get(prompts))
-    return jax.device_put(prompts) if engine.mesh is None else place_batch(prompts, engine.mesh)
-
-
-def _shards(engine: Engine) -> int:
-    """Over how many devices the prompts of a batch are spread."""
-    return 1 if engine.mesh is None else batch_shards(engine.mesh)
-
-
 # --- generation ----------------------------------------------------------------------------------
 
 
@@ -204,14 +179,17 @@ def rollout(
     it, so that the parts draw what the whole would. seeds [P, G] int32: a seed for each sample instead of
     its number; what a sample draws then depends on the key, its prompt and its seed alone.
     """
-    batch = _place(engine, prompts)
     count = prompts.tokens.shape[0]
-    row = first_row + np.arange(batch.tokens.shape[0], dtype=np.int32)
+    row = first_row + np.arange(count, dtype=np.int32)
     if seeds is not None:
         if np.shape(seeds) != (count, group_size):
             raise UserError(f"seeds: shape {np.shape(seeds)}, needs {(count, group_size)}, one a sample")
-        row = np.pad(np.asarray(seeds, np.int32), ((0, row.size - count), (0, 0)))
+        row = np.asarray(seeds, np.int32)
     options = _options(engine, ending, constraint, max_new_tokens)
+    if refill.waits(engine, count, group_size):
+        return refill.rollout(engine, params, prompts, key, row, group_size, max_new_tokens, options)
+    batch = placing.place(engine, prompts, placing.padded(engine, count))
+    row = placing.pad_rows(row, batch.tokens.shape[0])
     result = _run(engine, params, batch, key, row, group_size, max_new_tokens, options)
     return _trim(result, count)
 
@@ -227,12 +205,16 @@ def warm_up(
 ) -> None:
     """Compile all that `rollout` will run for this group size and budget, in every bucket of prompts."""
     options = _options(engine, ending, constraint, max_new_tokens)
-    for rows in engine.buckets.batch or (1,):
-        for width in engine.buckets.prompt:
-            batch = _place(engine, prompt_batch(engine, [[0] * width] * rows))
-            row = np.arange(batch.tokens.shape[0], dtype=np.int32)
-            args = (batch, jax.random.key(0), row, group_size, max_new_tokens, options)
-            _run(engine, params, *args, compile_only=True)
+    key, rest = jax.random.key(0), (group_size, max_new_tokens, options)
+    for width in engine.buckets.prompt:
+        one = prompt_batch(engine, [[0] * width])
+        for count in engine.buckets.batch or (1,):
+            if not refill.waits(engine, count, group_size):
+                batch = placing.place(engine, one, placing.padded(engine, count))
+                row = np.arange(batch.tokens.shape[0], dtype=np.int32)
+                _run(engine, params, batch, key, row, *rest, compile_only=True)
+        if engine.rows:
+            refill.warm_up(engine, params, one, key, *rest)
 
 
 def _run(
@@ -249,14 +231,14 @@ def _run(
     """Generate for a placed batch; compile_only decides the first token and no more."""
     model = (params, engine.model_config)
     until = 0 if compile_only else max_new_tokens
-    shapes = {"group_size": group_size, "max_new_tokens": _completion_slots(engine, max_new_tokens)}
-    with _on_mesh(engine):
+    shapes = {"group_size": group_size, "max_new_tokens": placing.completion_slots(engine, max_new_tokens)}
+    with placing.on_mesh(engine):
         if not engine.compact_every:
             return programs.generate(
                 *model, batch, key, engine.sampling, row=row, until=np.int32(until), **shapes, **options
             )
         state = programs.start(*model, batch, key, engine.sampling, row=row, **shapes, **options)
-        sizes = compaction.batch_sizes(batch.tokens.shape[0] * group_size, _shards(engine))
+        sizes = compaction.batch_sizes(batch.tokens.shape[0] * group_size, placing.shards(engine))
         if compile_only:
             compaction.warm_up(*model, state, engine.sampling, sizes=sizes, **options)
         return compaction.finish(
@@ -277,10 +259,10 @@ def begin(
 ) -> DecodeState:
     """Generate until every row ended, and return the state, which `resume` can go on from."""
     model = (params, engine.model_config)
-    batch = _place(engine, prompts)
-    shapes = {"group_size": group_size, "max_new_tokens": _completion_slots(engine, max_new_tokens)}
+    batch = placing.place(engine, prompts, placing.padded(engine, prompts.tokens.shape[0]))
+    shapes = {"group_size": group_size, "max_new_tokens": placing.completion_slots(engine, max_new_tokens)}
     options = _options(engine, ending, constraint, max_new_tokens)
-    with _on_mesh(engine):
+    with placing.on_mesh(engine):
         state = programs.start(*model, batch, key, engine.sampling, **shapes, **options)
         return programs.advance(*model, state, engine.sampling, until=np.int32(max_new_tokens), **options)
 
@@ -302,7 +284,7 @@ def resume(
     row's own), and how many of them to write. constraint: the one of `begin`, or None in both.
     """
     options = _options(engine, ending, constraint, max_new_tokens)
-    with _on_mesh(engine):
+    with placing.on_mesh(engine):
         return programs.advance(
             params,
             engine.model_config,
@@ -324,14 +306,6 @@ def _options(
             raise UserError(f"max_new_tokens={max_new_tokens}: the shortest chain takes {least}; raise it")
         constraint = constraint._replace(budget=np.int32(max_new_tokens))
     return {"ending": make_ending(engine) if ending is None else ending, "constraint": constraint}
-
-
-def _completion_slots(engine: Engine, max_new_tokens: int) -> int:
-    return bucket(max_new_tokens, engine.buckets.completion, "completion", "max_new_tokens")
-
-
-def _on_mesh(engine: Engine) -> contextlib.AbstractContextManager:
-    return contextlib.nullcontext() if engine.mesh is None else jax.set_mesh(engine.mesh)
 
 
 def _trim(result: Rollout, count: int) -> Rollout:

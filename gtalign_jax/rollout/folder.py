@@ -43,6 +43,7 @@ def folder_engine(
     buckets: BucketConfig | None = None,
     mesh: Mesh | None = None,
     compact_every: int = 0,
+    rows: int = 0,
     chat: bool = False,
     **switches: Any,
 ) -> Engine:
@@ -59,6 +60,7 @@ def folder_engine(
         buckets=buckets or BucketConfig(),
         mesh=mesh,
         compact_every=compact_every,
+        rows=rows,
     )
 
 

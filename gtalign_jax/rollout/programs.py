@@ -8,27 +8,23 @@ from collections.abc import Callable, Sequence
 
 import jax
 
+from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layouts import prepare_decode
-from gtalign_jax.rollout import decode
+from gtalign_jax.rollout import decode, ring
 from gtalign_jax.rollout.decode import DecodeState
-from gtalign_jax.types import Array
+from gtalign_jax.rollout.sampling import SamplingConfig
+from gtalign_jax.types import PyTree
 
 _TRACED: collections.Counter[str] = collections.Counter()
 _SHAPES = ("config", "sampling", "group_size", "max_new_tokens")
 
 
-def take_rows(state: DecodeState, row: Array) -> DecodeState:
-    """The rows p*G + g listed in row [R], as R prompts with one sample each: P = R, G = 1.
-
-    Each row draws what it would have drawn in place, because its key goes with it.
-    """
-    prompt = row // state.done.shape[1]
-    per_prompt = {"prompts": state.prompts, "prompt_cache": state.prompt_cache}
-    per_row = {
-        name: getattr(state, name) for name in state.__dataclass_fields__ if name not in (*per_prompt, "t")
-    }
-    pick = lambda x: x.reshape(-1, 1, *x.shape[2:])[row]
-    return state.replace(**jax.tree.map(lambda x: x[prompt], per_prompt), **jax.tree.map(pick, per_row))
+def advance_rows(
+    params: PyTree, config: ModelConfig, state: DecodeState, sampling: SamplingConfig, **options
+) -> DecodeState:
+    """`decode.advance`; a ring keeps its layout, because it comes back to the same programs many times."""
+    state = decode.advance(params, config, state, sampling, **options)
+    return state if state.start is None else ring.laid_out(config, state)
 
 
 def _program(function: Callable, static: Sequence[str] = (), donate: Sequence[str] = ()) -> Callable:
@@ -45,9 +41,11 @@ def _program(function: Callable, static: Sequence[str] = (), donate: Sequence[st
 generate = _program(decode.generate, _SHAPES)
 prepare = _program(prepare_decode, ("config",))
 start = _program(decode.start, _SHAPES)
-advance = _program(decode.advance, ("config", "sampling"), donate=("state",))
+advance = _program(advance_rows, ("config", "sampling"), donate=("state",))
 rewind = _program(decode.rewind, donate=("state",))
-take = _program(take_rows)
+take = _program(ring.take_rows)
+seat = _program(ring.seat, ("config", "max_new_tokens"))
+refill = _program(ring.refill, ("config",), donate=("state",))
 
 
 def compiled_programs() -> dict[str, int]:

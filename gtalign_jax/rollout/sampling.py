@@ -128,14 +128,15 @@ def row_keys(key: Array, row: Array) -> Array:
 
 
 def token_uniform(keys: Array, t: Array) -> Array:
-    """The uniform of each row's token t, on [0, 1): keys of any shape from `row_keys`, t int32 []."""
+    """The uniform of each row's token number t, on [0, 1): keys of any shape from `row_keys`, t int32 [] or
+    of their shape."""
 
-    def draw(key: Array) -> Array:
+    def draw(key: Array, t: Array) -> Array:
         return jax.random.uniform(jax.random.fold_in(key, t), dtype=jnp.float32)
 
     for _ in range(keys.ndim):
-        draw = jax.vmap(draw)
-    return draw(keys)
+        draw = jax.vmap(draw, in_axes=(0, 0 if jnp.ndim(t) else None))
+    return draw(keys, t)
 
 
 def _split_in_blocks(mass: Array) -> Array:
