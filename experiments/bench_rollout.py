@@ -5,7 +5,8 @@
     W         4 prompts x 8 samples, 64 prompt tokens, 128 new ones, against transformers `generate` and
               Tunix's sampler, which has an environment of its own (`--peers=` empty: without it)
     R         the same with 512 prompt tokens
-    ragged    31 answers of 32 tokens and one of 128, against what as many tokens cost in W
+    ragged    31 answers of 32 tokens and one of 128, against what as many tokens cost in W: one such set,
+              which ends with a lone long answer, and four sets that wait in a queue for 32 places
     grammar   W held to the chain's grammar, against W without
     growth    W at once, twice and four times the batch, the length and the depth
     batch64   W with 8 prompts, against transformers: what is asked of a GPU; only when it is named
@@ -43,8 +44,11 @@ from gtalign_jax.data.tokenizer import protocol_strings
 from gtalign_jax.errors import exit_on_user_error
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
-from gtalign_jax.rollout import compaction, programs
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout import programs
+from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.decode import Ending
+from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.grammar import Constraint, compile_constraint
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import PromptBatch, PyTree, Rollout
@@ -146,31 +150,38 @@ def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
 
 
 def ragged(flags: argparse.Namespace) -> list[Line]:
-    """One row runs on alone: the others end at a token of theirs that it never writes."""
+    """Sets of one long answer and short ones for the rest of W: one set at once, and four in a queue."""
     config, params = common.our_model(flags)
     size = common.workload("W", flags.shape)
-    short, rows = size.new // 4, size.rows
+    plain = lambda: lambda: generate(config, params, size)
+    lines = []
+    for variant, sets in (("one batch", 1), ("queue", 4)):
+        queue = dataclasses.replace(size, prompts=sets * size.prompts)
+        run = ragged_run(config, params, queue, size.rows)
+        written = int(np.sum(run().length))
+        seconds = common.time_rounds(flags.repeats, {"ours": lambda run=run: run, "plain": plain})
+        part = written / (size.rows * size.new)
+        about = {"case": "ragged", "variant": variant, "unit": "s", "peer_name": "token-proportional time"}
+        line = lower_is_better(seconds["ours"], [s * part for s in seconds["plain"]])
+        lines.append({**about, "tokens": written, **line, "target": 1.3})
+    return lines
+
+
+def ragged_run(config: ModelConfig, params: PyTree, size: Workload, places: int) -> Callable[[], Rollout]:
+    """A generation, `places` rows at a time, whose rows are short, but for one in each set of so many.
+
+    Row 0 of a set never writes what ends the others: their tokens at a quarter of the length.
+    """
     free = np.asarray(generate(config, params, size).completion).reshape(-1, size.new)
-    ends = np.setdiff1d(free[1:, short - 1], free[0]).astype(np.int32)
-    ending = Ending(np.resize(ends, rows).astype(np.int32))
-    row = np.arange(size.prompts, dtype=np.int32)
-    shape = {"group_size": size.group, "max_new_tokens": size.new, "ending": ending}
-
-    def compacted() -> Rollout:
-        batch = make_batch(size, config.vocab_size)
-        state = programs.start(params, config, batch, jax.random.key(0), SAMPLING, row=row, **shape)
-        sizes = compaction.batch_sizes(rows, 1)
-        return compaction.finish(
-            params, config, state, SAMPLING, ending=ending, until=size.new, every=8, sizes=sizes
-        )
-
-    written = int(np.sum(compacted().length))
-    makes = {"ours": lambda: compacted, "plain": lambda: lambda: generate(config, params, size)}
-    seconds = common.time_rounds(flags.repeats, makes)
-    part = written / (rows * size.new)
-    line = {"case": "ragged", "unit": "s", "peer_name": "token-proportional time", "tokens": written}
-    line |= lower_is_better(seconds["ours"], [s * part for s in seconds["plain"]])
-    return [{**line, "target": 1.3}]
+    long = np.arange(size.rows) % places == 0
+    ends = np.setdiff1d(free[~long, size.new // 4 - 1], free[long]).astype(np.int32)
+    ending = Ending(np.resize(ends, size.rows).astype(np.int32))
+    buckets = BucketConfig(prompt=(size.slots,), completion=(size.new,))
+    engine = Engine(None, config, (), SAMPLING, buckets, compact_every=8, rows=places)
+    batch = make_batch(size, config.vocab_size)
+    return lambda: engine_lib.rollout(
+        engine, params, batch, jax.random.key(0), size.group, size.new, ending=ending
+    )
 
 
 def grammar(flags: argparse.Namespace) -> list[Line]:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from gtalign_jax.models.attention import ring_visible, visible
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.rope import rope_tables
-from gtalign_jax.models.transformer import DecodeCache, Params, PromptCache, split_layers
+from gtalign_jax.models.transformer import Params, PromptCache, split_layers
 
 Array = jax.Array
 _MASKED = -1e30  # as in `attention`
@@ -68,18 +68,29 @@ def _layer_weights(layer: Params) -> dict[str, Array]:
     return found
 
 
+@flax.struct.dataclass
+class RowCache:
+    """Keys and values of the completions so far: per layer k [B, K, H, N] and v [B, K, N, H], B = P * G.
+
+    One axis for the rows, because a reshape beside the update in place, such as of a G of one, makes XLA copy
+    the whole cache in every step.
+    """
+
+    layers: tuple[tuple[Array, Array], ...]
+
+
 def prompt_cache(cache: PromptCache) -> PromptCache:
     """A prefill's cache with k [P, K, H, S] and v [P, K, S, H] in place of [P, S, K, H]."""
     turned = tuple((k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) for k, v in cache.layers)
     return PromptCache(turned, cache.length)
 
 
-def init_decode_cache(config: ModelConfig, prompts: int, group: int, slots: int) -> DecodeCache:
-    """An empty cache: per layer k [P, G, K, H, N] and v [P, G, K, N, H]."""
-    front = (prompts, group, config.num_kv_heads)
+def init_decode_cache(config: ModelConfig, prompts: int, group: int, slots: int) -> RowCache:
+    """An empty cache."""
+    front = (prompts * group, config.num_kv_heads)
     empty = lambda *shape: jnp.zeros((*front, *shape), config.compute_dtype)
     pairs = [(empty(config.head_dim, slots), empty(slots, config.head_dim)) for _ in range(config.num_layers)]
-    return DecodeCache(tuple(pairs))
+    return RowCache(tuple(pairs))
 
 
 def decode_step(
@@ -88,9 +99,9 @@ def decode_step(
     token: Array,
     t: Array,
     prompt_cache: PromptCache,
-    cache: DecodeCache,
+    cache: RowCache,
     start: Array | None = None,
-) -> tuple[Array, DecodeCache]:
+) -> tuple[Array, RowCache]:
     """`transformer.decode_step` on weights and caches of this module: same arguments, same numbers."""
     number = jnp.asarray(t)[None, None] if start is None else t - start  # [1, 1] or [P, G]
     position = prompt_cache.length[:, None] + number
@@ -111,7 +122,7 @@ def decode_step(
     logits = jnp.matmul(weights.unembedding, hidden, preferred_element_type=jnp.float32)
     # Without the barrier the transpose is moved into the product, which then copies the whole table.
     logits = jax.lax.optimization_barrier(logits).T
-    return logits.reshape(*token.shape, -1), DecodeCache(tuple(written))
+    return logits.reshape(*token.shape, -1), RowCache(tuple(written))
 
 
 def _per_row(table: Array, group: int) -> Array:
@@ -155,11 +166,10 @@ def _rotate(x: Array, tables: tuple[Array, Array]) -> Array:
 
 
 def _write(stored: tuple[Array, Array], k: Array, v: Array, t: Array) -> tuple[Array, Array]:
-    """The cache of a layer with k, v [K, H, B] in slot t of every row."""
-    old_k, old_v = stored
-    rows = lambda x: x.transpose(2, 0, 1).reshape(old_k.shape[:4])  # [P, G, K, H]
+    """The cache of a layer by row with k, v [K, H, B] in slot t of every row."""
     write = jax.lax.dynamic_update_slice_in_dim
-    return write(old_k, rows(k)[..., None], t, axis=4), write(old_v, rows(v)[..., None, :], t, axis=3)
+    k, v = (x.transpose(2, 0, 1) for x in (k, v))  # [B, K, H]
+    return write(stored[0], k[..., None], t, axis=3), write(stored[1], v[..., None, :], t, axis=2)
 
 
 def _attend(
@@ -175,20 +185,23 @@ def _attend(
 
     One softmax over both parts without joining them: exp(s - max) and the sums are those of the pair.
     """
-    p, g, kv, dim, slots = own[0].shape
-    query = q.reshape(kv, -1, dim, p, g).transpose(3, 4, 0, 1, 2)  # [P, G, K, R, H]
+    (rows, kv, dim, slots), p = own[0].shape, shared[0].shape[0]
+    by_row = q.reshape(kv, -1, dim, rows).transpose(3, 0, 1, 2)  # [B, K, R, H]
+    query = by_row.reshape(p, -1, *by_row.shape[1:])  # [P, G, K, R, H]
     prompt_slot = jnp.arange(shared[0].shape[-1])
     filled = (prompt_slot < length[:, None])[:, None]
     in_prompt = visible(length[:, None] + number, prompt_slot, window) & filled
     in_own = ring_visible(number, t, slots, window)
     old = _scores("pgkrh,pkhs->pgkrs", query, shared[0], in_prompt[:, :, None, None])
-    new = _scores("pgkrh,pgkhn->pgkrn", query, own[0], in_own[:, :, None, None])
+    in_own = jnp.broadcast_to(in_own, (p, rows // p, slots)).reshape(rows, 1, 1, slots)
+    new = _scores("bkrh,bkhn->bkrn", by_row, own[0], in_own).reshape(*query.shape[:-1], slots)
     top = jnp.maximum(old.max(-1), new.max(-1))[..., None]
     old, new = jnp.exp(old - top), jnp.exp(new - top)
     total = (old.sum(-1) + new.sum(-1))[..., None]
     old, new = ((x / total).astype(q.dtype) for x in (old, new))
-    out = jnp.einsum("pgkrs,pksh->pgkrh", old, shared[1]) + jnp.einsum("pgkrn,pgknh->pgkrh", new, own[1])
-    return out.transpose(2, 3, 4, 0, 1).reshape(-1, p * g)
+    out = jnp.einsum("pgkrs,pksh->pgkrh", old, shared[1]).reshape(by_row.shape)
+    out += jnp.einsum("bkrn,bknh->bkrh", new.reshape(*by_row.shape[:-1], slots), own[1])
+    return out.transpose(1, 2, 3, 0).reshape(-1, rows)
 
 
 def _scores(spec: str, query: Array, keys: Array, mask: Array) -> Array:

@@ -19,7 +19,7 @@ import jax
 
 from gtalign_jax.models import cpu, transformer
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.cpu import FeatureWeights
+from gtalign_jax.models.cpu import FeatureWeights, RowCache
 from gtalign_jax.models.layers import BATCH
 from gtalign_jax.models.transformer import DecodeCache, Params, PromptCache
 from gtalign_jax.sharding import constrain, decode_layout, gather_for_decode
@@ -69,14 +69,18 @@ def stepping(config: ModelConfig) -> contextlib.AbstractContextManager:
 
 
 def settled(
-    config: ModelConfig, prompt_cache: PromptCache, cache: DecodeCache
-) -> tuple[PromptCache, DecodeCache]:
+    config: ModelConfig, prompt_cache: PromptCache, cache: DecodeCache | RowCache
+) -> tuple[PromptCache, DecodeCache | RowCache]:
     """The caches as the loop carries them, inside `stepping`."""
     return spread_caches(prompt_cache, cache) if config.decode_layout == "gathered" else (prompt_cache, cache)
 
 
-def spread_caches(prompt_cache: PromptCache, cache: DecodeCache) -> tuple[PromptCache, DecodeCache]:
+def spread_caches(
+    prompt_cache: PromptCache, cache: DecodeCache | RowCache
+) -> tuple[PromptCache, DecodeCache | RowCache]:
     """Both caches with their rows and K/V heads split over the current mesh, by the rules in force."""
+    if isinstance(cache, RowCache):
+        return prompt_cache, cache
     lay = lambda tree, *names: jax.tree.map(lambda x: constrain(x, *names, "keys", "kv", "head_dim"), tree)
     layers = lay(prompt_cache.layers, BATCH[0])
     return prompt_cache.replace(layers=layers), cache.replace(layers=lay(cache.layers, *BATCH))
@@ -92,10 +96,17 @@ def prefill(
 
 def init_decode_cache(
     params: Params, config: ModelConfig, prompts: int, group: int, slots: int
-) -> DecodeCache:
+) -> DecodeCache | RowCache:
     """An empty cache for `slots` completion tokens of `group` samples of each prompt, in the layout."""
     module = cpu if feature_major(params, config) else transformer
     return module.init_decode_cache(config, prompts, group, slots)
+
+
+def take_rows(cache: DecodeCache | RowCache, row: Array) -> DecodeCache | RowCache:
+    """The rows p*G + g listed in row [R] of a cache, as R prompts with one sample each."""
+    if isinstance(cache, RowCache):
+        return jax.tree.map(lambda x: x[row], cache)
+    return jax.tree.map(lambda x: x.reshape(-1, 1, *x.shape[2:])[row], cache)
 
 
 def decode_step(
@@ -104,9 +115,9 @@ def decode_step(
     token: Array,
     t: Array,
     prompt_cache: PromptCache,
-    cache: DecodeCache,
+    cache: DecodeCache | RowCache,
     start: Array | None = None,
-) -> tuple[Array, DecodeCache]:
+) -> tuple[Array, DecodeCache | RowCache]:
     """One token of every sample with prepared parameters: see `transformer.decode_step`."""
     module = cpu if isinstance(params, FeatureWeights) else transformer
     return module.decode_step(params, config, token, t, prompt_cache, cache, start)

@@ -109,7 +109,7 @@ def drain(
             return
         if size < len(owner):
             chosen = np.argsort(~live, kind="stable")[:size].astype(np.int32)
-            state, owner = programs.take(state, chosen), owner[chosen]
+            state, owner = programs.take(config, state, chosen), owner[chosen]
 
 
 def warm_up(
@@ -121,17 +121,20 @@ def warm_up(
     ending: Ending,
     sizes: Sequence[int],
     constraint: Constraint | None = None,
-) -> None:
-    """Compile every move between sizes, and the steps of every size but the state's own."""
+) -> DecodeState:
+    """Compile the steps of every size and every move between sizes; the state is consumed and given back."""
     options = {"ending": ending, "constraint": constraint, "until": np.int32(0)}
     pause = Pause(np.int32(0), np.int32(0))
     params = programs.prepare(params, config)
+    for _ in range(2):  # what begins may lie otherwise on the devices than what goes on
+        state = programs.advance(params, config, state, sampling, pause=pause, **options)
     for i, size in enumerate(sizes):
-        stage = state if i == 0 else programs.take(state, np.arange(size, dtype=np.int32))
+        stage = state if i == 0 else programs.take(config, state, np.arange(size, dtype=np.int32))
         for smaller in sizes[i + 1 :]:
-            programs.take(stage, np.arange(smaller, dtype=np.int32))
+            programs.take(config, stage, np.arange(smaller, dtype=np.int32))
         if i > 0:
             programs.advance(params, config, stage, sampling, pause=pause, **options)
+    return state
 
 
 # --- rows on the host ----------------------------------------------------------------------------

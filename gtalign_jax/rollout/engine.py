@@ -240,7 +240,7 @@ def _run(
         state = programs.start(*model, batch, key, engine.sampling, row=row, **shapes, **options)
         sizes = compaction.batch_sizes(batch.tokens.shape[0] * group_size, placing.shards(engine))
         if compile_only:
-            compaction.warm_up(*model, state, engine.sampling, sizes=sizes, **options)
+            state = compaction.warm_up(*model, state, engine.sampling, sizes=sizes, **options)
         return compaction.finish(
             *model, state, engine.sampling, until=until, every=engine.compact_every, sizes=sizes, **options
         )

@@ -13,7 +13,7 @@ from gtalign_jax.models.layouts import prepare_decode
 from gtalign_jax.rollout import decode, ring
 from gtalign_jax.rollout.decode import DecodeState
 from gtalign_jax.rollout.sampling import SamplingConfig
-from gtalign_jax.types import PyTree
+from gtalign_jax.types import Array, PyTree
 
 _TRACED: collections.Counter[str] = collections.Counter()
 _SHAPES = ("config", "sampling", "group_size", "max_new_tokens")
@@ -22,9 +22,14 @@ _SHAPES = ("config", "sampling", "group_size", "max_new_tokens")
 def advance_rows(
     params: PyTree, config: ModelConfig, state: DecodeState, sampling: SamplingConfig, **options
 ) -> DecodeState:
-    """`decode.advance`; a ring keeps its layout, because it comes back to the same programs many times."""
-    state = decode.advance(params, config, state, sampling, **options)
-    return state if state.start is None else ring.laid_out(config, state)
+    """`decode.advance`; what it pauses keeps its layout, because it comes back to the same programs."""
+    advanced = decode.advance(params, config, state, sampling, **options)
+    return ring.laid_out(config, advanced) if "pause" in options else advanced
+
+
+def take_rows(config: ModelConfig, state: DecodeState, row: Array) -> DecodeState:
+    """`ring.take_rows` in the layout that decoding keeps."""
+    return ring.laid_out(config, ring.take_rows(state, row))
 
 
 def _program(function: Callable, static: Sequence[str] = (), donate: Sequence[str] = ()) -> Callable:
@@ -43,7 +48,7 @@ prepare = _program(prepare_decode, ("config",))
 start = _program(decode.start, _SHAPES)
 advance = _program(advance_rows, ("config", "sampling"), donate=("state",))
 rewind = _program(decode.rewind, donate=("state",))
-take = _program(ring.take_rows)
+take = _program(take_rows, ("config",))
 seat = _program(ring.seat, ("config", "max_new_tokens"))
 refill = _program(ring.refill, ("config",), donate=("state",))
 

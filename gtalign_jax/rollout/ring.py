@@ -15,8 +15,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gtalign_jax.models import layouts
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.layouts import init_decode_cache, spread_caches, stepping
+from gtalign_jax.models.layers import BATCH
 from gtalign_jax.rollout.decode_state import DecodeState
 from gtalign_jax.sharding import constrain
 from gtalign_jax.types import Array, PyTree
@@ -31,11 +32,14 @@ def take_rows(state: DecodeState, row: Array) -> DecodeState:
     """
     prompt = row // state.done.shape[1]
     per_prompt = {"prompts": state.prompts, "prompt_cache": state.prompt_cache}
-    per_row = {
-        name: getattr(state, name) for name in state.__dataclass_fields__ if name not in (*per_prompt, "t")
-    }
+    others = set(state.__dataclass_fields__) - {*per_prompt, "cache", "t"}
+    per_row = {name: getattr(state, name) for name in others}
     pick = lambda x: x.reshape(-1, 1, *x.shape[2:])[row]
-    return state.replace(**jax.tree.map(lambda x: x[prompt], per_prompt), **jax.tree.map(pick, per_row))
+    return state.replace(
+        cache=layouts.take_rows(state.cache, row),
+        **jax.tree.map(lambda x: x[prompt], per_prompt),
+        **jax.tree.map(pick, per_row),
+    )
 
 
 def seat(
@@ -47,7 +51,7 @@ def seat(
     return laid_out(
         config,
         state.replace(
-            cache=init_decode_cache(params, config, row.shape[0], 1, max_new_tokens),
+            cache=layouts.init_decode_cache(params, config, row.shape[0], 1, max_new_tokens),
             done=state.done | (row < 0)[:, None],
             start=jnp.zeros((row.shape[0], 1), jnp.int32),
             **{name: jnp.pad(getattr(state, name), slots) for name in _SLOTTED},
@@ -73,9 +77,11 @@ def refill(
 def laid_out(config: ModelConfig, state: DecodeState) -> DecodeState:
     """The state with its rows spread over the mesh, always alike, so that no call is compiled for another's
     layout of the same arrays."""
-    with stepping(config):
-        prompt_cache, cache = spread_caches(state.prompt_cache, state.cache)
-        rows = lambda x: constrain(x, *["batch", *["width"] * (x.ndim - 1)][: x.ndim])
-        names = set(state.__dataclass_fields__) - {"prompt_cache", "cache"}
-        others = jax.tree.map(rows, {name: getattr(state, name) for name in names})
-        return state.replace(prompt_cache=prompt_cache, cache=cache, **others)
+    with layouts.stepping(config):
+        prompt_cache, cache = layouts.spread_caches(state.prompt_cache, state.cache)
+        spread = lambda x, names: constrain(x, *[*names, *["width"] * x.ndim][: x.ndim])
+        prompts = jax.tree.map(lambda x: spread(x, ["batch"]), state.prompts)
+        names = set(state.__dataclass_fields__) - {"prompts", "prompt_cache", "cache"}
+        per_row = {name: getattr(state, name) for name in names}
+        per_row = jax.tree.map(lambda x: spread(x, BATCH), per_row)
+        return state.replace(prompts=prompts, prompt_cache=prompt_cache, cache=cache, **per_row)
