@@ -101,7 +101,8 @@ def warm_up(
     if generator.server is not None:
         return
     buckets = engine.buckets
-    rows = bucket(prompts, buckets.batch, "batch", "the batch") if buckets.batch else prompts
+    queued = engine.rows and buckets.batch and prompts > buckets.batch[-1]  # no bucket bounds a queue
+    rows = bucket(prompts, buckets.batch, "batch", "the batch") if buckets.batch and not queued else prompts
     narrowed = dataclasses.replace(buckets, prompt=tuple(sorted(widths)), batch=(rows,))
     engine = dataclasses.replace(engine, buckets=narrowed)
     engine_lib.warm_up(engine, params, group_size, max_new_tokens, constraint=generator.constraint)

@@ -206,14 +206,16 @@ def warm_up(
     """Compile all that `rollout` will run for this group size and budget, in every bucket of prompts."""
     options = _options(engine, ending, constraint, max_new_tokens)
     key, rest = jax.random.key(0), (group_size, max_new_tokens, options)
+    counts = engine.buckets.batch or (1,)
+    waits = [refill.waits(engine, count, group_size) for count in counts]
     for width in engine.buckets.prompt:
         one = prompt_batch(engine, [[0] * width])
-        for count in engine.buckets.batch or (1,):
-            if not refill.waits(engine, count, group_size):
+        for count, queued in zip(counts, waits, strict=True):
+            if not queued:
                 batch = placing.place(engine, one, placing.padded(engine, count))
                 row = np.arange(batch.tokens.shape[0], dtype=np.int32)
                 _run(engine, params, batch, key, row, *rest, compile_only=True)
-        if engine.rows:
+        if any(waits) or (engine.rows and not engine.buckets.batch):
             refill.warm_up(engine, params, one, key, *rest)
 
 
