@@ -7,6 +7,8 @@
     policy   W with the clipped policy-gradient loss
     growth   W's quarter at once, twice and four times the batch, the length and the depth
     memory   temporary bytes of the compiled step as tokens and vocabulary grow; nothing is run
+    ragged   twice W's prompts with log-normal lengths: micro-batches by token count beside padded ones
+    pack     chains of log-normal lengths: a supervised step on packed rows beside padded ones
 
 Ours are `sft.update.make_sft_update` and `rl.update.make_update`, as `experiments.train` calls them:
 `shared` has a group's prompt once, `rows` repeats it for every completion. The peer is transformers'
@@ -29,6 +31,7 @@ import numpy as np
 import torch
 
 from experiments import bench_common as common
+from experiments import bench_lengths
 from experiments import bench_limits as limits
 from experiments.bench_common import Line, Run, Workload
 from gtalign_jax.errors import exit_on_user_error
@@ -262,6 +265,8 @@ def cases(flags: argparse.Namespace) -> dict[str, Sequence[Callable[[], list[Lin
         "policy": [lambda: against_peer("policy", flags, policy=True)],
         "growth": [functools.partial(growth, *grow, flags) for grow in [("batch", 1), *grown]],
         "memory": [functools.partial(memory, *grow, flags) for grow in sizes],
+        "ragged": [functools.partial(bench_lengths.ragged, flags)],
+        "pack": [functools.partial(bench_lengths.pack, flags)],
     }
 
 

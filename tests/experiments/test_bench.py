@@ -19,6 +19,7 @@ from experiments import bench_rollout, bench_step, bench_table, bench_train
 from experiments.bench_common import Workload
 from experiments.peers import launch
 from gtalign_jax.errors import UserError
+from gtalign_jax.rl import parts
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +170,16 @@ def test_training_compares_like_with_like(capsys):
     shared, rows = lines_of(capsys, bench_train.main, "--shape=tiny", "--case=W", "--repeats=1")
     assert (shared["variant"], rows["variant"]) == ("shared", "rows")
     assert shared["limit"] > rows["limit"] and all(line["ours"] > 0 < line["peer"] for line in (shared, rows))
+
+
+@pytest.mark.parametrize("case", ["ragged", "pack"])
+def test_padding_left_out_is_measured_on_the_same_tokens(capsys, monkeypatch, case):
+    """The script itself refuses contenders whose first losses differ."""
+    monkeypatch.setattr(parts, "STEPS", (1.0, 0.5))  # two programs to compile
+    (line,) = lines_of(capsys, bench_train.main, "--shape=tiny", f"--case={case}", "--repeats=1")
+    ours, padded = (int(words.split()[0]) for words in line["variant"].split(" of "))
+    assert 0 < line["tokens"] <= ours <= padded and line["ours"] > 0 < line["peer"]
+    assert f"| {case} | {line['variant']} | ours, padded |" in bench_table.render([line])
 
 
 def test_different_losses_are_refused():

@@ -1,0 +1,166 @@
+"""The cases of `bench_train` whose completions differ in length: what leaving out their padding is worth.
+
+Lengths are log-normal with a median of 0.3 N and sigma 0.5, cut at N, so that a mean completion fills a third
+of its slots. ours and the peer (our own padded update) train on the same tokens from the same weights; rates
+count real tokens, every prompt once for its group (`ragged`) or once a chain (`pack`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import bench_common as common
+from experiments.bench_common import Line, Run, Workload
+from gtalign_jax.data.loader import Demonstration
+from gtalign_jax.data.packing import PackedStream
+from gtalign_jax.rl.algorithm import AlgorithmConfig
+from gtalign_jax.rl.parted import make_parted_update, plan_update
+from gtalign_jax.rl.update import make_update
+from gtalign_jax.sft.update import PackedBatch, SftBatch, make_sft_update
+from gtalign_jax.sharding import MeshConfig, make_mesh, spread
+from gtalign_jax.state import OptimizerConfig, init_state, make_optimizer
+from gtalign_jax.types import Experience, PyTree, Rollout
+
+MEDIAN, SIGMA = 0.3, 0.5
+OPTIMIZER = OptimizerConfig(lr=1e-5)
+
+
+def lengths(shape: tuple[int, ...], slots: int) -> np.ndarray:
+    """int32 log-normal lengths in [1, slots]."""
+    drawn = np.random.default_rng(3).lognormal(np.log(MEDIAN * slots), SIGMA, shape)
+    return np.clip(drawn.astype(np.int32), 1, slots)
+
+
+def timed(
+    update: Callable, params: PyTree, batch: PyTree, loss: str, firsts: list[float], **extra: Any
+) -> Run:
+    """One update a call; the loss of the first is added to firsts."""
+    mesh = make_mesh(MeshConfig())
+    state = init_state(jax.random.key(0), params, make_optimizer(OPTIMIZER, 1000))
+    placed, held = spread(jax.device_put(batch), mesh), {"state": spread(state, mesh)}
+    calls = itertools.count()
+
+    def run() -> None:
+        held["state"], metrics = update(held["state"], placed, **extra)
+        jax.block_until_ready(held["state"])
+        if next(calls) == 0:
+            firsts.append(float(metrics[loss].value))
+
+    return run
+
+
+def compared(
+    flags: argparse.Namespace, makes: dict[str, common.Make], firsts: list[float], tokens: int, line: Line
+) -> list[Line]:
+    """The line of two contenders; RuntimeError when they did not begin with the same loss."""
+    seconds = common.time_rounds(flags.repeats, makes, together=flags.device == "cpu")
+    first, second = firsts
+    if abs(first - second) > {"float32": 1e-4, "bfloat16": 5e-2}[flags.dtype] * max(1.0, abs(first)):
+        raise RuntimeError(f"the first losses differ: {firsts}")
+    line |= common.compare(seconds["ours"], seconds["peer"], tokens)
+    return [line | {"tokens": tokens}]
+
+
+# --- alignment ------------------------------------------------------------------------------------------
+
+
+def ragged(flags: argparse.Namespace) -> list[Line]:
+    """The policy's update by token count, and in padded micro-batches of as many slots: two prompts each."""
+    size = common.workload("W", flags.shape)
+    size = dataclasses.replace(size, prompts=2 * size.prompts)
+    seen, rollout = ragged_batch(size, common.SHAPES[flags.shape]["vocab_size"])
+    budget = 2 * (size.slots + size.group * size.new)
+    padded = AlgorithmConfig(microbatches=size.prompts // 2)
+    parted = AlgorithmConfig(microbatch_tokens=budget)
+    firsts: list[float] = []
+
+    def make(config: AlgorithmConfig, make_it: Callable, **extra) -> Run:
+        model, params = common.our_model(flags, remat=flags.remat)
+        update = make_it(model, config, make_optimizer(OPTIMIZER, 1000), None, 1.0)
+        return timed(update, params, seen, "loss/policy", firsts, **extra)
+
+    plan = plan_update(parted, jax.random.key(0), rollout)
+    makes = {
+        "ours": functools.partial(make, parted, make_parted_update, plan=plan),
+        "peer": functools.partial(make, padded, make_update),
+    }
+    slots = sum(len(p.rows) * (size.slots + p.shape[0] * p.shape[1]) for p in plan.updates[0])
+    line = {"case": "ragged", "variant": f"{slots} of {budget * size.prompts // 2} slots"}
+    tokens = int(rollout.length.sum() + rollout.prompt_length.sum())
+    named = {"unit": "real tokens/s", "peer_name": "ours, padded"}
+    return compared(flags, makes, firsts, tokens, line | named)
+
+
+def ragged_batch(size: Workload, vocab: int) -> tuple[Experience, Rollout]:
+    """Scored completions of every length, and the rollout they are planned from."""
+    prompt = common.random_tokens((size.prompts, size.slots), vocab)
+    completion = common.random_tokens((size.prompts, size.group, size.new), vocab, seed=1)
+    length = lengths((size.prompts, size.group), size.new)
+    mask = np.arange(size.new) < length[..., None]
+    full = np.full(size.prompts, size.slots, np.int32)
+    zeros = np.zeros(mask.shape, np.float32)
+    advantage = np.random.default_rng(2).normal(size=(*length.shape, 1)) * mask
+    scored = {"old_logp": zeros, "advantage": advantage.astype(np.float32)}  # old ones are not read
+    common_fields = (prompt, full, completion, length)
+    return Experience(*common_fields, mask, **scored), Rollout(*common_fields, length < size.new, zeros, mask)
+
+
+# --- the cold start -------------------------------------------------------------------------------------
+
+
+def pack(flags: argparse.Namespace) -> list[Line]:
+    """One chain a prompt, prompts of half to all of their slots: packed, and a padded row each."""
+    size, vocab = common.workload("W", flags.shape), common.SHAPES[flags.shape]["vocab_size"]
+    packed, padded = packed_batches(size, vocab)
+    firsts: list[float] = []
+
+    def make(batch: PackedBatch | SftBatch) -> Run:
+        model, params = common.our_model(flags, remat=flags.remat)
+        update = make_sft_update(model, make_optimizer(OPTIMIZER, 1000))
+        return timed(update, params, batch, "loss/sft", firsts)
+
+    makes = {"ours": functools.partial(make, packed), "peer": functools.partial(make, padded)}
+    slots = padded.prompt.size + padded.completion.size
+    line = {"case": "pack", "variant": f"{packed.tokens.size} of {slots} slots"}
+    named = {"unit": "real tokens/s", "peer_name": "ours, padded"}
+    return compared(flags, makes, firsts, int((packed.segments > 0).sum()), line | named)
+
+
+def packed_batches(size: Workload, vocab: int) -> tuple[PackedBatch, SftBatch]:
+    """The chains of the first batch of packed rows: in them, and one padded row each."""
+    count = 2 * size.rows
+    prompts = common.random_tokens((count, size.slots), vocab)
+    completions = common.random_tokens((count, size.new), vocab, seed=1)
+    own = np.random.default_rng(4).integers(size.slots // 2, size.slots + 1, count)
+    new = lengths((count,), size.new)
+    data = [
+        Demonstration(prompt[:p].tolist(), [completion[:n].tolist()])
+        for prompt, p, completion, n in zip(prompts, own, completions, new, strict=True)
+    ]
+    rows = PackedStream(data, size.rows // 4 or 1, 2 * (size.slots + size.new), seed=0).batch(0)
+    chains = [
+        (tokens[(segments == i) & ~learn], tokens[(segments == i) & learn])
+        for tokens, segments, learn in zip(rows.tokens, rows.segments, rows.learn, strict=True)
+        for i in range(1, segments.max() + 1)
+    ]
+    prompt, prompt_length = padded([p for p, _ in chains], size.slots)
+    completion, length = padded([c for _, c in chains], size.new)
+    mask = np.arange(size.new) < length[:, None]
+    packed = PackedBatch(rows.tokens, rows.segments, rows.positions, rows.learn)
+    return packed, SftBatch(prompt, prompt_length, completion[:, None], mask[:, None])
+
+
+def padded(rows: list[np.ndarray], slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens [B, slots] padded with zeros, length [B]) int32."""
+    out = np.zeros((len(rows), slots), np.int32)
+    for row, tokens in zip(out, rows, strict=True):
+        row[: len(tokens)] = tokens
+    return out, np.array([len(row) for row in rows], np.int32)
