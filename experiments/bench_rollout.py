@@ -6,7 +6,7 @@
               Tunix's sampler, which has an environment of its own (`--peers=` empty: without it)
     R         the same with 512 prompt tokens
     ragged    31 answers of 32 tokens and one of 128, against what as many tokens cost in W: one such set,
-              which ends with a lone long answer, and four sets that wait in a queue for 32 places
+              which ends with a lone long answer, and 4 and 16 sets that wait in a queue for 32 places
     grammar   W held to the chain's grammar, against W without
     growth    W at once, twice and four times the batch, the length and the depth
     batch64   W with 8 prompts, against transformers: what is asked of a GPU; only when it is named
@@ -150,12 +150,12 @@ def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
 
 
 def ragged(flags: argparse.Namespace) -> list[Line]:
-    """Sets of one long answer and short ones for the rest of W: one set at once, and four in a queue."""
+    """Sets of one long answer and short ones for the rest of W: one set at once, and more in a queue."""
     config, params = common.our_model(flags)
     size = common.workload("W", flags.shape)
     plain = lambda: lambda: generate(config, params, size)
     lines = []
-    for variant, sets in (("one batch", 1), ("queue", 4)):
+    for variant, sets in (("one batch", 1), ("queue of 4", 4), ("queue of 16", 16)):
         queue = dataclasses.replace(size, prompts=sets * size.prompts)
         run = ragged_run(config, params, queue, size.rows)
         written = int(np.sum(run().length))

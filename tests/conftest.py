@@ -14,12 +14,24 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import pathlib
 
 import hypothesis
+import jax
 import pytest
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("suite")
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
+
+
+MAPS = pathlib.Path("/proc/self/maps")  # Linux lets a process have 65,530 of them
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """Every compiled program takes a few memory maps; a worker that ran out would crash in the compiler."""
+    yield
+    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

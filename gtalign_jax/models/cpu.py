@@ -187,23 +187,40 @@ def _attend(
     """
     (rows, kv, dim, slots), p = own[0].shape, shared[0].shape[0]
     by_row = q.reshape(kv, -1, dim, rows).transpose(3, 0, 1, 2)  # [B, K, R, H]
-    query = by_row.reshape(p, -1, *by_row.shape[1:])  # [P, G, K, R, H]
+    by_group = _by_group(by_row, p)
     prompt_slot = jnp.arange(shared[0].shape[-1])
     filled = (prompt_slot < length[:, None])[:, None]
-    in_prompt = visible(length[:, None] + number, prompt_slot, window) & filled
+    in_prompt = visible(length[:, None] + number, prompt_slot, window) & filled  # [P, G or 1, S]
+    in_prompt = jnp.broadcast_to(
+        in_prompt[:, None, :, None], (p, kv, rows // p, by_row.shape[2], len(prompt_slot))
+    )
     in_own = ring_visible(number, t, slots, window)
-    old = _scores("pgkrh,pkhs->pgkrs", query, shared[0], in_prompt[:, :, None, None])
     in_own = jnp.broadcast_to(in_own, (p, rows // p, slots)).reshape(rows, 1, 1, slots)
-    new = _scores("bkrh,bkhn->bkrn", by_row, own[0], in_own).reshape(*query.shape[:-1], slots)
-    top = jnp.maximum(old.max(-1), new.max(-1))[..., None]
-    old, new = jnp.exp(old - top), jnp.exp(new - top)
-    total = (old.sum(-1) + new.sum(-1))[..., None]
-    old, new = ((x / total).astype(q.dtype) for x in (old, new))
-    out = jnp.einsum("pgkrs,pksh->pgkrh", old, shared[1]).reshape(by_row.shape)
-    out += jnp.einsum("bkrn,bknh->bkrh", new.reshape(*by_row.shape[:-1], slots), own[1])
-    return out.transpose(1, 2, 3, 0).reshape(-1, rows)
+    old = _scores(by_group, shared[0], in_prompt.reshape(*by_group.shape[:3], -1))
+    new = _scores(by_row, own[0], in_own)
+    top = jnp.maximum(_by_row(old.max(-1, keepdims=True), by_row), new.max(-1, keepdims=True))
+    old, new = jnp.exp(old - _by_group(top, p)), jnp.exp(new - top)
+    total = _by_row(old.sum(-1, keepdims=True), by_row) + new.sum(-1, keepdims=True)
+    out = _by_row(_matmul(old.astype(q.dtype), shared[1]), by_row) + _matmul(new.astype(q.dtype), own[1])
+    return (out / total).astype(q.dtype).transpose(1, 2, 3, 0).reshape(-1, rows)
 
 
-def _scores(spec: str, query: Array, keys: Array, mask: Array) -> Array:
-    scores = jnp.einsum(spec, query, keys, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    return jnp.where(mask, scores, _MASKED)
+def _by_group(x: Array, prompts: int) -> Array:
+    """x [B, K, R, ...] as [P, K, G R, ...], what a prompt's keys are multiplied with at once."""
+    rows, kv, heads, last = x.shape
+    return x.reshape(prompts, -1, kv, heads, last).swapaxes(1, 2).reshape(prompts, kv, -1, last)
+
+
+def _by_row(x: Array, like: Array) -> Array:
+    """x [P, K, G R, ...] as [B, K, R, ...] with the B, K and R of `like`."""
+    rows, kv, heads = like.shape[:3]
+    return x.reshape(len(x), kv, -1, heads, x.shape[-1]).swapaxes(1, 2).reshape(rows, kv, heads, -1)
+
+
+def _scores(query: Array, keys: Array, mask: Array) -> Array:
+    """Masked scores [..., S] of query [..., H] and keys [..., H, S]."""
+    return jnp.where(mask, _matmul(query, keys) * query.shape[-1] ** -0.5, _MASKED)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
