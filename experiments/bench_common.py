@@ -116,17 +116,6 @@ def our_model(flags: argparse.Namespace, **switches: Any) -> tuple[ModelConfig, 
     return config, hf.load_params(weights_folder(flags.shape, flags.dtype), config)
 
 
-def torch_model(flags: argparse.Namespace) -> transformers.Qwen2ForCausalLM:
-    """The same weights in transformers, on the device of the flags."""
-    folder = weights_folder(flags.shape, flags.dtype)
-    model = transformers.Qwen2ForCausalLM.from_pretrained(folder, dtype=getattr(torch, flags.dtype))
-    return model.to(torch_device(flags))
-
-
-def torch_device(flags: argparse.Namespace) -> str:
-    return "cuda" if flags.device == "gpu" else "cpu"
-
-
 # --- time ---------------------------------------------------------------------------------------------
 
 
@@ -197,8 +186,10 @@ def machine(dtype: str = "float32") -> tuple[float, float]:
 
 # --- flags and output ---------------------------------------------------------------------------------
 
-# glibc keeps freed memory and uses huge pages: page faults cost everybody 10 to 30 % otherwise.
+# glibc keeps freed memory and uses huge pages: page faults cost everybody 10 to 30 % otherwise. One arena,
+# because what a thread's own arena cannot hold is given back at every free, whatever the thresholds say.
 ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**34),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",

@@ -29,11 +29,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-import torch
-import transformers
 
 from experiments import bench_common as common
 from experiments import bench_limits as limits
@@ -74,45 +73,28 @@ def generate(
     constraint: Constraint | None = None,
 ) -> Rollout:
     """Ours, as the engine runs it in one program."""
-    batch = make_batch(size, config.vocab_size)
-    row = np.arange(size.prompts, dtype=np.int32)
-    return jax.block_until_ready(
-        programs.generate(
-            params,
-            config,
-            batch,
-            jax.random.key(0),
-            SAMPLING,
-            group_size=size.group,
-            max_new_tokens=size.new,
-            ending=ending,
-            row=row,
-            until=np.int32(size.new),
-            constraint=constraint,
-        )
-    )
+    args, options = generate_call(config, params, size, ending=ending, constraint=constraint)
+    return jax.block_until_ready(programs.generate(*args, **options))
 
 
-def peer_generate(model: transformers.Qwen2ForCausalLM, size: Workload) -> torch.Tensor:
-    """transformers: the samples of a prompt are rows of one batch with a shared setting and no end token."""
-    tokens = torch.from_numpy(make_batch(size, model.config.vocab_size).tokens.astype(np.int64))
-    tokens = tokens.to(model.device)
-    with torch.no_grad():
-        out = model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            num_return_sequences=size.group,
-            max_new_tokens=size.new,
-            min_new_tokens=size.new,
-            pad_token_id=0,
-        )
-    if out.shape != (size.rows, size.slots + size.new):
-        raise RuntimeError(f"the peer wrote {tuple(out.shape)}, not {size.new} tokens a row")
-    return out.cpu()  # a GPU is done when its numbers are here
+def generate_call(
+    config: ModelConfig,
+    params: PyTree,
+    size: Workload,
+    *,
+    ending: Ending = NEVER,
+    constraint: Constraint | None = None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `programs.generate` for a workload."""
+    args = (params, config, make_batch(size, config.vocab_size), jax.random.key(0), SAMPLING)
+    return args, {
+        "group_size": size.group,
+        "max_new_tokens": size.new,
+        "ending": ending,
+        "row": np.arange(size.prompts, dtype=np.int32),
+        "until": np.int32(size.new),
+        "constraint": constraint,
+    }
 
 
 # --- cases --------------------------------------------------------------------------------------------
@@ -127,11 +109,14 @@ def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
         config, params = common.our_model(flags)
         return lambda: generate(config, params, size)
 
-    def peer() -> Run:
-        model = common.torch_model(flags).eval()
-        return lambda: peer_generate(model, size)
-
     with contextlib.ExitStack() as stack:
+
+        def peer() -> Run:
+            prompts = {"prompt": make_batch(size, fields["vocab_size"]).tokens}
+            sizes = {"group": size.group, "new": size.new}
+            made = launch.torch_peer("torch_generate.py", flags, prompts, **sizes)
+            return functools.partial(launch.full_round, stack.enter_context(made), size)
+
         makes = {"ours": ours, "transformers": peer}
         on_cpu = flags.device == "cpu" and flags.dtype == "float32"  # what its script is written for
         if flags.peers and on_cpu and name != "batch64":

@@ -56,6 +56,8 @@ COLUMNS: dict[str, Callable[[Line], str | None]] = {
     "the peer's": lambda line: _number(line, "peer"),
     "ratio": lambda line: None if line.get("ratio") is None else f"{line['ratio']:.2f}",
     "target": target,
+    "products": lambda line: _number(line, "products"),
+    "rest": lambda line: _number(line, "rest"),
     "limit": lambda line: _number(line, "limit"),
     "share of limit": lambda line: percent(line.get("share")),
     "spread": lambda line: percent(spread(line)),

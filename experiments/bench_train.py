@@ -3,7 +3,7 @@
     python -m experiments.bench_train [--case=NAME] [--repeats=3]
 
     W        4 prompts x 8 completions, 64 and 128 tokens: a supervised step
-    R        the same with 512 prompt tokens, shared prompts alone
+    R        the same with 512 prompt tokens
     policy   W with the clipped policy-gradient loss
     growth   W's quarter at once, twice and four times the batch, the length and the depth
     memory   temporary bytes of the compiled step as tokens and vocabulary grow; nothing is run
@@ -21,6 +21,7 @@ avoid run at the measured matmul peak; share = ours / limit. Seconds of every ro
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -28,12 +29,12 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-import torch
 
 from experiments import bench_common as common
 from experiments import bench_lengths
 from experiments import bench_limits as limits
 from experiments.bench_common import Line, Run, Workload
+from experiments.peers import launch
 from gtalign_jax.errors import exit_on_user_error
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
@@ -46,6 +47,7 @@ from gtalign_jax.types import Experience, PyTree, TrainState
 
 OPTIMIZER = OptimizerConfig(lr=1e-5)
 ALGORITHM = AlgorithmConfig()
+VARIANTS = ("shared", "rows")
 TARGETS = {("W", "rows"): 1.0, ("W", "shared"): 1.4, ("R", "shared"): 3.0}
 
 
@@ -120,64 +122,52 @@ def our_run(config: ModelConfig, params: PyTree, tokens: Tokens, policy: bool) -
 # --- the peer -----------------------------------------------------------------------------------------
 
 
-def peer_run(flags: argparse.Namespace, tokens: Tokens, policy: bool) -> Run:
-    """One step of eager PyTorch a call; returns its loss."""
-    model, device = common.torch_model(flags).train(), common.torch_device(flags)
-    if flags.remat != "none":
-        model.gradient_checkpointing_enable()
+def torch_process(
+    flags: argparse.Namespace, tokens: Tokens, policy: bool
+) -> contextlib.AbstractContextManager[launch.Peer]:
+    """The process of `peers/torch_train.py` on these tokens in separate rows."""
     made = tokens.separate()
-    rows = np.concatenate([made.prompt, made.completion[:, 0]], axis=1).astype(np.int64)
-    rows, new = torch.from_numpy(rows).to(device), made.completion.shape[-1]
-    advantage = torch.from_numpy(made.advantage).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=OPTIMIZER.lr, weight_decay=OPTIMIZER.weight_decay)
-
-    def run() -> float:
-        logits = model(input_ids=rows, use_cache=False, logits_to_keep=new + 1).logits[:, :-1]
-        logp = torch.log_softmax(logits.float(), -1).gather(-1, rows[:, -new:, None])[..., 0]
-        loss = clipped_loss(logp, advantage) if policy else -logp.mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
-    return run
-
-
-def clipped_loss(logp: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
-    """The PPO clip of the first update after a rollout, mean over tokens."""
-    ratio = torch.exp(logp - logp.detach())
-    bounded = ratio.clamp(1 - ALGORITHM.clip_low, 1 + ALGORITHM.clip_high)
-    return -torch.minimum(ratio * advantage, bounded * advantage).mean()
+    arrays = {"prompt": made.prompt, "completion": made.completion[:, 0], "advantage": made.advantage}
+    return launch.torch_peer(
+        "torch_train.py",
+        flags,
+        arrays,
+        policy=policy,
+        remat=flags.remat != "none",
+        lr=OPTIMIZER.lr,
+        weight_decay=OPTIMIZER.weight_decay,
+        clip_norm=OPTIMIZER.clip_norm,
+        clip=(ALGORITHM.clip_low, ALGORITHM.clip_high),
+    )
 
 
 # --- cases --------------------------------------------------------------------------------------------
 
 
-def against_peer(name: str, flags: argparse.Namespace, policy: bool = False) -> list[Line]:
-    """Ours with shared prompts and with separate rows, each beside the peer; on R shared prompts alone."""
+def against_peer(name: str, variant: str, flags: argparse.Namespace, policy: bool = False) -> list[Line]:
+    """Ours with shared prompts or with separate rows, beside the peer in its own process."""
     size = common.workload("W" if policy else name, flags.shape)
     fields = common.SHAPES[flags.shape]
     tokens = make_tokens(size, fields["vocab_size"])
+    mine = tokens if variant == "shared" else tokens.separate()
     losses: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
 
-    def ours(tokens: Tokens) -> Run:
-        return our_run(*common.our_model(flags, remat=flags.remat), tokens, policy)
+        def peer() -> Run:
+            process = stack.enter_context(torch_process(flags, tokens, policy))
+            return lambda: process()["loss"]
 
-    variants = {"shared": lambda: ours(tokens), "rows": lambda: ours(tokens.separate())}
-    if name == "R":  # 20,480 tokens in separate rows take more memory than there is beside the peer's
-        del variants["rows"]
-    makes = {**variants, "peer": lambda: peer_run(flags, tokens, policy)}
-    makes = {n: functools.partial(keep_first_loss, losses, n, make) for n, make in makes.items()}
-    seconds = common.time_rounds(flags.repeats, makes, together=flags.device == "cpu")
+        makes = {
+            variant: lambda: our_run(*common.our_model(flags, remat=flags.remat), mine, policy),
+            "peer": peer,
+        }
+        makes = {n: functools.partial(keep_first_loss, losses, n, make) for n, make in makes.items()}
+        seconds = common.time_rounds(flags.repeats, makes, together=flags.device == "cpu")
     check_losses(losses, flags.dtype)
-    lines = []
-    for variant in variants:
-        line = {"case": name, "variant": variant, "unit": "row tokens/s", "peer_name": "PyTorch eager"}
-        line |= common.compare(seconds[variant], seconds["peer"], size.rows * (size.slots + size.new))
-        line |= share_of_limit(line["ours"], fields, size, flags.dtype, shared=variant == "shared")
-        lines.append({**line, "target": TARGETS.get((name, variant))})
-    return lines
+    line = {"case": name, "variant": variant, "unit": "row tokens/s", "peer_name": "PyTorch eager"}
+    line |= common.compare(seconds[variant], seconds["peer"], size.rows * (size.slots + size.new))
+    line |= share_of_limit(line["ours"], fields, size, flags.dtype, shared=variant == "shared")
+    return [{**line, "target": TARGETS.get((name, variant))}]
 
 
 def share_of_limit(ours: float, fields: dict, size: Workload, dtype: str, *, shared: bool) -> Line:
@@ -259,9 +249,9 @@ def cases(flags: argparse.Namespace) -> dict[str, Sequence[Callable[[], list[Lin
     grown = [(name, factor) for name in ("batch", "length", "depth") for factor in (2, 4)]
     sizes = [("tokens", 1), ("tokens", 2), ("tokens", 4), ("vocabulary", 2), ("vocabulary", 4)]
     return {
-        "W": [lambda: against_peer("W", flags)],
-        "R": [lambda: against_peer("R", flags)],
-        "policy": [lambda: against_peer("policy", flags, policy=True)],
+        "W": [functools.partial(against_peer, "W", variant, flags) for variant in VARIANTS],
+        "R": [functools.partial(against_peer, "R", variant, flags) for variant in VARIANTS],
+        "policy": [functools.partial(against_peer, "policy", v, flags, policy=True) for v in VARIANTS],
         "growth": [functools.partial(growth, *grow, flags) for grow in [("batch", 1), *grown]],
         "memory": [functools.partial(memory, *grow, flags) for grow in sizes],
         "ragged": [functools.partial(bench_lengths.ragged, flags)],

@@ -13,6 +13,7 @@ from gtalign_jax.job import load_start, make_job
 from gtalign_jax.metrics import RunLog
 from gtalign_jax.phase import open_session
 from gtalign_jax.reporting import jsonl
+from gtalign_jax.rl import parts
 from gtalign_jax.train import PHASES
 
 BUDGET = 24
@@ -42,8 +43,9 @@ def run(config, workdir):
     return jsonl.read(workdir / "metrics.jsonl"), params
 
 
-def test_a_run_by_parts_is_the_run_of_the_whole(config, tmp_path):
+def test_a_run_by_parts_is_the_run_of_the_whole(config, tmp_path, monkeypatch):
     """Lengths vary from step to step; every shape is compiled in the first."""
+    monkeypatch.setattr(parts, "STEPS", (1.0, 0.5))  # two programs to compile
     lines, want = run(config, tmp_path / "whole")
     config.algorithm.microbatch_tokens = 2 * (96 + 4 * BUDGET)
     parted, got = run(config, tmp_path / "parted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -10,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tokenizers
 import transformers
 from tokenizers import decoders, pre_tokenizers
@@ -86,6 +89,28 @@ def make_spec(flags: argparse.Namespace, size: Workload) -> dict[str, Any]:
 def open_peer(peer: str, script: str, flags: argparse.Namespace, size: Workload) -> Peer:
     """The process of a script, its environment made first where it is missing."""
     return Peer(script, python_of(peer, flags.peers), make_spec(flags, size))
+
+
+@contextlib.contextmanager
+def torch_peer(
+    script: str, flags: argparse.Namespace, tokens: Mapping[str, np.ndarray], **spec: Any
+) -> Iterator[Peer]:
+    """The process of a PyTorch script in this environment, with its arrays and settings."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "tokens.npz"
+        np.savez(path, **tokens)
+        about = {
+            "folder": str(common.weights_folder(flags.shape, flags.dtype)),
+            "tokens": str(path),
+            "dtype": flags.dtype,
+            "device": "cuda" if flags.device == "gpu" else "cpu",
+            "threads": common.CORES,
+        }
+        peer = Peer(script, pathlib.Path(sys.executable), {**about, **spec})
+        try:
+            yield peer
+        finally:
+            peer.close()
 
 
 def full_round(process: Peer, size: Workload) -> None:

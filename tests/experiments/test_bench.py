@@ -7,6 +7,8 @@ import pathlib
 import sys
 import weakref
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments import bench_common as common
 from experiments import bench_limits as limits
-from experiments import bench_rollout, bench_step, bench_table, bench_train
+from experiments import bench_profile, bench_rollout, bench_step, bench_table, bench_train
 from experiments.bench_common import Workload
-from experiments.peers import launch
+from experiments.peers import launch, torch_train
 from gtalign_jax.errors import UserError
+from gtalign_jax.planning import hlo
 from gtalign_jax.rl import parts
 
 
@@ -162,6 +165,18 @@ def test_a_round_with_too_few_tokens_is_an_error():
         launch.check_written(3000, Workload())
 
 
+def test_a_profile_tells_products_from_the_rest():
+    a = np.ones((256, 256), np.float32)
+    program = jax.jit(lambda x: jnp.sort(jnp.sin(x @ x), axis=0)).lower(a).compile()
+    module = hlo.parse(program.as_text())
+    named = bench_profile.products(module)
+    lines = [line for lines in module.computations.values() for line in lines.values()]
+    assert not any(line.name in named for line in lines if line.opcode == "sort")
+    assert any(line.opcode == "dot" and line.name in named for line in lines)
+    line = bench_profile.profile(program.as_text(), lambda: jax.block_until_ready(program(a)))
+    assert line["ours"] > 0 and line["products"] >= 0 and sum(line["most"].values()) > 0
+
+
 # --- the scripts --------------------------------------------------------------------------------------
 
 
@@ -189,7 +204,7 @@ def test_different_losses_are_refused():
 
 def test_the_clipped_loss_has_the_policy_gradient():
     logp = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    loss = bench_train.clipped_loss(logp, torch.tensor([[3.0]]))
+    loss = torch_train.clipped_loss(logp, torch.tensor([[3.0]]), 0.2, 0.2)
     loss.backward()
     assert loss.item() == pytest.approx(-3.0) and logp.grad.tolist() == [[-1.5, -1.5]]
 
