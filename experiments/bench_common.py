@@ -119,6 +119,9 @@ def our_model(flags: argparse.Namespace, **switches: Any) -> tuple[ModelConfig, 
 # --- time ---------------------------------------------------------------------------------------------
 
 
+WARM_UP = 2  # the first compiles, and the second still asks the system for memory that later ones find
+
+
 def time_rounds(
     repeats: int,
     makes: Mapping[str, Make],
@@ -126,7 +129,7 @@ def time_rounds(
     together: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each contender's rounds after one that warms up.
+    """Seconds of each contender's rounds after WARM_UP that are not counted.
 
     together: all are made first and their rounds alternate; otherwise one after the other, each dropped
     before the next is made.
@@ -134,11 +137,11 @@ def time_rounds(
 
     def rounds(runs: Mapping[str, Run]) -> dict[str, list[float]]:
         taken: dict[str, list[float]] = {name: [] for name in runs}
-        for number in range(repeats + 1):
+        for number in range(WARM_UP + repeats):
             for name, run in runs.items():
                 start = clock()
                 run()
-                if number:
+                if number >= WARM_UP:
                     taken[name].append(clock() - start)
         return taken
 
@@ -200,7 +203,7 @@ CORES = len(os.sched_getaffinity(0))
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every benchmark."""
     parser.add_argument("--case", default="", help="one case; all of them without it")
-    parser.add_argument("--repeats", type=int, default=3, help="measured rounds, after one to warm up")
+    parser.add_argument("--repeats", type=int, default=3, help="measured rounds, after two to warm up")
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--shape", default="small", choices=tuple(SHAPES))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
