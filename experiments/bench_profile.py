@@ -7,9 +7,9 @@
     decode    W's generation in one program
 
 On one core, because there the times of instructions add up to that of the program. products: seconds in
-instructions that hold a matrix product, from the profiler's trace of one run after one that warms up; rest:
-in all others, of which `most` names the kinds that take the most time; limit: seconds of the products that
-cannot be avoided at the measured matmul peak (decoding: see bench_rollout).
+instructions that hold a matrix product, from the profiler's trace of one run; rest: in all others, of
+which `most` names the kinds that take the most time; limit: seconds of the products that cannot be
+avoided at the measured matmul peak (decoding: see bench_rollout).
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def seconds_by_instruction(module: hlo.Module, run: Callable[[], object]) -> dic
 def profile(text: str, run: Callable[[], object]) -> Line:
     """What a program (`compiled.as_text()`) that `run` runs once spends on products and on the rest."""
     module = hlo.parse(text)
-    run()
+    for _ in range(common.WARM_UP):
+        run()
     start = time.perf_counter()
     run()
     whole = time.perf_counter() - start
