@@ -40,11 +40,11 @@ def attend(query: Array, own: Keys, shared: Keys | None = None) -> Array:
     q = query.reshape(p, g, n, kv_heads, heads // kv_heads, dim)
     if shared is not None and n == 1:
         return _attend_apart(q, own, shared).reshape(query.shape)
-    keys = own if shared is None else _joined(shared, own, n)
+    keys = own if shared is None else joined(shared, own, n)
     return _attend(q, keys.k, keys.v, keys.mask).reshape(query.shape)
 
 
-def _joined(shared: Keys, own: Keys, n: int) -> Keys:
+def joined(shared: Keys, own: Keys, n: int) -> Keys:
     """The prompt's keys before each sample's own, for n queries: a copy of few heads; scores have all."""
     p, g = own.k.shape[:2]
     over_group = lambda x: jnp.broadcast_to(x[:, None], (p, g, *x.shape[1:]))

@@ -57,15 +57,11 @@ def attend_library(
 
     Unlike splash this copies the keys, which are few heads wide, and gives the kernel the masks as they are.
     """
-    p, g, n, heads, dim = query.shape
-    parts = [own]
-    if shared is not None:
-        over_group = lambda x: jnp.broadcast_to(x[:, None], (p, g, *x.shape[1:]))
-        parts.insert(0, Keys(over_group(shared.k), over_group(shared.v), shared.mask))
+    p, g, n = query.shape[:3]
+    keys = own if shared is None else attention.joined(shared, own, n)
     rows = lambda x: x.reshape(p * g, *x.shape[2:])
-    k, v = (rows(jnp.concatenate([part[i] for part in parts], axis=2)) for i in (0, 1))
-    masks = (jnp.broadcast_to(part.mask, (p, g, n, part.k.shape[2])) for part in parts)
-    mask = rows(jnp.concatenate(list(masks), axis=-1))[:, None]
+    k, v = rows(keys.k), rows(keys.v)
+    mask = rows(jnp.broadcast_to(keys.mask, (p, g, n, keys.k.shape[2])))[:, None]
     out = jax.nn.dot_product_attention(rows(query), k, v, mask=mask, implementation=implementation)
     return out.reshape(query.shape)
 
