@@ -1,15 +1,20 @@
 """Shared set-up: CPU with eight fake devices, a quick compiler, and the folder of recorded values."""
 
 import os
+from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Nearly all the time of these tests is spent compiling programs that run once on a handful of numbers.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Of a flag that is given twice the last counts.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+if version("jaxlib").startswith("0.10."):  # the pinned one: XLA ends a process for a flag it does not know
+    # Its older code generator is several times quicker, and one thread of it leaves a worker its core.
+    os.environ["XLA_FLAGS"] = (
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+        + os.environ["XLA_FLAGS"]
+    )
 
 import pathlib
 
@@ -21,6 +26,16 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, p
 hypothesis.settings.load_profile("suite")
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+    """pytest-xdist hands out modules in our order, not by their number of tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Whole runs, which are at the root, come first: met last, the longest would leave one worker idle."""
+    items.sort(key=lambda item: len(item.path.parts))
 
 
 MAPS = pathlib.Path("/proc/self/maps")  # Linux lets a process have 65,530 of them

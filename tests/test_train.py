@@ -39,7 +39,7 @@ def start(tmp_path_factory):
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": "",  # one device, and the code generator that users have
     }
     command = [sys.executable, "-m", "experiments.train", CONFIG]
 

@@ -41,7 +41,7 @@ def free_port():
 def start(count, devices, args, port):
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "GTALIGN_COORDINATOR": f"127.0.0.1:{port}",
         "GTALIGN_NUM_PROCESSES": str(count),
         "PYTHONPATH": str(HERE.parent.parent),
