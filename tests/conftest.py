@@ -5,6 +5,7 @@ from importlib.metadata import version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads wait for one another by spinning
 # Nearly all the time of these tests is spent compiling programs that run once on a handful of numbers.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Of a flag that is given twice the last counts.
