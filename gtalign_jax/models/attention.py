@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gtalign_jax.models.products import settled
+
 Array = jax.Array
 _MASKED = -1e30  # finite, so that a fully masked row has no NaN in value or gradient
 
@@ -78,8 +80,9 @@ def _forward(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, tuple]:
     scores = _scores("pgnkrh,pgmkh->pgknrm", q, k, mask)
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     total = weights.sum(-1)
-    out = _product("pgknrm,pgmkh->pgnkrh", weights.astype(v.dtype), v) / _per_query(total)
-    out = out.astype(q.dtype)
+    # `settled` products: a CPU's compiler would turn the weights rather than the far smaller result.
+    out = settled(_product("pgknrm,pgmkh->pgknrh", weights.astype(v.dtype), v)).swapaxes(2, 3)
+    out = (out / _per_query(total)).astype(q.dtype)
     return out, (q, k, v, mask, weights, total, out)
 
 
@@ -91,9 +94,12 @@ def _backward(saved: tuple, d_out: Array) -> tuple:
     d_scores = weights * (_product("pgnkrh,pgmkh->pgknrm", d, v) - delta)
     # A masked score is a constant, even where all of a row's are and the weights are not zero.
     d_scores = (jnp.where(_spread(mask), d_scores, 0.0) * q.shape[-1] ** -0.5).astype(q.dtype)
-    d_q = _product("pgknrm,pgmkh->pgnkrh", d_scores, k)
-    d_k = _product("pgknrm,pgnkrh->pgmkh", d_scores, q)
-    d_v = _product("pgknrm,pgnkrh->pgmkh", weights.astype(q.dtype), d)
+    weights = weights.astype(q.dtype)
+    d_q = settled(_product("pgknrm,pgmkh->pgknrh", d_scores, k)).swapaxes(2, 3)
+    d_k, d_v = (
+        settled(_product("pgnkrh,pgknrm->pgkhm", x, by_key)).transpose(0, 1, 4, 2, 3)
+        for x, by_key in ((q, d_scores), (d, weights))
+    )
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 

@@ -129,6 +129,11 @@ class AlgorithmConfig:
         return self.epochs == 1 and self.minibatches == 1
 
     @property
+    def by_token(self) -> bool:
+        """A token's part of the loss depends on that token alone; of a loss from elsewhere nobody knows."""
+        return self.ratio == "token" and self.loss in _CHOICES["loss"]
+
+    @property
     def needs_reference(self) -> bool:
         return self.kl_coef > 0
 

@@ -42,13 +42,18 @@ def aggregate(x: Array, mask: Array, how: str, max_tokens: int) -> Ratio:
     token: all tokens weigh the same. sequence: every row's token mean weighs the same. constant: row
     sums over max_tokens, so that long rows are not favoured by their length (Dr. GRPO).
     """
-    x = jnp.where(mask, x, 0.0)
-    tokens = jnp.sum(mask, axis=-1)
-    rows = jnp.sum(tokens > 0).astype(jnp.float32)
+    weight, count = token_weights(mask, how, max_tokens)
+    return Ratio(jnp.sum(jnp.where(mask, x, 0.0) * weight), count)
+
+
+def token_weights(mask: Array, how: str, max_tokens: int) -> tuple[Array, Array]:
+    """(what each token weighs in `aggregate` [..., N], 0 outside the mask; the count [])."""
+    tokens = jnp.sum(mask, axis=-1, keepdims=True)
+    weight = mask.astype(jnp.float32)
     if how == "token":
-        return Ratio(jnp.sum(x), jnp.sum(tokens).astype(jnp.float32))
-    per_row = jnp.sum(x, axis=-1) / (jnp.maximum(tokens, 1) if how == "sequence" else max_tokens)
-    return Ratio(jnp.sum(per_row), rows)
+        return weight, jnp.sum(weight)
+    weight /= jnp.maximum(tokens, 1) if how == "sequence" else max_tokens
+    return weight, jnp.sum(tokens > 0).astype(jnp.float32)
 
 
 def policy_loss(
@@ -65,29 +70,56 @@ def policy_loss(
 ) -> tuple[Ratio, dict[str, Ratio]]:
     """The policy's loss as one Ratio, and its diagnostics; logp, old_logp, advantage, mask [..., N].
 
+    The terms of `policy_terms`, aggregated. Constant aggregation divides by config.max_tokens, or N when
+    that is 0.
+    """
+    mean = lambda x: aggregate(x, mask, "token", 0)
+    extra = {"ref_logp": ref_logp, "entropy": entropy, "is_weight": is_weight, "kl_coef": kl_coef}
+    loss, metrics = policy_terms(logp, old_logp, advantage, mask, config, **extra)
+    metrics = {name: mean(x) for name, x in metrics.items()}
+    weight, count = loss_weights(mask, config)
+    total = Ratio(jnp.sum(jnp.where(mask, loss, 0.0) * weight), count)
+    return total, metrics | {"loss/policy": total}
+
+
+def loss_weights(mask: Array, config: AlgorithmConfig) -> tuple[Array, Array]:
+    """`token_weights` of the config's aggregation for mask [..., N]."""
+    return token_weights(mask, config.aggregation, config.max_tokens or mask.shape[-1])
+
+
+def policy_terms(
+    logp: Array,
+    old_logp: Array,
+    advantage: Array,
+    mask: Array,
+    config: AlgorithmConfig,
+    *,
+    ref_logp: Array | None = None,
+    entropy: Array | None = None,
+    is_weight: Array | None = None,
+    kl_coef: Array | float | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """(what each token adds to the policy's loss, its diagnostics), all [..., N].
+
     clip:  -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)      r = exp(logp - old_logp)
            and, with dual_clip c, not above -c A where A < 0 (arXiv 1912.09729)
     cispo: -stop(clip(r)) A logp                                  (arXiv 2506.13585)
     + kl_coef KL(policy || reference) - entropy_coef H
 
-    kl_coef: in place of the config's. is_weight multiplies the first term only. Constant aggregation
-    divides by config.max_tokens, or N when that is 0.
+    kl_coef: in place of the config's. is_weight multiplies the first term only.
     """
-    mean = lambda x: aggregate(x, mask, "token", 0)
     objective, metrics = _objective(logp, old_logp, advantage, mask, config)
     loss = -objective if is_weight is None else -objective * is_weight
-    metrics = {name: mean(x) for name, x in metrics.items()}
-    metrics["kl/old"] = mean(kl_estimate(logp, old_logp, "k3"))
+    metrics["kl/old"] = kl_estimate(logp, old_logp, "k3")
     if ref_logp is not None:
-        metrics["kl/ref"] = mean(kl_estimate(logp, ref_logp, "k3"))
+        metrics["kl/ref"] = kl_estimate(logp, ref_logp, "k3")
         if config.kl_place == "loss" and config.kl_coef:
             coef = config.kl_coef if kl_coef is None else kl_coef
             loss = loss + coef * kl_estimate(logp, ref_logp, config.kl_estimator)
     if entropy is not None:
-        metrics["entropy/mean"] = mean(entropy)
+        metrics["entropy/mean"] = entropy
         loss = loss - config.entropy_coef * entropy
-    total = aggregate(loss, mask, config.aggregation, config.max_tokens or logp.shape[-1])
-    return total, metrics | {"loss/policy": total}
+    return loss, metrics
 
 
 def _objective(

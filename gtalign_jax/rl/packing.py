@@ -24,8 +24,9 @@ def in_packed_rows(
 ) -> Any:
     """score(completion, at, segments) of packed rows [P, R, W], its arrays brought back to [P, G, N].
 
-    completion [P, G, N] int32, length [P, G] int32, at: a pytree of [P, G, N] or None. Columns past a length
-    are finite and meaningless. Without a packing the score of the arrays as they are.
+    completion [P, G, N] int32, length [P, G] int32, at: a pytree of [P, G, N] or None, zeros where no token
+    stands. Columns past a length are finite and meaningless; a number [] stays as it is. Without a packing
+    the score of the arrays as they are.
     """
     if packing is None:
         return score(completion, at, None)
@@ -36,7 +37,7 @@ def in_packed_rows(
     segments = Segments(ids=rows(number, completion.shape[1]), positions=rows(column, 0))
     packed_at = jax.tree.map(lambda x: rows(x, 0), at)
     found = score(rows(completion, 0), packed_at, segments)
-    return jax.tree.map(lambda x: _from_rows(x, slot), found)
+    return jax.tree.map(lambda x: _from_rows(x, slot) if x.ndim else x, found)
 
 
 def slots_of(packing: Packing, length: Array, width: int) -> Array:

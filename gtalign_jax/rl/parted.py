@@ -25,7 +25,6 @@ from gtalign_jax import distributed
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rl import gradients
 from gtalign_jax.rl.algorithm import AlgorithmConfig
-from gtalign_jax.rl.logprobs import LimitLogits
 from gtalign_jax.rl.parts import Part, Plan, Shape, Sizes, plan_parts
 from gtalign_jax.rl.update import (
     Metrics,
@@ -35,6 +34,7 @@ from gtalign_jax.rl.update import (
     policy_step,
     step_losses,
 )
+from gtalign_jax.rl.vocabulary import LimitLogits
 from gtalign_jax.state import Optimizer
 from gtalign_jax.types import Array, Experience, Learner, Packing, PyTree, Ratio, Rollout, TrainState
 

@@ -1,7 +1,7 @@
 """One update of the policy (and critic) from one rollout's experience.
 
 for each epoch, for each mini-batch of prompts:
-    logp, entropy  = token_logprobs(policy, mini-batch)         prompt computed once per group
+    logp, entropy  = token_scores(policy, mini-batch)           prompt computed once per group
     gradient       = of policy_loss, summed over micro-batches, divided once
     policy         = AdamW step, skipped when the gradient is not finite, the KL limit is met, or
                      only the critic is warming up
@@ -24,9 +24,17 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import token_values
 from gtalign_jax.rl import gradients
 from gtalign_jax.rl.algorithm import AlgorithmConfig
-from gtalign_jax.rl.logprobs import LimitLogits, token_logprobs
-from gtalign_jax.rl.losses import adapt_kl_coef, kl_estimate, policy_loss, value_loss
+from gtalign_jax.rl.logprobs import Objective, token_scores
+from gtalign_jax.rl.losses import (
+    adapt_kl_coef,
+    kl_estimate,
+    loss_weights,
+    policy_loss,
+    policy_terms,
+    value_loss,
+)
 from gtalign_jax.rl.packing import in_packed_rows
+from gtalign_jax.rl.vocabulary import LimitLogits, Reading
 from gtalign_jax.state import AlignState, Optimizer, Streamed
 from gtalign_jax.types import Array, Experience, Learner, PyTree, Ratio, TrainState
 
@@ -197,25 +205,29 @@ def policy_step_loss(
     limit: `Limit.logits` of the `Limit` that the batch was made with, or None. old_from_sampler: as there.
     """
 
-    def score(completion, at, segments):
-        options = {"temperature": temperature, "limit": limit, "at": at, "segments": segments}
-        return token_logprobs(params, model, batch.prompt, batch.prompt_length, completion, **options)
-
-    logp, entropy = in_packed_rows(score, batch.packing, batch.completion, batch.length, batch.limit)
+    terms = {"advantage": batch.advantage, "mask": batch.action_mask, "ref_logp": batch.ref_logp}
+    terms |= {"is_weight": batch.is_weight, "kl_coef": None}
+    if kl_coef is not None:
+        terms["kl_coef"] = jnp.full_like(batch.advantage, kl_coef)
     here = config.on_policy and not old_from_sampler
+    weight, count = loss_weights(batch.action_mask, config)
+    columns = (weight, None if here else batch.old_logp, terms)
+
+    reading = Reading(temperature, limit=limit)
+
+    def score(completion, given, segments):
+        at, columns = given
+        added = Objective(functools.partial(_weighted_terms, config), columns) if config.by_token else None
+        args = (batch.prompt, batch.prompt_length, completion)
+        return token_scores(params, model, *args, reading, at, segments, added)
+
+    given = (batch.limit, columns)
+    scored = in_packed_rows(score, batch.packing, batch.completion, batch.length, given)
+    logp, mask = scored.logp, batch.action_mask
     old_logp = jax.lax.stop_gradient(logp) if here else batch.old_logp
-    mask = batch.action_mask
-    loss, metrics = policy_loss(
-        logp,
-        old_logp,
-        batch.advantage,
-        mask,
-        config,
-        ref_logp=batch.ref_logp,
-        entropy=entropy,
-        is_weight=batch.is_weight,
-        kl_coef=kl_coef,
-    )
+    loss, metrics = policy_loss(logp, old_logp, config=config, entropy=scored.entropy, **terms)
+    if config.by_token:  # the same number, with the gradient that came with the scores
+        loss = Ratio(scored.total, count)
     if batch.sampler_logp is not None:
         # Sampler and trainer compute the same distribution in different programs: both stay near 0, unless
         # the sampler is one update behind.
@@ -225,6 +237,14 @@ def policy_step_loss(
         metrics["sampler/gap"] = gradients.mean_columns(jnp.abs(trainer - sampler), mask)
         metrics["kl/sampler"] = gradients.mean_columns(kl_estimate(sampler, trainer, "k3"), mask)
     return loss, metrics
+
+
+def _weighted_terms(config: AlgorithmConfig, logp: Array, entropy: Array, columns: PyTree) -> Array:
+    """What each token adds to the total of `policy_loss`."""
+    weight, old_logp, terms = columns
+    old_logp = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
+    loss, _ = policy_terms(logp, old_logp, config=config, entropy=entropy, **terms)
+    return jnp.where(terms["mask"], loss, 0.0) * weight
 
 
 def value_step_loss(

@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import optax
 
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rl import gradients
-from gtalign_jax.rl.logprobs import packed_logprobs, token_logprobs
+from gtalign_jax.rl.logprobs import Objective, TokenScores, packed_scores, token_scores
 from gtalign_jax.rl.update import on_base
+from gtalign_jax.rl.vocabulary import Reading
 from gtalign_jax.types import Array, PyTree, Ratio, TrainState
 
 
@@ -59,14 +61,23 @@ def make_sft_update(
 
 def sft_loss(params: PyTree, batch: SftBatch, *, model: ModelConfig) -> tuple[Ratio, dict[str, Ratio]]:
     """Summed cross-entropy over the mask with its token count."""
-    logp, entropy = token_logprobs(params, model, batch.prompt, batch.prompt_length, batch.completion)
-    loss = gradients.mean_columns(-logp, batch.mask)
-    return loss, {"loss/sft": loss, "entropy/mean": gradients.mean_columns(entropy, batch.mask)}
+    args = (batch.prompt, batch.prompt_length, batch.completion)
+    learnt = Objective(_cross_entropy, batch.mask)
+    return _means(token_scores(params, model, *args, Reading(), objective=learnt), batch.mask)
 
 
 def packed_loss(params: PyTree, batch: PackedBatch, *, model: ModelConfig) -> tuple[Ratio, dict[str, Ratio]]:
     """`sft_loss` of packed chains: the same sum over the same tokens."""
-    logp, entropy = packed_logprobs(params, model, batch.tokens, batch.segments, batch.positions)
     mask = batch.learn[:, 1:]  # a completion follows its prompt, so the token before is its own
-    loss = gradients.mean_columns(-logp, mask)
-    return loss, {"loss/sft": loss, "entropy/mean": gradients.mean_columns(entropy, mask)}
+    args = (batch.tokens, batch.segments, batch.positions, Objective(_cross_entropy, mask))
+    return _means(packed_scores(params, model, *args), mask)
+
+
+def _cross_entropy(logp: Array, entropy: Array, mask: Array) -> Array:
+    del entropy
+    return jnp.where(mask, -logp, 0.0)
+
+
+def _means(scored: TokenScores, mask: Array) -> tuple[Ratio, dict[str, Ratio]]:
+    loss = Ratio(scored.total, jnp.sum(mask).astype(jnp.float32))
+    return loss, {"loss/sft": loss, "entropy/mean": gradients.mean_columns(scored.entropy, mask)}

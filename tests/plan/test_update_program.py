@@ -9,7 +9,7 @@ from configs import quickstart
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning import cost, hlo, programs
-from gtalign_jax.rl.logprobs import CHUNK
+from gtalign_jax.rl.vocabulary import CHUNK
 from gtalign_jax.settings import make_settings
 from gtalign_jax.sharding import MeshConfig, make_mesh
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.rl import logprobs
+from gtalign_jax.rl import logprobs, vocabulary
+from gtalign_jax.rl.vocabulary import Reading
 
 P, G, N, D, V = 2, 3, 5, 8, 23
 CONFIG = ModelConfig(vocab_size=V, hidden_size=D)
@@ -23,7 +24,8 @@ def inputs(dtype=jnp.float32):
 
 
 def score(table, hidden, tokens, temperature, chunk):
-    return logprobs._from_hidden({"embedding": table}, CONFIG, hidden, tokens, temperature, chunk)
+    scored = logprobs._scores({"embedding": table}, CONFIG, hidden, tokens, Reading(temperature, chunk))
+    return scored.logp, scored.entropy
 
 
 def whole(table, hidden, tokens, temperature):
@@ -55,11 +57,40 @@ def test_values_and_gradients_are_those_of_the_whole_vocabulary(chunk):
     np.testing.assert_allclose(d_table, by_word, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 1024])
+def test_the_gradient_of_a_loss_by_token(chunk):
+    """Of sum_i a_i (log p_i)^2 + b_i H_i, three times over, which the loss's own pass does not know."""
+    table, hidden, tokens, (a, b) = inputs()
+    loss = lambda logp, entropy, columns: columns[0] * logp**2 + columns[1] * entropy
+    objective, reading = logprobs.Objective(loss, (a, b)), Reading(0.7, chunk)
+
+    def scored(table, hidden):
+        return logprobs._scores({"embedding": table}, CONFIG, hidden, tokens, reading, None, objective)
+
+    found = jax.jit(scored)(table, hidden)
+    logp, entropy, all_logp = whole(table, hidden, tokens, 0.7)
+    total = (np.asarray(a, np.float64) * logp**2 + np.asarray(b, np.float64) * entropy).sum()
+    np.testing.assert_allclose(found.total, total, rtol=1e-5)
+    np.testing.assert_allclose(found.logp, logp, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.entropy, entropy, rtol=1e-5, atol=1e-5)
+    value, slopes = jax.jit(jax.value_and_grad(lambda *of: 3 * scored(*of).total, argnums=(0, 1)))(
+        table, hidden
+    )
+    np.testing.assert_allclose(value, 3 * total, rtol=1e-5)
+    p, d_logp, d_entropy = np.exp(all_logp), 3 * 2 * np.asarray(a) * logp, 3 * np.asarray(b, np.float64)
+    d_logits = d_logp[..., None] * (np.eye(V)[np.asarray(tokens)] - p)
+    d_logits -= d_entropy[..., None] * p * (all_logp + entropy[..., None])
+    d_logits /= 0.7
+    by_word = np.einsum("pgnv,pgnd->vd", d_logits, np.asarray(hidden, np.float64))
+    np.testing.assert_allclose(slopes[0], by_word, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(slopes[1], d_logits @ np.asarray(table, np.float64), rtol=1e-4, atol=1e-4)
+
+
 def test_sums_over_a_real_vocabulary_keep_float32_precision():
     logits = 2 * jax.random.normal(jax.random.key(3), (1, 4, 151936))
     weights = np.exp(np.asarray(logits, np.float64))
     tokens = jnp.array([[0, 1, 75968, 151935]], jnp.int32)
-    for sums in (logprobs._sums, logprobs._sums_whole):
+    for sums in (vocabulary._sums, vocabulary._sums_whole):
         total, weighted, chosen = jax.jit(sums)(logits, jnp.zeros((1, 4, 1)), tokens)
         np.testing.assert_allclose(total, weights.sum(-1), rtol=2e-6)
         np.testing.assert_allclose(weighted, (weights * np.asarray(logits, np.float64)).sum(-1), rtol=5e-6)
@@ -77,14 +108,21 @@ def test_bfloat16_gradients_of_the_table_are_summed_in_float32():
     np.testing.assert_allclose(one_by_one, at_once, atol=1e-5)
 
 
-def test_logits_of_one_chunk_exist_at_a_time():
+@pytest.mark.parametrize("known", [False, True], ids=["of results", "by token"])
+def test_logits_of_one_chunk_exist_at_a_time(known):
+    def total(table, hidden, given, chunk):
+        if not known:
+            return sum(x.sum() for x in score(table, hidden, given, 1.0, chunk))
+        objective = logprobs.Objective(lambda logp, entropy, _: logp + entropy, ())
+        reading = Reading(1.0, chunk)
+        return logprobs._scores({"embedding": table}, CONFIG, hidden, given, reading, None, objective).total
+
     def temporaries(tokens, vocabulary=4096, chunk=64):
         table = jax.ShapeDtypeStruct((vocabulary, 16), jnp.float32)
         hidden = jax.ShapeDtypeStruct((1, 1, tokens, 16), jnp.float32)
         given = jax.ShapeDtypeStruct((1, 1, tokens), jnp.int32)
-        loss = lambda table, hidden, given: sum(x.sum() for x in score(table, hidden, given, 1.0, chunk))
-        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(table, hidden, given).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        gradient = jax.jit(jax.grad(functools.partial(total, chunk=chunk), argnums=(0, 1)))
+        return gradient.lower(table, hidden, given).compile().memory_analysis().temp_size_in_bytes
 
     short, long = temporaries(1024), temporaries(2048)
     assert short < 4 * (64 + 2 * 16) * 4096 * 4  # a few chunks of logits, the table and its gradient

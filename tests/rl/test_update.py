@@ -78,6 +78,28 @@ def test_micro_batches_change_nothing(setting):
     assert ends[0][1] == pytest.approx(ends[1][1], abs=1e-5)
 
 
+MANY_TERMS = dataclasses.replace(GRPO, minibatches=2, dual_clip=3.0, entropy_coef=0.1)
+
+
+@pytest.mark.parametrize("config", [MANY_TERMS, PRESETS["cispo"]], ids=["many terms", "cispo"])
+def test_the_gradient_that_comes_with_the_scores(setting, model, config, monkeypatch):
+    """It is that of the loss made of finished log-probabilities; ratios on both sides of their bounds."""
+    state, seen, _ = setting(config)
+    shift = jnp.asarray(np.random.default_rng(2).normal(size=seen.old_logp.shape), jnp.float32)
+    seen = seen.replace(old_logp=seen.old_logp + shift, is_weight=jnp.exp(shift))
+    coef = jnp.asarray(0.3) if config.kl_coef else None
+    fixed = {"model": model, "config": config, "temperature": 0.9, "kl_coef": coef}
+
+    def found():
+        value = lambda params, batch: policy_step_loss(params, batch, **fixed)[0].value
+        return jax.jit(jax.value_and_grad(value))(state.policy.params, seen)
+
+    together = found()
+    monkeypatch.setattr(AlgorithmConfig, "by_token", False)
+    assert distance(together, found()) < 1e-6
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(together[1])) > 1e-2
+
+
 @pytest.mark.parametrize("learner", ["policy", "critic"])
 def test_a_shared_prompt_gives_the_gradients_of_separate_rows(setting, model, learner):
     """Ragged prompts and groups, an empty row: the losses of GRPO and of PPO's critic agree to 1e-5."""

@@ -10,7 +10,7 @@ from gtalign_jax.data.loader import Demonstration, pad_completions
 from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
-from gtalign_jax.rl.logprobs import packed_logprobs
+from gtalign_jax.rl.logprobs import packed_scores
 from gtalign_jax.sft.update import PackedBatch, SftBatch, make_sft_update
 from gtalign_jax.sharding import MeshConfig, make_mesh, place_batch, spread
 from gtalign_jax.state import init_state
@@ -90,7 +90,7 @@ def test_packed_gradients_are_those_of_the_chains(params, batch):
 
 def test_a_chain_sees_no_other(params, batch):
     """Another first chain in every row: the logprobs of all other chains stay as they are, to the bit."""
-    score = jax.jit(lambda tokens: packed_logprobs(params, MODEL, tokens, batch.segments, batch.positions)[0])
+    score = jax.jit(lambda tokens: packed_scores(params, MODEL, tokens, batch.segments, batch.positions).logp)
     first = batch.segments == 1
     before, after = score(batch.tokens), score(np.where(first, (batch.tokens + 1) % 13, batch.tokens))
     others = batch.learn[:, 1:] & (batch.segments[:, 1:] > 1)
