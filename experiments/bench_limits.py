@@ -1,7 +1,8 @@
 """Work that a model cannot avoid, counted from its shape: the limits the benchmarks print beside a rate.
 
 Counted are matrix products: projections, attention over the visible pairs of positions, and logits of
-the completion tokens; a backward pass is twice its forward pass. Recomputation is not counted.
+the completion tokens; of the last layer, a prompt's keys and values and what its last token makes of them. A
+backward pass is twice its forward pass. Recomputation is not counted.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ def layer_weights(fields: Mapping[str, Any]) -> int:
     return attention + 3 * width * fields["intermediate_size"]
 
 
+def key_weights(fields: Mapping[str, Any]) -> int:
+    """Weights of one layer's keys and values."""
+    head = fields["hidden_size"] // fields["num_attention_heads"]
+    return 2 * fields["hidden_size"] * head * fields["num_key_value_heads"]
+
+
 def step_flops(fields: Mapping[str, Any], size: Workload, *, shared: bool) -> float:
     """FLOPs of a forward and backward pass over a workload, its prompts computed once or once a row."""
     layers, width = fields["num_hidden_layers"], fields["hidden_size"]
@@ -29,6 +36,8 @@ def step_flops(fields: Mapping[str, Any], size: Workload, *, shared: bool) -> fl
     pairs = copies * size.slots * (size.slots + 1) / 2
     pairs += size.rows * size.new * (size.slots + (size.new + 1) / 2)
     forward = 2 * layers * layer_weights(fields) * tokens + 4 * layers * width * pairs
+    unread = copies * (size.slots - 1)  # states of prompts after the last layer
+    forward -= 2 * (layer_weights(fields) - key_weights(fields)) * unread + 2 * width * unread * size.slots
     forward += 2 * fields["vocab_size"] * width * size.rows * size.new
     return 3 * forward
 

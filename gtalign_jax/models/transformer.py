@@ -27,6 +27,7 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.fused import attend
 from gtalign_jax.models.layers import BATCH, Block, RMSNorm
 from gtalign_jax.models.rope import rope_tables
+from gtalign_jax.models.stack import run_layers, split_layers, window_of
 from gtalign_jax.sharding import constrain
 
 Array = jax.Array
@@ -98,15 +99,6 @@ def _name_leading_axis(boxed: Params, name: str) -> Params:
     return jax.tree.map(lambda box: box.replace(names=(name, *box.names)), boxed, is_leaf=is_box)
 
 
-def split_layers(params: Params) -> Params:
-    """The same parameters with `layers` as a tuple of per-layer trees."""
-    layers = params["layers"]
-    if isinstance(layers, tuple):
-        return params
-    count = jax.tree.leaves(layers)[0].shape[0]
-    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))}
-
-
 # --- the four passes ----------------------------------------------------------------------------
 
 
@@ -132,7 +124,9 @@ def forward(
     if segment_ids is not None:
         same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
 
-    def layer(block: Callable, x: Array, window: Array | None) -> tuple[Array, None]:
+    def layer(block: Callable, x: Array, window: Array | None, last: bool) -> tuple[Array, None]:
+        del last  # every state is asked for
+
         def self_attention(q, k, v):
             keys = Keys(
                 k, v, visible(index, index, window)[None, None] & same, causal=window is None and same is True
@@ -142,7 +136,7 @@ def forward(
         return block(x, tables, self_attention)
 
     tables = rope_tables(config.rope, config.head_dim, positions[:, None])
-    x, _ = _run_layers(params, config, layer, embed(params, config, tokens)[:, None])
+    x, _ = run_layers(params, config, layer, embed(params, config, tokens)[:, None])
     return _final_norm(params, config, x)[:, 0]
 
 
@@ -163,21 +157,16 @@ def forward_shared(
     group = completion.shape[1]
     steps = jnp.arange(completion.shape[2], dtype=jnp.int32) if segments is None else segments.positions
 
-    def layer(block: Callable, x: tuple[Array, Array], window: Array | None):
+    def layer(block: Callable, x: tuple[Array, Array], window: Array | None, last: bool):
         x_prompt, x_own = x
-        attend_prompt, attend_both = _shared_attention(
-            prompt.shape[1], prompt_length, steps, window, config.attention, segments
-        )
-        x_prompt, keys = block(x_prompt, prompt_tables, attend_prompt)
-        x_own, _ = block(x_own, own_tables, functools.partial(attend_both, keys))
+        x_prompt, keys = _prompt_layer(block, x_prompt, prompt_length, config, window, last)
+        attend_both = _attention_on_both(keys, prompt_length, steps, window, config.attention, segments)
+        x_own, _ = block(x_own, own_tables, attend_both)
         return (x_prompt, x_own), None
 
-    prompt_pos = jnp.arange(prompt.shape[1], dtype=jnp.int32)[None, None]
-    own_pos = prompt_length[:, None, None] + steps
-    prompt_tables = rope_tables(config.rope, config.head_dim, prompt_pos)
-    own_tables = rope_tables(config.rope, config.head_dim, own_pos)
+    own_tables = rope_tables(config.rope, config.head_dim, prompt_length[:, None, None] + steps)
     x = (embed(params, config, prompt)[:, None], embed(params, config, completion))
-    (x_prompt, x_own), _ = _run_layers(params, config, layer, x)
+    (x_prompt, x_own), _ = run_layers(params, config, layer, x)
     last = _at_last(x_prompt[:, 0], prompt_length)[:, None, None]
     first = jnp.broadcast_to(last, (last.shape[0], group, 1, last.shape[-1]))
     before = jnp.concatenate([first, x_own[:, :, :-1]], axis=2)
@@ -186,54 +175,68 @@ def forward_shared(
     return _final_norm(params, config, before)
 
 
-def _shared_attention(
-    slots: int,
+def _prompt_layer(
+    block: Callable, x: Array, length: Array, config: ModelConfig, window: Array | None, last: bool
+) -> tuple[Array, tuple[Array, Array]]:
+    """A layer of prompts x [P, 1, S, D]: what it makes of x, and its keys and values [P, S, K, H].
+
+    last: nothing after it reads more than the state of each prompt's last token, [P, 1, 1, D].
+    """
+    pos = jnp.arange(x.shape[2], dtype=jnp.int32)
+    tables = rope_tables(config.rope, config.head_dim, pos[None, None])
+
+    def self_attention(q, k, v):
+        keys = Keys(k, v, visible(pos, pos, window)[None, None], causal=window is None)
+        return attend(q, keys, kind=config.attention), (k[:, 0], v[:, 0])
+
+    if not last:
+        return block(x, tables, self_attention)
+    _, keys = block(x, tables, lambda q, k, v: (q, (k, v)))  # all but the keys is never computed
+    end = (length - 1)[:, None, None]
+    seen = Keys(*keys, visible(end, pos, window))
+    attend_end = lambda q, k, v: (attend(q, seen, kind=config.attention), tuple(y[:, 0] for y in keys))
+    tables = rope_tables(config.rope, config.head_dim, end)
+    return block(_at_last(x[:, 0], length)[:, None, None], tables, attend_end)
+
+
+def _attention_on_both(
+    keys: tuple[Array, Array],
     prompt_length: Array,
     steps: Array,
     window: Array | None,
     kind: str,
     segments: Segments | None,
-):
-    """The attention of a prompt on itself, and of completions on their prompt and themselves.
+) -> Callable:
+    """The attention of completions on their prompt's keys [P, S, K, H] and on themselves.
 
     steps [..., N]: positions of the completions' tokens after the prompt.
     """
     plain = window is None  # then kernels may go by causality and length instead of the masks
-    prompt_pos = jnp.arange(slots, dtype=jnp.int32)
+    prompt_pos = jnp.arange(keys[0].shape[1], dtype=jnp.int32)
     own_pos = prompt_length[:, None, None] + steps
-    prompt_mask = visible(prompt_pos, prompt_pos, window)[None, None]
     filled = (prompt_pos < prompt_length[:, None])[:, None, None, :]
     shared_mask = visible(own_pos, prompt_pos, window) & filled
     own_mask = visible(own_pos, own_pos, window)
     if segments is not None:
         own_mask &= segments.ids[..., :, None] == segments.ids[..., None, :]
+    shared = Keys(*keys, shared_mask, length=prompt_length if plain else None)
 
-    def attend_prompt(q, k, v):
-        return attend(q, Keys(k, v, prompt_mask, causal=plain), kind=kind), (k[:, 0], v[:, 0])
-
-    def attend_both(keys, q, k, v):
-        shared = Keys(*keys, shared_mask, length=prompt_length if plain else None)
+    def attend_both(q, k, v):
         own = Keys(k, v, own_mask, causal=plain and segments is None)
         return attend(q, own, shared, kind=kind), None
 
-    return attend_prompt, attend_both
+    return attend_both
 
 
 def prefill(
     params: Params, config: ModelConfig, prompt: Array, prompt_length: Array
 ) -> tuple[Array, PromptCache]:
     """(logits [P, V] of the token after each prompt, its cache) for right-padded prompt [P, S]."""
-    pos = jnp.arange(prompt.shape[1], dtype=jnp.int32)
 
-    def layer(block: Callable, x: Array, window: Array | None):
-        def self_attention(q, k, v):
-            keys = Keys(k, v, visible(pos, pos, window)[None, None], causal=window is None)
-            return attend(q, keys, kind=config.attention), (k[:, 0], v[:, 0])
+    def layer(block: Callable, x: Array, window: Array | None, last: bool):
+        return _prompt_layer(block, x, prompt_length, config, window, last)
 
-        return block(x, tables, self_attention)
-
-    tables = rope_tables(config.rope, config.head_dim, pos[None, None])
-    x, keys = _run_layers(params, config, layer, embed(params, config, prompt)[:, None])
+    x, keys = run_layers(params, config, layer, embed(params, config, prompt)[:, None])
     last = _final_norm(params, config, _at_last(x[:, 0], prompt_length))
     return unembed(params, config, last), PromptCache(keys, prompt_length)
 
@@ -269,7 +272,7 @@ def decode_step(
     x = embed(params, config, token)[:, :, None]
     written = []
     for i, layer in enumerate(split_layers(params)["layers"]):
-        window = _window(config, i)
+        window = window_of(config, i)
         prompt_k, prompt_v = prompt_cache.layers[i]
         prompt_pos = jnp.arange(prompt_k.shape[1], dtype=jnp.int32)
         filled = (prompt_pos < prompt_cache.length[:, None])[:, None, None, :]
@@ -310,45 +313,7 @@ def _final_norm(params: Params, config: ModelConfig, x: Array) -> Array:
 
 
 def _at_last(x: Array, length: Array) -> Array:
-    """Row i of x [P, S, D] at slot length[i] - 1."""
+    """Row i of x [P, S, D] at slot length[i] - 1; of [P, 1, D], which is that slot already, itself."""
+    if x.shape[1] == 1:
+        return x[:, 0]
     return jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
-
-
-def _window(config: ModelConfig, layer: int) -> int | None:
-    return config.window if config.window and config.window_layers[layer] else None
-
-
-def _run_layers(params: Params, config: ModelConfig, layer: Callable, x: Any) -> tuple[Any, Any]:
-    """Apply `layer(block, x, window) -> (x, aux)` for every layer; aux comes back as a tuple of L.
-
-    The layers are scanned when the config says so and they are stacked, else unrolled; the window of a
-    layer is a Python int when unrolled and a scanned array otherwise.
-    """
-    layers = params["layers"]
-    stacked = not isinstance(layers, tuple)
-    x = jax.tree.map(lambda y: constrain(y, *BATCH, "length", "width"), x)
-
-    def step(x, scanned):
-        layer_params, window = scanned
-        return layer(functools.partial(Block(config).apply, {"params": layer_params}), x, window)
-
-    if stacked and config.scan_layers:
-        windows = None
-        if config.window:
-            reach = [_window(config, i) or config.max_positions for i in range(config.num_layers)]
-            windows = jnp.array(reach, jnp.int32)
-        x, aux = jax.lax.scan(_remat(config, step), x, (layers, windows))
-        return x, tuple(jax.tree.map(lambda a, i=i: a[i], aux) for i in range(config.num_layers))
-    collected = []
-    for i, layer_params in enumerate(split_layers(params)["layers"]):
-        one = functools.partial(lambda x, p, w: step(x, (p, w)), w=_window(config, i))
-        x, aux = _remat(config, one)(x, layer_params)
-        collected.append(aux)
-    return x, tuple(collected)
-
-
-def _remat(config: ModelConfig, step: Callable) -> Callable:
-    if config.remat == "none":
-        return step
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
-    return jax.checkpoint(step, policy=policy, prevent_cse=False)

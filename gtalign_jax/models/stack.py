@@ -1,0 +1,67 @@
+"""The layers of a model one after the other: scanned, or unrolled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.layers import BATCH, Block
+from gtalign_jax.sharding import constrain
+
+Params = dict[str, Any]
+
+
+def split_layers(params: Params) -> Params:
+    """The same parameters with `layers` as a tuple of per-layer trees."""
+    layers = params["layers"]
+    if isinstance(layers, tuple):
+        return params
+    count = jax.tree.leaves(layers)[0].shape[0]
+    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))}
+
+
+def window_of(config: ModelConfig, layer: int) -> int | None:
+    """How many tokens back the attention of this layer reaches; None: to the first."""
+    return config.window if config.window and config.window_layers[layer] else None
+
+
+def run_layers(params: Params, config: ModelConfig, layer: Callable, x: Any) -> tuple[Any, Any]:
+    """Apply `layer(block, x, window, last) -> (x, aux)` for every layer; aux comes back as a tuple of L.
+
+    The layers are scanned when the config says so and they are stacked, else unrolled. A layer's window is a
+    Python int when unrolled and a scanned array otherwise; only unrolled layers are told that they are last.
+    """
+    layers = params["layers"]
+    stacked = not isinstance(layers, tuple)
+    x = jax.tree.map(lambda y: constrain(y, *BATCH, "length", "width"), x)
+
+    def step(x, scanned, last=False):
+        layer_params, window = scanned
+        return layer(functools.partial(Block(config).apply, {"params": layer_params}), x, window, last)
+
+    if stacked and config.scan_layers:
+        windows = None
+        if config.window:
+            reach = [window_of(config, i) or config.max_positions for i in range(config.num_layers)]
+            windows = jnp.array(reach, jnp.int32)
+        x, aux = jax.lax.scan(_remat(config, step), x, (layers, windows))
+        return x, tuple(jax.tree.map(lambda a, i=i: a[i], aux) for i in range(config.num_layers))
+    collected = []
+    for i, layer_params in enumerate(split_layers(params)["layers"]):
+        static = {"window": window_of(config, i), "last": i == config.num_layers - 1}
+        one = functools.partial(lambda x, p, window, last: step(x, (p, window), last), **static)
+        x, aux = _remat(config, one)(x, layer_params)
+        collected.append(aux)
+    return x, tuple(collected)
+
+
+def _remat(config: ModelConfig, step: Callable) -> Callable:
+    if config.remat == "none":
+        return step
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+    return jax.checkpoint(step, policy=policy, prevent_cse=False)
