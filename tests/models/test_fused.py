@@ -134,8 +134,8 @@ def test_the_switch_of_a_model_reaches_the_kernel(monkeypatch, window):
     interpreted = lambda *args: calls.append(args[0].shape[2]) or splash(*args)
     monkeypatch.setattr(fused, "attend_splash", interpreted)
     config = ModelConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2, num_kv_heads=1,
-        head_dim=DIM, scan_layers=False, window=window, window_layers=(True,) * bool(window),
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_layers=2, num_heads=2, num_kv_heads=1,
+        head_dim=DIM, scan_layers=False, window=window, window_layers=(True, True) * bool(window),
     )  # fmt: skip
     params = transformer.init_params(jax.random.key(0), config)
     prompt, completion = (
@@ -145,4 +145,5 @@ def test_the_switch_of_a_model_reaches_the_kernel(monkeypatch, window):
         params, dataclasses.replace(config, attention=kind), prompt, jnp.array([4, 2]), completion
     )
     np.testing.assert_allclose(hidden("splash"), hidden("xla"), atol=1e-4)
-    assert calls == ([] if window else [4, 6])  # the prompt on itself, and the completions on both
+    # The prompt on itself, whose last layer has one query; and the completions on both.
+    assert calls == ([] if window else [4, 6, 6])
