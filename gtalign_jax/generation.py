@@ -30,9 +30,10 @@ class EngineConfig(ServerConfig):
 
     grammar: write only valid chains; our own engine alone can. The trainer's log-probabilities are then
     those under the grammar too. limits: how long each block may get under it, so that one does not leave the
-    others without room. compact_every: decode steps of our own engine between two looks at which rows
-    are done, to go on with the live ones alone (0: never); worth it where lengths differ much. rows: how many
-    rows our own engine decodes at a time, while the others wait for the place of one that is done (0: all).
+    others without room. compact_every: our own engine goes on with the live rows alone when few are left,
+    gathering them at most once in so many decode steps (0: never); worth it where lengths differ much. rows:
+    how many rows our own engine decodes at a time, while the others wait for the place of one that is done
+    (0: all).
     """
 
     grammar: bool = False

@@ -140,7 +140,8 @@ def advance(
     def going(state: DecodeState) -> Array:
         if pause is None:
             return jnp.any(live(state))
-        return (jnp.sum(live(state)) > pause.live) & (state.t < pause.at)
+        count = jnp.sum(live(state))
+        return (count > pause.live) | ((count > 0) & (state.t < pause.after))
 
     def step(state: DecodeState) -> DecodeState:
         fed = state.t - 1

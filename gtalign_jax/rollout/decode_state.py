@@ -33,13 +33,13 @@ class Ending(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """When `advance` returns before its rows are done: at t = `at`, or when at most `live` rows are live.
+    """When `advance` returns before its rows are done: when at most `live` rows are live and t >= `after`.
 
     Both int32 [], traced, so that one program serves every pause.
     """
 
-    at: Array
     live: Array
+    after: Array
 
 
 @flax.struct.dataclass

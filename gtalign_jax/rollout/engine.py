@@ -39,10 +39,10 @@ Messages = Sequence[Mapping[str, str]]
 class Engine:
     """How to generate: everything but the parameters and the key.
 
-    compact_every: decode steps between two looks at which rows are done, to gather the live ones into a
-    smaller batch (0: never; the whole generation is then one program without a pause). rows: at most so many
-    rows are decoded at a time, rounded up to the devices they are spread over; the others of a call wait for
-    the place of a row that is done, and batch buckets do not bound the call (0: all at once).
+    compact_every: live rows are gathered into a smaller batch as soon as they fit into one, at most once in
+    so many decode steps (0: never; the whole generation is then one program without a pause). rows: at most
+    so many rows are decoded at a time, rounded up to the devices they are spread over; the others of a call
+    wait for the place of a row that is done, and batch buckets do not bound the call (0: all at once).
     """
 
     tokenizer: PreTrainedTokenizerBase

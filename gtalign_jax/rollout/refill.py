@@ -19,7 +19,7 @@ import numpy as np
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import compaction, placing, programs
 from gtalign_jax.rollout.buckets import bucket
-from gtalign_jax.rollout.compaction import NEVER, Written, batch_sizes, drain, live_rows, write_rows
+from gtalign_jax.rollout.compaction import Written, batch_sizes, drain, live_rows, write_rows
 from gtalign_jax.rollout.decode import DecodeState, Pause
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
@@ -38,7 +38,7 @@ class Run:
     """What every program of a generation is given, and the fixed numbers of its shapes.
 
     weights: prepared params. group_size: samples of a prompt. places: rows decoded at a time. slots:
-    completion slots N. until: tokens a row may write. every: steps between two looks in the end
+    completion slots N. until: tokens a row may write. every: steps between two gatherings in the end
     (`compaction.drain`). shards: devices that rows are spread over. options: ending and constraint.
     """
 
@@ -202,7 +202,7 @@ def complete(run: Run, parts: Iterator[Part], count: int) -> Written:
 
 def _advance(run: Run, state: DecodeState, *, until: int, live: int) -> DecodeState:
     """Decode until at most `live` rows are live."""
-    ends = {"until": np.int32(until), "pause": Pause(np.int32(NEVER), np.int32(live)), **run.options}
+    ends = {"until": np.int32(until), "pause": Pause(np.int32(live), np.int32(0)), **run.options}
     return programs.advance(run.weights, run.config, state, run.sampling, **ends)
 
 

@@ -248,8 +248,8 @@ def test_sampler_logprobs_are_the_trainers(engine, params):
 
 
 def test_compaction_sizes_shrink_in_multiples_of_the_shards():
-    assert compaction.batch_sizes(128, 1) == (128, 32, 8, 1)
-    assert compaction.batch_sizes(64, 8) == (64, 16, 8)
+    assert compaction.batch_sizes(128, 1) == (128, 64, 16, 4, 1)
+    assert compaction.batch_sizes(64, 8) == (64, 32, 8)
     assert compaction.batch_sizes(3, 1) == (3, 1)
     assert compaction.batch_sizes(1, 1) == (1,)
 
