@@ -1,6 +1,7 @@
 """Cached generation is the same function as the whole-row forward pass."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import decode
-from gtalign_jax.rollout.decode import Ending, Forced
+from gtalign_jax.rollout.decode import Ending, Forced, Pause
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig, processed_logits
 from gtalign_jax.types import PromptBatch
 
@@ -163,6 +164,23 @@ def test_stopping_and_going_on_equals_an_uninterrupted_run(params):
     parts = decode.to_rollout(state)
     np.testing.assert_array_equal(whole.completion, parts.completion)
     np.testing.assert_array_equal(whole.sampler_logp, parts.sampler_logp)
+
+
+def test_a_pause_comes_at_the_first_step_with_few_enough_live_rows(params):
+    """Not before `after`, and at the end in any case; going on from it changes nothing."""
+    sampling, free = SamplingConfig(), _generate(params, SamplingConfig()).completion.reshape(-1, N)
+    ending = Ending(free[np.arange(4), np.array([1, 3, 3, 6])])
+    whole = _generate(params, sampling, ending=ending)
+    sizes = {"group_size": G, "max_new_tokens": N, "ending": ending}
+    ends = np.sort(np.asarray(whole.length).ravel())  # rows that end at 1 are done before the first step
+    assert len(set(ends.tolist())) > 2
+    for live, after in itertools.product((0, 2, 4), (0, int(ends[-3]) + 1, N + 5)):
+        state = start(params, CONFIG, _batch(), jax.random.key(5), sampling, **sizes)
+        pause = Pause(np.int32(live), np.int32(after))
+        state = advance(params, CONFIG, state, sampling, until=N, ending=ending, pause=pause)
+        assert state.t == min(max(ends[P * G - live - 1], after), ends[-1])
+        rest = advance(params, CONFIG, state, sampling, until=N, ending=ending)
+        np.testing.assert_array_equal(rest.tokens, whole.completion)
 
 
 def test_rewinding_with_an_edit_equals_generating_with_the_edit_forced(params):
