@@ -47,6 +47,13 @@ def job(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def start(job):
+    """The parameters before the first step; no step takes them away."""
+    with jax.set_mesh(job.mesh):
+        return load_start(job)
+
+
+@pytest.fixture(scope="module")
 def rollout(job):
     """The teacher's chains as if the policy had written them: they earn rewards that differ."""
     shown = job.demonstrations[:PROMPTS]
@@ -83,11 +90,10 @@ replaced = dataclasses.replace
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_an_algorithm_takes_every_reward(preset, job, rollout, monkeypatch):
+def test_an_algorithm_takes_every_reward(preset, job, start, rollout, monkeypatch):
     batches = "--config.algorithm.minibatches=2" if PRESETS[preset].minibatches > 1 else "--config.seed=0"
     settings = make_settings(parse(f"--config.align.algorithm={preset}", batches))
     with jax.set_mesh(job.mesh):
-        start = load_start(job)
         both = align.optimizers(settings)
         update = make_update(job.model, settings.algorithm, *both, 1.0)
         fixed = {"model": job.model, "config": settings.algorithm, "temperature": 1.0}
@@ -162,12 +168,12 @@ def test_untrained_blocks_earn_no_advantage_but_stay_in_the_loss(job, rollout):
     np.testing.assert_array_equal(np.asarray(seen.advantage) != 0, rollout.action_mask & ~inside)
 
 
-def test_generating_in_parts_draws_what_the_whole_batch_would(job):
-    params, key = load_start(job), jax.random.key(3)
+def test_generating_in_parts_draws_what_the_whole_batch_would(job, start):
+    key = jax.random.key(3)
     prompts = engine_lib.prompt_batch(job.engine, job.train.tokens[:PROMPTS])
-    whole = groups.generate_in_parts(job, params, prompts, key)
+    whole = groups.generate_in_parts(job, start, prompts, key)
     halves = make_settings(parse(f"--config.align.rollout_prompts={PROMPTS // 2}"))
-    parts = groups.generate_in_parts(replaced(job, settings=halves), params, prompts, key)
+    parts = groups.generate_in_parts(replaced(job, settings=halves), start, prompts, key)
     np.testing.assert_array_equal(parts.completion, whole.completion)
     np.testing.assert_allclose(parts.sampler_logp, whole.sampler_logp, atol=1e-5)
     with pytest.raises(UserError, match="config.align.rollout_prompts=3: must divide prompts=4"):
