@@ -15,8 +15,16 @@ from gtalign_jax.phase import open_session
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.rl import parts
 from gtalign_jax.train import PHASES
+from gtalign_jax.types import Reward
 
 BUDGET = 24
+
+
+def words(features, config):
+    """Rewards that differ: random tokens are no chains, and would leave only rounding to learn from."""
+    del config
+    value = (features.total_words % 8) / 7
+    return Reward(user=value, llm=value, welfare=value, parts={})
 
 
 @pytest.fixture
@@ -35,7 +43,7 @@ def run(config, workdir):
     workdir.mkdir()
     job = make_job(config, workdir)
     engine = dataclasses.replace(job.engine, eos_ids=tuple(range(0, job.model.vocab_size, 3)))
-    job = dataclasses.replace(job, engine=engine)
+    job = dataclasses.replace(job, engine=engine, reward_fn=words)
     settings = job.settings
     log = RunLog(workdir, PHASES, settings.metrics)
     with open_session(workdir, job.mesh, log, settings.checkpoint, settings.health) as session:
@@ -51,6 +59,7 @@ def test_a_run_by_parts_is_the_run_of_the_whole(config, tmp_path, monkeypatch):
     parted, got = run(config, tmp_path / "parted")
     clock = ("time", "seconds", "tokens_per_s", "compile/programs")
     assert len({line["length/mean"] for line in parted}) == 3
+    assert all(line["grad/norm"] > 1e-2 for line in parted)
     for line, other in zip(parted, lines, strict=True):
         numbers = {k: v for k, v in line.items() if k not in clock and isinstance(v, float)}
         assert numbers == pytest.approx({name: other[name] for name in numbers}, rel=1e-3, abs=1e-5)
