@@ -57,26 +57,14 @@ def token_weights(mask: Array, how: str, max_tokens: int) -> tuple[Array, Array]
 
 
 def policy_loss(
-    logp: Array,
-    old_logp: Array,
-    advantage: Array,
-    mask: Array,
-    config: AlgorithmConfig,
-    *,
-    ref_logp: Array | None = None,
-    entropy: Array | None = None,
-    is_weight: Array | None = None,
-    kl_coef: Array | float | None = None,
+    logp: Array, old_logp: Array, advantage: Array, mask: Array, config: AlgorithmConfig, **beside
 ) -> tuple[Ratio, dict[str, Ratio]]:
-    """The policy's loss as one Ratio, and its diagnostics; logp, old_logp, advantage, mask [..., N].
+    """The policy's loss as one Ratio, and its diagnostics; arguments as of `policy_terms`.
 
-    The terms of `policy_terms`, aggregated. Constant aggregation divides by config.max_tokens, or N when
-    that is 0.
+    Its terms, aggregated. Constant aggregation divides by config.max_tokens, or N when that is 0.
     """
-    mean = lambda x: aggregate(x, mask, "token", 0)
-    extra = {"ref_logp": ref_logp, "entropy": entropy, "is_weight": is_weight, "kl_coef": kl_coef}
-    loss, metrics = policy_terms(logp, old_logp, advantage, mask, config, **extra)
-    metrics = {name: mean(x) for name, x in metrics.items()}
+    loss, metrics = policy_terms(logp, old_logp, advantage, mask, config, **beside)
+    metrics = {name: aggregate(x, mask, "token", 0) for name, x in metrics.items()}
     weight, count = loss_weights(mask, config)
     total = Ratio(jnp.sum(jnp.where(mask, loss, 0.0) * weight), count)
     return total, metrics | {"loss/policy": total}
@@ -99,7 +87,7 @@ def policy_terms(
     is_weight: Array | None = None,
     kl_coef: Array | float | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """(what each token adds to the policy's loss, its diagnostics), all [..., N].
+    """(what each token adds to the policy's loss, its diagnostics); arrays are [..., N], mask bool.
 
     clip:  -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)      r = exp(logp - old_logp)
            and, with dual_clip c, not above -c A where A < 0 (arXiv 1912.09729)
