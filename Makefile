@@ -1,4 +1,4 @@
-# Two commands: `make quickstart` runs the whole path (6 minutes on 2 cores), `make test` the suite (13).
+# Two commands: `make quickstart` runs the whole path (6 minutes on 2 cores), `make test` the suite (7).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin

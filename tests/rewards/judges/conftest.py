@@ -6,6 +6,7 @@ by the fault `hang`; `flaky=http500` fails once and then answers; without either
 
 import asyncio
 import collections
+import gc
 import json
 import re
 import threading
@@ -197,6 +198,15 @@ def send(writer, body, status="200 OK", headers=(), kind="application/json"):
     size = 100_000 if body is None else len(text.encode())
     lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {size}", *headers]
     writer.write(("\r\n".join(lines) + "\r\n\r\n" + ("" if body is None else text)).encode())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_long_collections():
+    """Tests here have seconds to keep to; collecting what earlier modules left behind can take two."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -186,6 +186,6 @@ def test_any_text_gives_a_level_or_a_reason(text):
     [r"\boxed{", r"\boxed{{", "<think>", "</think>", r"\boxed {1", "1" * 7, r"\boxed{\text{"],
 )
 def test_reading_takes_linear_time(unit):
-    started = time.process_time()  # what other programs take does not count
+    started = time.thread_time()  # what others take does not count
     read_verdict(unit * 40_000, "ambig_qa")
-    assert time.process_time() - started < 1.0
+    assert time.thread_time() - started < 1.0
