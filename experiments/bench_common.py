@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import ctypes
 import dataclasses
 import functools
 import gc
 import json
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -21,11 +23,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import torch
 import transformers
 
@@ -119,7 +123,9 @@ def our_model(flags: argparse.Namespace, **switches: Any) -> tuple[ModelConfig, 
 # --- time ---------------------------------------------------------------------------------------------
 
 
-WARM_UP = 2  # the first compiles, and the second still asks the system for memory that later ones find
+WARM_UP = 2  # rounds that are never counted: the first compiles
+SPARE = 6  # rounds more than these and the asked for, at most, to make up for those that asked for memory
+STEADY = 1.01  # a round asked for none, when it left the processes at most so much larger
 
 
 def time_rounds(
@@ -129,29 +135,54 @@ def time_rounds(
     together: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each contender's rounds after WARM_UP that are not counted.
+    """Seconds of each contender's rounds.
 
-    together: all are made first and their rounds alternate; otherwise one after the other, each dropped
-    before the next is made.
+    The first WARM_UP are not counted, nor is one in which a contender's process grew: fresh pages cost it
+    up to a few seconds, at one round or another. together: all are made first and their rounds alternate;
+    otherwise one after the other, each dropped before the next is made.
     """
-
-    def rounds(runs: Mapping[str, Run]) -> dict[str, list[float]]:
-        taken: dict[str, list[float]] = {name: [] for name in runs}
-        for number in range(WARM_UP + repeats):
-            for name, run in runs.items():
-                start = clock()
-                run()
-                if number >= WARM_UP:
-                    taken[name].append(clock() - start)
-        return taken
-
     if together:
-        return rounds({name: make() for name, make in makes.items()})
+        return steady_rounds(repeats, {name: make() for name, make in makes.items()}, clock)
     seconds = {}
     for name, make in makes.items():
-        seconds |= rounds({name: make()})
-        gc.collect()
+        seconds |= steady_rounds(repeats, {name: make()}, clock)
+        release()
     return seconds
+
+
+def steady_rounds(
+    repeats: int, runs: Mapping[str, Run], clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds of the rounds that count; of others too, where too few do."""
+    steady, grown = [], []
+    for number in range(WARM_UP + repeats + SPARE):
+        held = resident_bytes()
+        seconds = {name: seconds_of(run, clock) for name, run in runs.items()}
+        if number >= WARM_UP:
+            (steady if resident_bytes() < STEADY * held else grown).append(seconds)
+        if len(steady) == repeats:
+            break
+    return {name: [seconds[name] for seconds in (steady + grown)[:repeats]] for name in runs}
+
+
+def seconds_of(run: Run, clock: Callable[[], float]) -> float:
+    start = clock()
+    run()
+    return clock() - start
+
+
+def resident_bytes() -> int:
+    """Memory that this process and those it started hold."""
+    me = psutil.Process()
+    return sum(process.memory_info().rss for process in (me, *me.children(recursive=True)))
+
+
+def release() -> None:
+    """Drop compiled programs and give freed memory, which `ALLOCATOR` keeps, back to the system."""
+    gc.collect()
+    jax.clear_caches()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def compare(ours: Sequence[float], peer: Sequence[float] | None, tokens: int, digits: int = 1) -> Line:
@@ -203,7 +234,7 @@ CORES = len(os.sched_getaffinity(0))
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of every benchmark."""
     parser.add_argument("--case", default="", help="one case; all of them without it")
-    parser.add_argument("--repeats", type=int, default=3, help="measured rounds, after two to warm up")
+    parser.add_argument("--repeats", type=int, default=3, help="measured rounds, after those that warm up")
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--shape", default="small", choices=tuple(SHAPES))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -247,9 +278,19 @@ Cases = Mapping[str, Sequence[Callable[[], list[Line]]]]
 
 
 def run_cases(bench: str, flags: argparse.Namespace, cases: Cases, *, named_only: Sequence[str] = ()) -> None:
-    """Check the flags, then print the lines of the case that was asked for, or of all but `named_only`."""
+    """Check the flags, then print the lines of the case that was asked for, or of all but `named_only`.
+
+    Of several measurements each has a process of its own, so that none finds what another left in memory.
+    """
     check_flags(flags, tuple(cases))
-    for name in [flags.case] if flags.case else [name for name in cases if name not in named_only]:
-        for measure in cases[name]:
-            for line in measure():
-                emit(bench, flags, line)
+    names = [flags.case] if flags.case else [name for name in cases if name not in named_only]
+    measures = [measure for name in names for measure in cases[name]]
+    for measure in measures:
+        for line in measure() if len(measures) == 1 else in_own_process(measure):
+            emit(bench, flags, line)
+
+
+def in_own_process(measure: Callable[[], list[Line]]) -> list[Line]:
+    """What a function that can be pickled returns in a new interpreter."""
+    with futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure).result()

@@ -42,10 +42,17 @@ def step_flops(fields: Mapping[str, Any], size: Workload, *, shared: bool) -> fl
     return 3 * forward
 
 
+def model_weights(fields: Mapping[str, Any]) -> int:
+    """Weights that a decode step multiplies: all layers' and the vocabulary's."""
+    return fields["num_hidden_layers"] * layer_weights(fields) + fields["vocab_size"] * fields["hidden_size"]
+
+
+def reading_seconds(fields: Mapping[str, Any], dtype: str) -> float:
+    """Seconds of a decode step that only reads every weight once."""
+    return {"float32": 4, "bfloat16": 2}[dtype] * model_weights(fields) / common.machine(dtype)[1]
+
+
 def decode_seconds(fields: Mapping[str, Any], rows: int, dtype: str) -> float:
     """Seconds of a decode step that only reads every weight once, or only multiplies them: the longer."""
-    weights = (
-        fields["num_hidden_layers"] * layer_weights(fields) + fields["vocab_size"] * fields["hidden_size"]
-    )
-    matmul, memory = common.machine(dtype)
-    return max(2 * weights * rows / matmul, {"float32": 4, "bfloat16": 2}[dtype] * weights / memory)
+    multiplying = 2 * model_weights(fields) * rows / common.machine(dtype)[0]
+    return max(multiplying, reading_seconds(fields, dtype))

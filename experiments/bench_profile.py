@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import pathlib
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -75,11 +75,7 @@ def seconds_by_instruction(module: hlo.Module, run: Callable[[], object]) -> dic
 def profile(text: str, run: Callable[[], object]) -> Line:
     """What a program (`compiled.as_text()`) that `run` runs once spends on products and on the rest."""
     module = hlo.parse(text)
-    for _ in range(common.WARM_UP):
-        run()
-    start = time.perf_counter()
-    run()
-    whole = time.perf_counter() - start
+    (whole,) = common.time_rounds(1, {"ours": lambda: run})["ours"]
     taken, named = seconds_by_instruction(module, run), products(module)
     inside = sum(seconds for name, seconds in taken.items() if name in named)
     rest = {name: seconds for name, seconds in taken.items() if name not in named}
@@ -132,9 +128,9 @@ def decode(flags: argparse.Namespace) -> list[Line]:
 
 def cases(flags: argparse.Namespace) -> dict[str, Sequence[Callable[[], list[Line]]]]:
     return {
-        "train": [lambda: train(flags, shared=True)],
-        "rows": [lambda: train(flags, shared=False)],
-        "decode": [lambda: decode(flags)],
+        "train": [functools.partial(train, flags, shared=True)],
+        "rows": [functools.partial(train, flags, shared=False)],
+        "decode": [functools.partial(decode, flags)],
     }
 
 

@@ -11,17 +11,24 @@ first use (`--peers=` empty: ours alone). All have the same weights and prompts,
 a KL to the reference in the loss, temperature 1, and a reward that counts words on the host; answers
 end with the budget. Rounds alternate. Fields: ours, peer in completion tokens a second; seconds of
 every step; limit: a step that only decodes at the weights' rate and multiplies at the matmul peak.
+Then the seconds of our step's parts, each with its limit: rollout, scoring (reference logprobs and
+advantages), update, and host, the rest of the step.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import pathlib
+import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -47,6 +54,7 @@ from gtalign_jax.settings import Settings, make_settings
 from gtalign_jax.sharding import MeshConfig, make_mesh, spread
 from gtalign_jax.types import Features, PyTree, Reward
 
+Seconds = dict[str, list[float]]
 PEERS = {"trl": "trl_grpo.py", "tunix": "tunix_grpo.py"}
 TARGETS = {("W", "trl"): 2.5, ("W", "tunix"): 2.0, ("R", "trl"): 4.0}
 NEVER = -1  # no token ends an answer
@@ -99,8 +107,8 @@ def make_job(flags: argparse.Namespace, size: Workload, workdir: pathlib.Path) -
 
 
 @contextlib.contextmanager
-def our_step(flags: argparse.Namespace, size: Workload) -> Iterator[Run]:
-    """One step of the aligning phase a call, as `align.run_align` sets it up."""
+def our_step(flags: argparse.Namespace, size: Workload, parts: Seconds) -> Iterator[Run]:
+    """One step of the aligning phase a call, as `align.run_align` sets it up. parts: gets their seconds."""
     with tempfile.TemporaryDirectory() as folder:
         job, reference = make_job(flags, size, pathlib.Path(folder))
         settings = job.settings
@@ -108,7 +116,10 @@ def our_step(flags: argparse.Namespace, size: Workload) -> Iterator[Run]:
         both = optimizers(settings)
         update = make_update(job.model, settings.algorithm, *both, temperature)
         fixed = {"model": job.model, "config": settings.algorithm, "temperature": temperature}
-        experience = jax.jit(functools.partial(make_experience, **fixed))
+        experience = clocked(parts["scoring"], jax.jit(functools.partial(make_experience, **fixed)))
+        update = clocked(parts["update"], update)
+        rollout = clocked(parts["rollout"], job.generator.rollout)
+        job = dataclasses.replace(job, generator=dataclasses.replace(job.generator, rollout=rollout))
         state = spread(start_state(settings, job.model, both, reference), job.mesh)
         held = {"state": state, "k": 0}
 
@@ -122,11 +133,23 @@ def our_step(flags: argparse.Namespace, size: Workload) -> Iterator[Run]:
             yield run
 
 
+def clocked(taken: list[float], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which adds the seconds until its results are there to `taken`."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        made = jax.block_until_ready(function(*args, **options))
+        taken.append(time.perf_counter() - start)
+        return made
+
+    return call
+
+
 def measure(name: str, flags: argparse.Namespace, wanted: list[str]) -> list[Line]:
-    """One line a peer, or one without a peer when none is wanted."""
-    size = common.workload(name, flags.shape)
+    """One line a peer, or one without a peer when none is wanted; then one for each part of our step."""
+    size, parts = common.workload(name, flags.shape), defaultdict(list)
     with contextlib.ExitStack() as stack:
-        runs = {"ours": stack.enter_context(our_step(flags, size))}
+        runs = {"ours": stack.enter_context(our_step(flags, size, parts))}
         for peer in wanted:
             process = launch.open_peer(peer, PEERS[peer], flags, size)
             stack.callback(process.close)
@@ -134,21 +157,36 @@ def measure(name: str, flags: argparse.Namespace, wanted: list[str]) -> list[Lin
         makes = {contender: (lambda run=run: run) for contender, run in runs.items()}
         seconds = common.time_rounds(flags.repeats, makes)
     tokens = size.rows * size.new
-    most = round(tokens / least_seconds(flags, size), 1)
+    least = least_seconds(flags, size)
+    most = round(tokens / sum(least.values()), 1)
     lines = []
     for peer in wanted or [None]:
         line = {"case": name, "unit": "completion tokens/s", "peer_name": peer}
         line |= common.compare(seconds["ours"], seconds.get(peer), tokens)
         lines.append({**line, "limit": most, "target": TARGETS.get((name, peer))})
+    return lines + [{"case": name, "unit": "s", **line} for line in part_lines(seconds["ours"], parts, least)]
+
+
+def part_lines(whole: list[float], parts: Seconds, least: dict[str, float]) -> list[Line]:
+    """Median seconds of each part in the measured rounds, and of what is left of them on the host."""
+    counted = {name: taken[-len(whole) :] for name, taken in parts.items()}
+    inside = [sum(of_round) for of_round in zip(*counted.values(), strict=True)]
+    counted["host"] = [a - b for a, b in zip(whole, inside, strict=True)]
+    lines = []
+    for name in ("rollout", "scoring", "update", "host"):
+        line = {"variant": name, "ours": round(statistics.median(counted[name]), 3)}
+        if name in least:
+            line |= {"limit": round(least[name], 3), "share": round(least[name] / line["ours"], 3)}
+        lines.append(line | {"seconds": {"ours": [round(s, 3) for s in counted[name]]}})
     return lines
 
 
-def least_seconds(flags: argparse.Namespace, size: Workload) -> float:
+def least_seconds(flags: argparse.Namespace, size: Workload) -> dict[str, float]:
     """Decoding at the weights' rate, then a scoring and an update, prompts shared, at the matmul peak."""
     fields = common.SHAPES[flags.shape]
-    update = limits.step_flops(fields, size, shared=True)
+    update = limits.step_flops(fields, size, shared=True) / common.machine(flags.dtype)[0]
     decode = size.new * limits.decode_seconds(fields, size.rows, flags.dtype)
-    return decode + update * (1 + 1 / 3) / common.machine(flags.dtype)[0]
+    return {"rollout": decode, "scoring": update / 3, "update": update}
 
 
 @exit_on_user_error

@@ -1,9 +1,13 @@
 """The benchmarks' own arithmetic: work counted, rounds timed, peers talked to, tables written."""
 
 import argparse
+import functools
 import gc
+import itertools
 import json
+import os
 import pathlib
+import subprocess
 import sys
 import weakref
 
@@ -97,20 +101,50 @@ def meta_model(fields):
 # --- time ---------------------------------------------------------------------------------------------
 
 
-def test_rounds_alternate_and_the_first_is_not_counted():
+def test_rounds_alternate_and_those_in_which_memory_grows_are_not_counted(monkeypatch):
     order, now = [], [0.0]
 
     def make(name, cost):
         def run():
             order.append(name)
-            now[0] += cost
+            now[0] += cost * order.count(name)
 
         return lambda: run
 
+    # Before the two rounds that warm up; before and after the others, of which the second grows.
+    held = iter([100, 200, 200, 200, 200, 300, 300, 301])
+    monkeypatch.setattr(common, "resident_bytes", lambda: next(held))
     makes = {"a": make("a", 1.0), "b": make("b", 2.0)}
     seconds = common.time_rounds(2, makes, clock=lambda: now[0])
-    assert order == ["a", "b"] * (common.WARM_UP + 2)
-    assert seconds == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
+    assert order == ["a", "b"] * (common.WARM_UP + 3)
+    assert seconds == {"a": [3.0, 5.0], "b": [6.0, 10.0]}
+
+
+def test_a_contender_that_never_stops_growing_is_measured_nevertheless(monkeypatch):
+    held, rounds = itertools.count(1), []
+    monkeypatch.setattr(common, "resident_bytes", lambda: 2 ** next(held))
+    seconds = common.time_rounds(2, {"a": lambda: lambda: rounds.append("a")})
+    assert len(seconds["a"]) == 2 and len(rounds) == common.WARM_UP + 2 + common.SPARE
+
+
+def test_each_of_several_measurements_has_a_process_of_its_own(capsys):
+    flags = argparse.Namespace(
+        case="", repeats=1, device="cpu", shape="tiny", dtype="float32", allocator="tuned"
+    )
+    own = functools.partial(eval, "[{'case': 'own', 'id': __import__('os').getpid()}]", {})
+    common.run_cases("x", flags, {"one": [own], "two": [own], "three": [own]}, named_only=("three",))
+    ids = [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()]
+    assert len({*ids, os.getpid()}) == 3
+
+
+def test_memory_counts_the_processes_that_were_started(tmp_path):
+    alone = common.resident_bytes()
+    body = "import sys; kept = bytearray(b'x' * 2**28); print(flush=True); sys.stdin.readline()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", body], **pipes) as process:
+        process.stdout.readline()
+        assert common.resident_bytes() > alone + 2**27
+        process.communicate(b"done\n")
 
 
 def test_one_after_the_other_each_is_dropped_before_the_next_is_made():
@@ -239,9 +273,32 @@ def test_rollout_and_memory_lines(capsys):
     assert memory["weights"] == round(4 * parameters / 2**20, 1)
 
 
-def test_a_step_line_without_peers(capsys):
-    (line,) = lines_of(capsys, bench_step.main, "--shape=tiny", "--case=W", "--repeats=1", "--peers=")
-    assert line["peer_name"] is None and line["ours"] > 0
+def test_a_step_without_peers_and_where_its_seconds_go(capsys):
+    argv = ("--shape=tiny", "--case=W", "--repeats=2", "--peers=")
+    whole, *parts = lines_of(capsys, bench_step.main, *argv)
+    assert whole["peer_name"] is None and whole["ours"] > 0
+    assert [line["variant"] for line in parts] == ["rollout", "scoring", "update", "host"]
+    rounds = np.sum([line["seconds"]["ours"] for line in parts], axis=0)
+    np.testing.assert_allclose(rounds, whole["seconds"]["ours"], atol=4e-3)  # thousandths, rounded
+
+
+def test_parts_of_a_step_are_those_of_the_measured_rounds():
+    parts = {"scoring": [9.0, 1.0, 2.0], "update": [9.0, 3.0, 3.0], "rollout": [9.0, 4.0, 4.0]}
+    lines = bench_step.part_lines([10.0, 12.0], parts, {"update": 1.5})
+    taken = {line["variant"]: line["seconds"]["ours"] for line in lines}
+    assert taken == {"rollout": [4.0, 4.0], "scoring": [1.0, 2.0], "update": [3.0, 3.0], "host": [2.0, 3.0]}
+    (update,) = (line for line in lines if line["variant"] == "update")
+    assert (update["limit"], update["share"]) == (1.5, 0.5)
+
+
+def test_a_lone_long_answer_costs_the_reading_of_the_weights(monkeypatch):
+    monkeypatch.setattr(common, "machine", lambda dtype: (1e30, 1e9))
+    flags = argparse.Namespace(shape="tiny", dtype="float32")
+    size = Workload(prompts=1, group=4, slots=2, new=10)
+    reading = limits.reading_seconds(common.SHAPES["tiny"], "float32")
+    plain = 10 * reading * 2  # so a step of all rows costs two readings, and one of two rows one
+    least = bench_rollout.least_seconds(np.array([10, 2, 2, 2]), plain, size, flags)
+    assert least == pytest.approx(reading * (2 * 2 + 8))
 
 
 @pytest.mark.parametrize(
