@@ -21,8 +21,10 @@ def split_layers(params: Params) -> Params:
     layers = params["layers"]
     if isinstance(layers, tuple):
         return params
-    count = jax.tree.leaves(layers)[0].shape[0]
-    return {**params, "layers": tuple(jax.tree.map(lambda x, i=i: x[i], layers) for i in range(count))}
+    leaves, tree = jax.tree.flatten(layers)
+    # Not x[i], whose gradient is as large as all layers, for every one of them.
+    parts = ([part[0] for part in jnp.split(x, len(x))] for x in leaves)
+    return {**params, "layers": tuple(tree.unflatten(layer) for layer in zip(*parts, strict=True))}
 
 
 def window_of(config: ModelConfig, layer: int) -> int | None:
