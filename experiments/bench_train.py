@@ -3,7 +3,7 @@
     python -m experiments.bench_train [--case=NAME] [--repeats=3]
 
     W        4 prompts x 8 completions, 64 and 128 tokens: a supervised step
-    R        the same with 512 prompt tokens
+    R        the same with 512 prompt tokens; separate rows one contender after the other, for their memory
     policy   W with the clipped policy-gradient loss
     growth   W's quarter at once, twice and four times the batch, the length and the depth
     memory   temporary bytes of the compiled step as tokens and vocabulary grow; nothing is run
