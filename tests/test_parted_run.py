@@ -38,12 +38,19 @@ def config():
     return config
 
 
-def run(config, workdir):
+def coin(features, config):
+    """Rewards of two values, of which a group of four may have one alone."""
+    reward = words(features, config)
+    value = (reward.welfare > 0.5).astype(reward.welfare.dtype)
+    return dataclasses.replace(reward, user=value, llm=value, welfare=value)
+
+
+def run(config, workdir, reward_fn=words):
     """(metrics of every step, final parameters) with a third of the vocabulary ending a completion."""
     workdir.mkdir()
     job = make_job(config, workdir)
     engine = dataclasses.replace(job.engine, eos_ids=tuple(range(0, job.model.vocab_size, 3)))
-    job = dataclasses.replace(job, engine=engine, reward_fn=words)
+    job = dataclasses.replace(job, engine=engine, reward_fn=reward_fn)
     settings = job.settings
     log = RunLog(workdir, PHASES, settings.metrics)
     with open_session(workdir, job.mesh, log, settings.checkpoint, settings.health) as session:
@@ -64,6 +71,28 @@ def test_a_run_by_parts_is_the_run_of_the_whole(config, tmp_path, monkeypatch):
         numbers = {k: v for k, v in line.items() if k not in clock and isinstance(v, float)}
         assert numbers == pytest.approx({name: other[name] for name in numbers}, rel=1e-3, abs=1e-5)
     assert [line["compile/programs"] for line in parted[1:]] == [0, 0]
+    gap = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), got, want)
+    assert max(jax.tree.leaves(gap)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [{"align.overlap": True}, {"algorithm.dynamic_sampling": True}, {"algorithm.scale": "gdpo"}],
+    ids=lambda switches: next(iter(switches)),
+)
+def test_parts_go_with_what_else_changes_a_step(config, tmp_path, monkeypatch, switches):
+    """A rollout of the step before, groups drawn again, rewards normalised one by one."""
+    monkeypatch.setattr(parts, "STEPS", (1.0,))
+    config.update_from_flattened_dict(switches)
+    config.align.steps = 2
+    lines, want = run(config, tmp_path / "whole", coin)
+    config.algorithm.microbatch_tokens = 2 * (96 + 4 * BUDGET)
+    parted, got = run(config, tmp_path / "parted", coin)
+    assert min(line["grad/norm"] for line in parted) > 1e-2
+    if config.algorithm.dynamic_sampling:
+        assert max(line["group/batches_drawn"] for line in parted) > 1
+    for line, other in zip(parted, lines, strict=True):
+        assert line["grad/norm"] == pytest.approx(other["grad/norm"], rel=1e-3)
     gap = jax.tree.map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(), got, want)
     assert max(jax.tree.leaves(gap)) < 1e-4
 
