@@ -31,6 +31,7 @@ from gtalign_jax.planning import cost, hlo, parts, programs
 from gtalign_jax.planning.chips import GIB, Chip, seconds_on_wire, topology
 from gtalign_jax.planning.programs import Program
 from gtalign_jax.planning.table import advice
+from gtalign_jax.rollout.servers import EMBEDDED
 from gtalign_jax.settings import Settings, make_settings
 from gtalign_jax.sharding import batch_shards, make_mesh
 from gtalign_jax.types import PyTree
@@ -67,7 +68,19 @@ def make_plan(config: ml_collections.ConfigDict, name: str, say: Say = lambda li
         "step": whole_step(settings, model, rows, chip, mesh.size, parameters),
         "fits": all(row["fits"] for row in rows),
     }
-    return plan | {"advice": advice(plan)}
+    return plan | {"advice": advice(plan) + unplanned(settings)}
+
+
+def unplanned(settings: Settings) -> list[str]:
+    """What a run with these settings does otherwise than its plan, a line each."""
+    engine = settings.engine
+    if not settings.align.steps:
+        return []
+    if engine.kind != EMBEDDED:
+        return [f"config.engine.kind={engine.kind!r}: servers generate, the rollout is left out"]
+    if engine.rows:
+        return [f"config.engine.rows={engine.rows}: the rollout is planned with all rows at once, no queue"]
+    return []
 
 
 def architecture(config: ml_collections.ConfigDict, settings: Settings) -> ModelConfig:
@@ -100,7 +113,8 @@ def compile_all(
     The cold start, generation and learning need nothing of each other, so they compile side by side.
     """
     chains = [sft_rows] if settings.sft.steps else []
-    chains += [rollout_rows, learning_rows] if settings.align.steps else []
+    chains += [rollout_rows] if settings.align.steps and settings.engine.kind == EMBEDDED else []
+    chains += [learning_rows] if settings.align.steps else []
     run = functools.partial(measure, chip=chip, say=say)
     with ThreadPoolExecutor(max_workers=len(chains) or 1) as pool:
         started = [pool.submit(chain, settings, model, mesh, run) for chain in chains]

@@ -107,6 +107,23 @@ def test_the_table_names_the_verdict_and_the_knob():
     assert "verdict: does not fit" in text and "algorithm.microbatches" in text
 
 
+def test_a_plan_says_what_it_leaves_out(monkeypatch):
+    config = quickstart.get_config()
+    assert plan_lib.unplanned(make_settings(config)) == []
+    config.engine.rows = 64
+    (line,) = plan_lib.unplanned(make_settings(config))
+    assert "engine.rows=64" in line and "all rows at once" in line
+    config.engine.rows = 0
+    config.engine.update(kind="vllm", endpoints=("http://host:8000/v1",))
+    (line,) = plan_lib.unplanned(make_settings(config))
+    assert "'vllm'" in line and "rollout" in line
+    chains = {name: lambda *_, name=name: [name] for name in ("sft_rows", "rollout_rows", "learning_rows")}
+    for name, chain in chains.items():
+        monkeypatch.setattr(plan_lib, name, chain)
+    planned = plan_lib.compile_all(make_settings(config), MODEL, None, None, None)
+    assert planned == ["sft_rows", "learning_rows"]
+
+
 @needs_libtpu
 def test_a_program_compiles_for_a_slice_that_is_not_here():
     chip, devices = chips.topology("v5e:2x4")
