@@ -12,7 +12,7 @@ a KL to the reference in the loss, temperature 1, and a reward that counts words
 end with the budget. Rounds alternate. Fields: ours, peer in completion tokens a second; seconds of
 every step; limit: a step that only decodes at the weights' rate and multiplies at the matmul peak.
 Then the seconds of our step's parts, each with its limit: rollout, scoring (reference logprobs and
-advantages), update, and host, the rest of the step.
+advantages), update, and host, the rest of the step; medians of all steps but those that warm up.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def our_step(flags: argparse.Namespace, size: Workload, parts: Seconds) -> Itera
             launch.check_written(to_numbers({**metrics, "seconds": 1.0})["tokens_per_s"], size)
 
         with jax.set_mesh(job.mesh):
-            yield run
+            yield clocked(parts["step"], run)
 
 
 def clocked(taken: list[float], function: Callable[..., Any]) -> Callable[..., Any]:
@@ -164,13 +164,14 @@ def measure(name: str, flags: argparse.Namespace, wanted: list[str]) -> list[Lin
         line = {"case": name, "unit": "completion tokens/s", "peer_name": peer}
         line |= common.compare(seconds["ours"], seconds.get(peer), tokens)
         lines.append({**line, "limit": most, "target": TARGETS.get((name, peer))})
-    return lines + [{"case": name, "unit": "s", **line} for line in part_lines(seconds["ours"], parts, least)]
+    return lines + [{"case": name, "unit": "s", **line} for line in part_lines(parts, least)]
 
 
-def part_lines(whole: list[float], parts: Seconds, least: dict[str, float]) -> list[Line]:
-    """Median seconds of each part in the measured rounds, and of what is left of them on the host."""
-    counted = {name: taken[-len(whole) :] for name, taken in parts.items()}
-    inside = [sum(of_round) for of_round in zip(*counted.values(), strict=True)]
+def part_lines(parts: Seconds, least: dict[str, float]) -> list[Line]:
+    """Median seconds of each part of the steps after those that warm up, and of the rest, on the host."""
+    counted = {name: taken[common.WARM_UP :] for name, taken in parts.items()}
+    whole = counted.pop("step")
+    inside = [sum(of_step) for of_step in zip(*counted.values(), strict=True)]
     counted["host"] = [a - b for a, b in zip(whole, inside, strict=True)]
     lines = []
     for name in ("rollout", "scoring", "update", "host"):
