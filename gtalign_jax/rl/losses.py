@@ -42,7 +42,10 @@ def aggregate(x: Array, mask: Array, how: str, max_tokens: int) -> Ratio:
     token: all tokens weigh the same. sequence: every row's token mean weighs the same. constant: row
     sums over max_tokens, so that long rows are not favoured by their length (Dr. GRPO).
     """
-    weight, count = token_weights(mask, how, max_tokens)
+    return _weighted(x, mask, *token_weights(mask, how, max_tokens))
+
+
+def _weighted(x: Array, mask: Array, weight: Array, count: Array) -> Ratio:
     return Ratio(jnp.sum(jnp.where(mask, x, 0.0) * weight), count)
 
 
@@ -65,8 +68,7 @@ def policy_loss(
     """
     loss, metrics = policy_terms(logp, old_logp, advantage, mask, config, **beside)
     metrics = {name: aggregate(x, mask, "token", 0) for name, x in metrics.items()}
-    weight, count = loss_weights(mask, config)
-    total = Ratio(jnp.sum(jnp.where(mask, loss, 0.0) * weight), count)
+    total = _weighted(loss, mask, *loss_weights(mask, config))
     return total, metrics | {"loss/policy": total}
 
 
