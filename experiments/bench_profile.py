@@ -30,9 +30,9 @@ from experiments import bench_limits as limits
 from experiments import bench_rollout, bench_train
 from experiments.bench_common import Line
 from gtalign_jax.errors import exit_on_user_error
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
 from gtalign_jax.planning import hlo
 from gtalign_jax.rollout import programs
-from gtalign_jax.sharding import MeshConfig, make_mesh, spread
 
 OUTER = ("while", "call", "conditional")  # their time is that of what they run
 MOST = 8

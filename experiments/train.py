@@ -8,9 +8,9 @@ Running the same command again goes on where it stopped.
 import logging
 import sys
 
-from gtalign_jax import cluster
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import exit_on_user_error
+from gtalign_jax.mesh import cluster
 
 
 @exit_on_user_error

@@ -6,12 +6,12 @@ import pathlib
 
 import jax
 
-from gtalign_jax import distributed
 from gtalign_jax.job import Job
+from gtalign_jax.mesh import processes
+from gtalign_jax.mesh.sharding import shard_tree
 from gtalign_jax.models import lora, peft_files
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.settings import Settings
-from gtalign_jax.sharding import shard_tree
 from gtalign_jax.types import PyTree
 
 
@@ -32,7 +32,7 @@ def save_adapters(
     trained, base = lora.split(params)
     if base is None:
         return
-    trained = distributed.fetch(trained)
-    if distributed.is_main():
+    trained = processes.fetch(trained)
+    if processes.is_main():
         name = settings.start.path or str(start)
         peft_files.save_adapters(trained, model, settings.lora, folder, base=name)

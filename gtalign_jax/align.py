@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gtalign_jax import distributed, generation
+from gtalign_jax import generation
 from gtalign_jax.evaluate import Scored, rollout_lines
 from gtalign_jax.generation import hand_over, trainer_limit
 from gtalign_jax.groups import (
@@ -28,6 +28,8 @@ from gtalign_jax.groups import (
     steps_by_width,
 )
 from gtalign_jax.job import Job
+from gtalign_jax.mesh import processes
+from gtalign_jax.mesh.sharding import batch_shards, place_batch, spread
 from gtalign_jax.models import lora
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import init_value_model
@@ -41,7 +43,6 @@ from gtalign_jax.rl.parted import make_parted_update, plan_update
 from gtalign_jax.rl.parts import Plan
 from gtalign_jax.rl.update import make_update
 from gtalign_jax.settings import Settings
-from gtalign_jax.sharding import batch_shards, place_batch, spread
 from gtalign_jax.state import Optimizer, init_state, make_optimizer
 from gtalign_jax.step_metrics import counted, counters, rollout_metrics
 from gtalign_jax.types import Experience, PyTree, Rollout, TrainState
@@ -134,7 +135,7 @@ def align_step(
     state, metrics = update(state, seen, base, **parts)
     if waiting is not None:
         state = state.replace(waiting=spread(waiting, job.mesh))
-    if (last or k % settings.align.dump_every == 0) and distributed.is_main():
+    if (last or k % settings.align.dump_every == 0) and processes.is_main():
         write_rollouts(job.workdir, "train", k, rollout_lines(job, rollout, scored, k))
     return state, metrics | counted(before, counters(job)) | drawn | rollout_metrics(sampled)
 

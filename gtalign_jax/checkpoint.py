@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from gtalign_jax import distributed
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh import processes
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def restore_latest(
         except (ValueError, OSError, KeyError, FileNotFoundError) as error:
             reason = _first(error)
         # One process that cannot read its part sends all of them to the one before.
-        reason = next(filter(None, distributed.all_gather(reason)), "")
+        reason = next(filter(None, processes.all_gather(reason)), "")
         if not reason:
             return step, state
         log.warning(

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from gtalign_jax import distributed
 from gtalign_jax.data.item import Item
 from gtalign_jax.generation import generate, hand_over
 from gtalign_jax.job import Job
+from gtalign_jax.mesh import processes
 from gtalign_jax.reporting import jsonl
 from gtalign_jax.reporting.rollouts import rollout_line, write_rollouts
 from gtalign_jax.rewards.features import FeatureBatch, extract
@@ -49,14 +49,14 @@ def score(job: Job, rollout: Rollout, items: Sequence[Item]) -> Scored:
 def judge_share(job: Job, rollout: Rollout, items: Sequence[Item]) -> FeatureBatch:
     """What this host reads of its share of a rollout on the host; waits for the judge, uses no device."""
     texts = engine_lib.texts(job.engine, rollout)
-    mine = distributed.part(len(texts))
+    mine = processes.part(len(texts))
     repeated = _repeat(items, rollout)[mine]
     return extract(texts[mine], repeated, job.judge, job.settings.features, job.consistency)
 
 
 def finish_score(job: Job, rollout: Rollout, items: Sequence[Item], share: FeatureBatch) -> Scored:
     """The shares of all hosts together, and their reward."""
-    batch = join_batches(distributed.all_gather(share))
+    batch = join_batches(processes.all_gather(share))
     written = np.asarray(rollout.length).reshape(-1) > 0
     features = batch.features.replace(valid=batch.features.valid & written)
     batch = dataclasses.replace(batch, features=features)
@@ -147,8 +147,8 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
 def evaluate_once(job: Job, name: str, params: PyTree, step: int) -> list[dict[str, Any]]:
     """The rollout lines of a model's evaluation, from its file when a run before this one made it."""
     path = job.workdir / "rollouts" / f"{name}_{step}.jsonl"
-    if not distributed.from_main(path.is_file):
+    if not processes.from_main(path.is_file):
         lines = evaluate(job, params, step)
-        if distributed.is_main():
+        if processes.is_main():
             write_rollouts(job.workdir, name, step, lines)
-    return distributed.from_main(lambda: jsonl.read(path))
+    return processes.from_main(lambda: jsonl.read(path))

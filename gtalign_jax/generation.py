@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gtalign_jax import distributed
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh import processes
 from gtalign_jax.rl.logprobs import Limit
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import external, grammar, servers
@@ -121,7 +121,7 @@ def trainer_limit(generator: Generator, max_new_tokens: int) -> Limit | None:
     if generator.constraint is None:
         return None
     # Host copies, which every program that is compiled with them takes as constants of a few megabytes.
-    tables = distributed.fetch(generator.constraint)._replace(budget=np.int32(max_new_tokens))
+    tables = processes.fetch(generator.constraint)._replace(budget=np.int32(max_new_tokens))
     bind = lambda function: functools.partial(function, tables)
     return Limit(bind(grammar.action_states), bind(grammar.limited_logits))
 

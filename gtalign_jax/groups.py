@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from gtalign_jax import distributed
 from gtalign_jax.data import loader
 from gtalign_jax.data.item import Item
 from gtalign_jax.evaluate import Scored, finish_score, judge_share, score
 from gtalign_jax.generation import generate
 from gtalign_jax.job import Job
+from gtalign_jax.mesh import processes
 from gtalign_jax.phase import Metrics
 from gtalign_jax.rl.advantages import informative_groups
 from gtalign_jax.rollout import engine as engine_lib
@@ -113,7 +113,7 @@ def sample_ahead(
         rollout, items = write(job, params, k)
     else:
         prompts, items = step_prompts(job, k)
-        rollout = Rollout(prompts.tokens, prompts.length, **distributed.fetch(waiting))
+        rollout = Rollout(prompts.tokens, prompts.length, **processes.fetch(waiting))
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="judge") as thread:
         share = thread.submit(judge_share, job, rollout, items)
         following = rollout if last else write(job, params, k + 1)[0]

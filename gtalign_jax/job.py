@@ -17,13 +17,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gtalign_jax import config as config_lib
-from gtalign_jax import distributed
 from gtalign_jax.data import loader, sources, synthetic, teacher
 from gtalign_jax.data.item import Item, item_of
 from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.errors import UserError
 from gtalign_jax.generation import Generator, make_generator
+from gtalign_jax.mesh import processes
+from gtalign_jax.mesh.sharding import batch_shards, make_mesh, shard_tree
 from gtalign_jax.models import hf, lora, transformer
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rewards.judges.base import ConsistencyJudge, Judge
@@ -38,7 +39,6 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import folder_engine
 from gtalign_jax.rollout.spans import Tables, block_tables
 from gtalign_jax.settings import DataConfig, Settings, make_settings
-from gtalign_jax.sharding import batch_shards, make_mesh, shard_tree
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ def _make_model(
     chains: dict[int, list[str]],
 ) -> None:
     """Write a random model and a tokenizer trained on the run's text as an HF folder, once."""
-    if distributed.from_main((folder / "config.json").is_file):
+    if processes.from_main((folder / "config.json").is_file):
         return
     texts = [message["content"] for item in items for message in item.messages]
     texts += [chain for group in chains.values() for chain in group]

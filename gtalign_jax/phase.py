@@ -19,12 +19,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from gtalign_jax import checkpoint, distributed, health
+from gtalign_jax import checkpoint, health
 from gtalign_jax.compiles import CompileCount, counting_compiles
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh import processes
+from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.metrics import RunLog
 from gtalign_jax.reporting.progress import Progress
-from gtalign_jax.sharding import spread
 from gtalign_jax.signals import stop_requests
 from gtalign_jax.types import Ratio, TrainState
 
@@ -109,7 +110,7 @@ def run_phase(
         for k in range(first, steps):
             state, metrics = step(state, k)
             recorder.add(k, metrics)
-            done, stop = k + 1, distributed.any_process(session.stop())
+            done, stop = k + 1, processes.any_process(session.stop())
             if done % config.every == 0 or done == steps or stop:
                 numbers = to_numbers({**metrics, "seconds": 1.0}) if config.keep_best else None
                 checkpoint.save(manager, done, state, {"phase": name, "step": done}, numbers)

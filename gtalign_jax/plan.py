@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh.sharding import batch_shards, make_mesh
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning import cost, hlo, parts, programs
@@ -33,7 +34,6 @@ from gtalign_jax.planning.programs import Program
 from gtalign_jax.planning.table import advice
 from gtalign_jax.rollout.servers import EMBEDDED
 from gtalign_jax.settings import Settings, make_settings
-from gtalign_jax.sharding import batch_shards, make_mesh
 from gtalign_jax.types import PyTree
 
 Say = Callable[[str], None]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import ml_collections
 
 from gtalign_jax import config as config_lib
-from gtalign_jax import distributed
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh import processes
 from gtalign_jax.reporting import jsonl
 
 
@@ -24,7 +24,7 @@ def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
 
 def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Record the config of a run."""
-    if distributed.is_main():
+    if processes.is_main():
         jsonl.write_atomic(workdir / "config.json", config_lib.to_json(config))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from gtalign_jax import distributed
 from gtalign_jax.generation import numbers
 from gtalign_jax.groups import Sampled
 from gtalign_jax.job import Job
+from gtalign_jax.mesh import processes
 from gtalign_jax.phase import Metrics
 
 
@@ -15,7 +15,7 @@ def counters(job: Job) -> dict[str, float]:
     """What judges and servers have counted so far, over all hosts."""
     judged = {f"judge/{name}": n for name, n in job.judge_stats.numbers().items()}
     served = {f"engine/{name}": n for name, n in numbers(job.generator).items()}
-    return distributed.total(judged | served)
+    return processes.total(judged | served)
 
 
 def counted(before: dict[str, float], after: dict[str, float]) -> Metrics:

@@ -15,7 +15,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from gtalign_jax import distributed
 from gtalign_jax.adapters import add_adapters, save_adapters
 from gtalign_jax.align import run_align
 from gtalign_jax.bootstrap import format_table, summary_table
@@ -23,6 +22,7 @@ from gtalign_jax.data import loader
 from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.evaluate import evaluate_once
 from gtalign_jax.job import Job, load_start, make_job, save_model
+from gtalign_jax.mesh import processes
 from gtalign_jax.metrics import NullLog, RunLog
 from gtalign_jax.models import lora
 from gtalign_jax.phase import Metrics, Session, open_session, run_phase
@@ -41,12 +41,12 @@ PHASES = ("sft", "align")
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Run, or go on with, the job of a config in its work directory."""
-    distributed.from_main(lambda: check_config(config, workdir))
+    processes.from_main(lambda: check_config(config, workdir))
     job = make_job(config, workdir)
     write_config(config, workdir)
     settings = job.settings
     log = NullLog()
-    if distributed.is_main():
+    if processes.is_main():
         log = RunLog(workdir, PHASES, settings.metrics, settings=config.to_dict())
     with open_session(workdir, job.mesh, log, settings.checkpoint, settings.health) as session:
         sft = run_sft(job, add_adapters(job, load_start(job)), session)
@@ -57,7 +57,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         save_model(aligned, job.model, workdir / "hf", job.engine.tokenizer)
         save_adapters(aligned, settings, job.model, workdir / "adapter", job.model_folder)
         examples = steer_examples(job, aligned)
-    if distributed.is_main():
+    if processes.is_main():
         jsonl.write(workdir / "steering.jsonl", examples)
         print(f"report  {finish(rows, workdir)}\nmodel   {workdir / 'hf'}")
 
@@ -68,12 +68,12 @@ def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathl
     with config.unlocked():
         config.start.path = model
         config.sft.steps = config.align.steps = 0
-    distributed.from_main(lambda: check_config(config, workdir))
+    processes.from_main(lambda: check_config(config, workdir))
     job = make_job(config, workdir)
     write_config(config, workdir)
     with jax.set_mesh(job.mesh):
         rows = {name: evaluate_once(job, name, load_start(job), 0)}
-    if distributed.is_main():
+    if processes.is_main():
         print(f"report  {finish(rows, workdir)}")
 
 
@@ -106,7 +106,7 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
 
     def batch_of(k: int) -> tuple[SftBatch | PackedBatch, Metrics]:
         batch, counts = make(k)
-        return distributed.global_batch(batch, job.settings.sft.prompts, job.mesh), counts
+        return processes.global_batch(batch, job.settings.sft.prompts, job.mesh), counts
 
     def step(state: TrainState, k: int) -> tuple[TrainState, Metrics]:
         batch, counts = batch_of(k)
@@ -147,7 +147,7 @@ def packed_stream(job: Job) -> PackedStream:
 def packed_batch(job: Job, stream: PackedStream, k: int) -> tuple[PackedBatch, Metrics]:
     """(this host's rows of step k, what is in the whole batch)."""
     rows = stream.batch(k)
-    mine = distributed.host_rows(len(rows.tokens), job.mesh)
+    mine = processes.host_rows(len(rows.tokens), job.mesh)
     arrays = (rows.tokens, rows.segments, rows.positions, rows.learn)
     counts = {"tokens": int(rows.learn.sum()), "chains": rows.chains}
     return PackedBatch(*(x[mine] for x in arrays)), counts
@@ -159,7 +159,7 @@ def sft_batch(job: Job, k: int) -> tuple[SftBatch, Metrics]:
     rows = [data[i] for i in loader.step_rows(len(data), job.settings.sft.prompts, seed, k)]
     prompts = engine_lib.prompt_batch(job.engine, [row.prompt for row in rows])
     # The width of the prompts is the whole batch's, so that all hosts have the same shapes.
-    mine = distributed.host_rows(len(rows), job.mesh)
+    mine = processes.host_rows(len(rows), job.mesh)
     completions = [rows[i].completions for i in mine]
     tokens, length = loader.pad_completions(completions, job.settings.max_new_tokens)
     mask = np.arange(tokens.shape[-1]) < length[..., None]

@@ -15,10 +15,10 @@ from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
 from gtalign_jax.evaluate import rollout_lines, score
 from gtalign_jax.job import load_start, make_job
+from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.rollout.grammar import UNLIMITED
 from gtalign_jax.rollout.servers import EMBEDDED
 from gtalign_jax.settings import make_settings
-from gtalign_jax.sharding import spread
 from gtalign_jax.step_metrics import rollout_metrics
 from gtalign_jax.types import Rollout
 

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh.sharding import partition_spec
 from gtalign_jax.models import attention, chunked
 from gtalign_jax.models.attention import Keys
-from gtalign_jax.sharding import partition_spec
 
 Array = jax.Array
 KINDS = ("auto", "xla", "chunked", "splash", "cudnn")

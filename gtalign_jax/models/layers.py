@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gtalign_jax.mesh.sharding import constrain
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.products import gated, project
 from gtalign_jax.models.rope import rotate
-from gtalign_jax.sharding import constrain
 
 Array = jax.Array
 BATCH = ("batch", "group")  # logical names of the first two axes of every activation

@@ -17,12 +17,12 @@ import contextlib
 
 import jax
 
+from gtalign_jax.mesh.sharding import constrain, decode_layout, gather_for_decode
 from gtalign_jax.models import cpu, transformer
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.cpu import FeatureWeights, RowCache
 from gtalign_jax.models.layers import BATCH
 from gtalign_jax.models.transformer import DecodeCache, Params, PromptCache
-from gtalign_jax.sharding import constrain, decode_layout, gather_for_decode
 
 Array = jax.Array
 

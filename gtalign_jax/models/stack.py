@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gtalign_jax.mesh.sharding import constrain
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layers import BATCH, Block
-from gtalign_jax.sharding import constrain
 
 Params = dict[str, Any]
 

@@ -22,13 +22,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gtalign_jax.mesh.sharding import constrain
 from gtalign_jax.models.attention import Keys, ring_visible, visible
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.fused import attend
 from gtalign_jax.models.layers import BATCH, Block, RMSNorm
 from gtalign_jax.models.rope import rope_tables
 from gtalign_jax.models.stack import run_layers, split_layers, window_of
-from gtalign_jax.sharding import constrain
 
 Array = jax.Array
 Params = dict[str, Any]

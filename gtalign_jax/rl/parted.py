@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from gtalign_jax import distributed
+from gtalign_jax.mesh import processes
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rl import gradients
 from gtalign_jax.rl.algorithm import AlgorithmConfig
@@ -49,7 +49,7 @@ def plan_update(config: AlgorithmConfig, rng: Array, rollout: Rollout, shards: i
     """
     prompts, group, width = rollout.completion.shape
     _, order = _order(rng, prompts, config)
-    order = np.arange(prompts)[None] if order is None else distributed.fetch(order)
+    order = np.arange(prompts)[None] if order is None else processes.fetch(order)
     sizes = update_sizes(config, prompts, rollout.prompt.shape[1], group, width, shards)
     return plan_parts(np.asarray(rollout.length) + sizes.width - width, order, sizes)
 

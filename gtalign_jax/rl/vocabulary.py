@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gtalign_jax.sharding import constrain
+from gtalign_jax.mesh.sharding import constrain
 from gtalign_jax.types import Array, PyTree
 
 CHUNK = 1024

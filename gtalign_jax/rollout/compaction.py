@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gtalign_jax import distributed
+from gtalign_jax.mesh import processes
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import programs
 from gtalign_jax.rollout.decode import DecodeState, Ending, Pause
@@ -61,7 +61,7 @@ def finish(
     every: as in `drain`. sizes: from `batch_sizes`.
     """
     shape = state.tokens.shape
-    prompts = jax.tree.map(np.array, distributed.fetch(state.prompts))  # a copy: advancing consumes the state
+    prompts = jax.tree.map(np.array, processes.fetch(state.prompts))  # a copy: advancing consumes the state
     written = empty_rows(shape[0] * shape[1], shape[2])
     options = {"ending": ending, "constraint": constraint}
     drain(
@@ -145,7 +145,7 @@ def warm_up(
 
 def live_rows(state: DecodeState, until: int) -> np.ndarray:
     """[P*G] bool on every host: the rows that are not done and have fewer than `until` tokens."""
-    t, start, done = distributed.fetch((state.t, state.start, state.done))
+    t, start, done = processes.fetch((state.t, state.start, state.done))
     decided = t if start is None else t - start
     return (~np.asarray(done) & (decided < until)).reshape(-1)
 
@@ -159,7 +159,7 @@ def empty_rows(rows: int, slots: int) -> Written:
 
 def write_rows(written: Written, owner: np.ndarray, state: DecodeState) -> None:
     """Copy the rows of the state to those of the result that own them [P*G]; -1 is none."""
-    values, start = distributed.fetch(({name: getattr(state, name) for name in _PER_ROW}, state.start))
+    values, start = processes.fetch(({name: getattr(state, name) for name in _PER_ROW}, state.start))
     values = {name: np.asarray(value).reshape(-1, *value.shape[2:]) for name, value in values.items()}
     if start is not None:
         number = np.arange(values["tokens"].shape[1])

@@ -16,9 +16,9 @@ import jinja2
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gtalign_jax import distributed
 from gtalign_jax.chain.grammar import chain_grammar
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh import processes
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import compaction, grammar, placing, programs, refill
 from gtalign_jax.rollout.buckets import BucketConfig, bucket
@@ -313,7 +313,7 @@ def _options(
 def _trim(result: Rollout, count: int) -> Rollout:
     """Without the padding prompts; on the host when there were any."""
     if jax.process_count() > 1:
-        result = distributed.fetch(result)  # every host judges a part of it, and all train on it
+        result = processes.fetch(result)  # every host judges a part of it, and all train on it
     if result.prompt.shape[0] == count:
         return result
     return jax.tree.map(lambda x: x[:count], jax.device_get(result))

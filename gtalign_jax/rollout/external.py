@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from gtalign_jax import distributed
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh import processes
 from gtalign_jax.models import hf, lora
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.backends import Ask, Completion, completion_call, reload_calls
@@ -77,7 +77,7 @@ def rollout(
         ending = engine_lib.make_ending(engine, stops)
     ask = _ask(server, engine, max_new_tokens, ending, stops)
     whole_groups = seeds is None and ask.kind != "sglang"
-    rows = sum(distributed.all_gather(_completions(server, ask, prompts, base, whole_groups)), [])
+    rows = sum(processes.all_gather(_completions(server, ask, prompts, base, whole_groups)), [])
     _report(server, rows)
     return _to_rollout(engine, prompts, rows, group_size, max_new_tokens, ending)
 
@@ -88,7 +88,7 @@ def _completions(
     """Row after row of this host's part of the prompts. whole_groups: a group is one request."""
     count, group_size = seeds.shape
     calls = []
-    for p in range(count)[distributed.part(count)]:
+    for p in range(count)[processes.part(count)]:
         ids = prompts.tokens[p, : prompts.length[p]]
         requests = [(group_size, seeds[p, 0])] if whole_groups else [(1, seed) for seed in seeds[p]]
         calls += [completion_call(ask, ids, n, int(seed)) for n, seed in requests]
@@ -199,7 +199,7 @@ def push_weights(server: Server, params: PyTree, engine: Engine, folder: pathlib
     extra = {"tokenizer": engine.tokenizer, "generation": generation}
     hf.save_params(lora.merged(params), engine.model_config, folder, **extra)
     calls = reload_calls(server.config.kind, str(folder))
-    failures = distributed.from_main(lambda: [_reload(server, url, calls) for url in server.pool.urls])
+    failures = processes.from_main(lambda: [_reload(server, url, calls) for url in server.pool.urls])
     server.pool.usable = frozenset(i for i, failed in enumerate(failures) if failed is None)
     first = next((failed for failed in failures if failed is not None), None)
     if not server.pool.usable:

@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh.sharding import shard_tree
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import read_config
 from gtalign_jax.models.transformer import logical_axes
 from gtalign_jax.rollout.engine import BucketConfig, Engine
 from gtalign_jax.rollout.sampling import SamplingConfig
-from gtalign_jax.sharding import shard_tree
 from gtalign_jax.types import PyTree
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from gtalign_jax.mesh.sharding import batch_shards, place_batch
 from gtalign_jax.rollout.buckets import bucket
-from gtalign_jax.sharding import batch_shards, place_batch
 from gtalign_jax.types import PromptBatch
 
 if TYPE_CHECKING:

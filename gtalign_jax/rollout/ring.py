@@ -15,11 +15,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gtalign_jax.mesh.sharding import constrain
 from gtalign_jax.models import layouts
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layers import BATCH
 from gtalign_jax.rollout.decode_state import DecodeState
-from gtalign_jax.sharding import constrain
 from gtalign_jax.types import Array, PyTree
 
 _SLOTTED = ("tokens", "logp", "action_mask")

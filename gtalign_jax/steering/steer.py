@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gtalign_jax import distributed
 from gtalign_jax.chain.parse import chosen_action, parse_chain, parse_payoff, to_array
 from gtalign_jax.chain.prompt import payoff_json
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import decode
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.decode import DecodeState, Ending, Forced
@@ -163,7 +163,7 @@ def _continue(
 
 
 def _tokens(state: DecodeState) -> list[int]:
-    return engine_lib.completion_ids(distributed.fetch(decode.to_rollout(state)))[0].tolist()
+    return engine_lib.completion_ids(processes.fetch(decode.to_rollout(state)))[0].tolist()
 
 
 def _branch(engine: Engine, payoff: np.ndarray, token_ids: list[int]) -> Branch:

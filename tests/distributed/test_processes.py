@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gtalign_jax import checkpoint, cluster, distributed
+from gtalign_jax import checkpoint
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh import cluster, processes
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, shard_tree
 from gtalign_jax.models import hf, transformer
 from gtalign_jax.models.config import read_config
-from gtalign_jax.sharding import MeshConfig, make_mesh, shard_tree
 
 HERE = pathlib.Path(__file__).resolve().parent
 WORKER = HERE / "train_worker.py"
@@ -242,14 +243,14 @@ def test_an_absent_process_0_is_one_line():
 
 def test_one_process_needs_nobody():
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    assert cluster.initialize() is None and distributed.is_main()
-    assert distributed.part(7) == slice(0, 7)
-    assert distributed.all_gather("x") == ["x"] and distributed.from_main(lambda: 3) == 3
-    assert distributed.total({"a": 2.0}) == {"a": 2.0} and distributed.any_process(True)
-    np.testing.assert_array_equal(distributed.host_rows(16, mesh), np.arange(16))
+    assert cluster.initialize() is None and processes.is_main()
+    assert processes.part(7) == slice(0, 7)
+    assert processes.all_gather("x") == ["x"] and processes.from_main(lambda: 3) == 3
+    assert processes.total({"a": 2.0}) == {"a": 2.0} and processes.any_process(True)
+    np.testing.assert_array_equal(processes.host_rows(16, mesh), np.arange(16))
     rows = np.arange(48).reshape(16, 3)
-    placed = distributed.global_batch(rows, 16, mesh)
+    placed = processes.global_batch(rows, 16, mesh)
     assert placed.sharding.shard_shape((16, 3)) == (2, 3)
-    np.testing.assert_array_equal(distributed.fetch(placed), rows)
+    np.testing.assert_array_equal(processes.fetch(placed), rows)
     with pytest.raises(UserError, match="batch of 12 cannot be split over 8"):
-        distributed.host_rows(12, mesh)
+        processes.host_rows(12, mesh)

@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gtalign_jax import checkpoint, cluster, distributed
+from gtalign_jax import checkpoint
 from gtalign_jax.data import loader
+from gtalign_jax.mesh import cluster, processes
+from gtalign_jax.mesh.sharding import MeshConfig, batch_shards, make_mesh, shard_state, shard_tree, spread
 from gtalign_jax.models import hf, stored, transformer
 from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.models.heads import init_value_model
@@ -30,7 +32,6 @@ from gtalign_jax.rl.part_scores import make_parted_experience
 from gtalign_jax.rl.parted import make_parted_update, plan_update
 from gtalign_jax.rl.update import make_update
 from gtalign_jax.sft.update import SftBatch, make_sft_update
-from gtalign_jax.sharding import MeshConfig, batch_shards, make_mesh, shard_state, shard_tree, spread
 from gtalign_jax.state import OptimizerConfig, init_learner, make_optimizer
 from gtalign_jax.types import Learner, Rollout, TrainState
 
@@ -68,14 +69,14 @@ def examples():
 
 def local_rows(step, mesh):
     """The examples of a step that this host's devices hold."""
-    return loader.step_rows(EXAMPLES, BATCH, 0, step)[distributed.host_rows(BATCH, mesh)]
+    return loader.step_rows(EXAMPLES, BATCH, 0, step)[processes.host_rows(BATCH, mesh)]
 
 
 def sft_batch(step, mesh):
     """The global batch of a step, of which this host makes its own rows."""
     prompt, prompt_length, completion, length = (x[local_rows(step, mesh)] for x in examples())
     mask = np.arange(WIDTH) < length[..., None]
-    return distributed.global_batch(SftBatch(prompt, prompt_length, completion, mask), BATCH, mesh)
+    return processes.global_batch(SftBatch(prompt, prompt_length, completion, mask), BATCH, mesh)
 
 
 def scored_batch(step, mesh):
@@ -85,7 +86,7 @@ def scored_batch(step, mesh):
     logp = np.where(mask, -1.0, 0.0).astype(np.float32)
     rollout = Rollout(prompt, prompt_length, completion, length, length < WIDTH, logp, mask)
     reward = (completion[..., 0] / 32).astype(np.float32)
-    return distributed.global_batch((rollout, reward, np.ones_like(length, bool)), BATCH, mesh)
+    return processes.global_batch((rollout, reward, np.ones_like(length, bool)), BATCH, mesh)
 
 
 def run(folder: pathlib.Path, mesh, phases=("sft", "grpo", "ppo")):
@@ -94,18 +95,18 @@ def run(folder: pathlib.Path, mesh, phases=("sft", "grpo", "ppo")):
     shardings = shard_tree(transformer.logical_axes(config), mesh, hf.abstract_params(config))
     with jax.set_mesh(mesh), counted_reads() as read:
         params = hf.load_params(folder / "start", config, shardings)
-        result = {"read": distributed.all_gather(sum(read))}
+        result = {"read": processes.all_gather(sum(read))}
         state = start_state(params, shardings, mesh)
         state, result["losses"] = sft(state, config, mesh)
         manager = checkpoint.open_manager(folder / "checkpoints", keep=2)
         checkpoint.save(manager, STEPS, state, {"step": STEPS, "processes": jax.process_count()})
         manager.wait_until_finished()
         hf.save_params(state.policy.params, config, folder / "hf", max_shard_bytes=4000)
-        weights = {"sft": distributed.fetch(state.policy.params)}
+        weights = {"sft": processes.fetch(state.policy.params)}
         for phase in phases[1:]:
             state, result[phase] = align_step(phase, state, config, mesh)
             learners = [state.policy] if state.critic is None else [state.policy, state.critic]
-            weights[phase] = distributed.fetch([learner.params for learner in learners])
+            weights[phase] = processes.fetch([learner.params for learner in learners])
     return result, weights
 
 
@@ -156,7 +157,7 @@ def align_step(name, state, config, mesh):
     fixed = {"model": config, "config": algorithm, "temperature": 1.0}
     learners, scored, parts = (config, algorithm, SGD, SGD, 1.0), scored_batch(STEPS, mesh), {}
     if algorithm.microbatch_tokens:
-        parts["plan"] = plan_update(algorithm, state.rng, distributed.fetch(scored[0]), batch_shards(mesh))
+        parts["plan"] = plan_update(algorithm, state.rng, processes.fetch(scored[0]), batch_shards(mesh))
         experience, update = make_parted_experience(**fixed), make_parted_update(*learners)
     else:
         experience = jax.jit(functools.partial(make_experience, **fixed))
@@ -179,22 +180,22 @@ def start_critic(params, config, mesh):
 def agreements():
     """What the gathers give on this process, with what they should."""
     index, count = jax.process_index(), jax.process_count()
-    assert distributed.all_gather({"host": index, "text": "x" * 3000 * index}) == [
+    assert processes.all_gather({"host": index, "text": "x" * 3000 * index}) == [
         {"host": i, "text": "x" * 3000 * i} for i in range(count)
     ]
-    assert distributed.total({"all": 1.0, f"only_{index}": 2.0}) == {"all": float(count)} | {
+    assert processes.total({"all": 1.0, f"only_{index}": 2.0}) == {"all": float(count)} | {
         f"only_{i}": 2.0 for i in range(count)
     }
-    assert distributed.any_process(index == count - 1) and not distributed.any_process(False)
-    assert distributed.from_main(lambda: index) == 0
-    assert sum(distributed.all_gather(list(range(10))[distributed.part(10)]), []) == list(range(10))
+    assert processes.any_process(index == count - 1) and not processes.any_process(False)
+    assert processes.from_main(lambda: index) == 0
+    assert sum(processes.all_gather(list(range(10))[processes.part(10)]), []) == list(range(10))
     try:
-        distributed.from_main(lambda: 1 // index)
+        processes.from_main(lambda: 1 // index)
     except ZeroDivisionError as error:
         assert "zero" in str(error)
     else:
         raise AssertionError("the error of process 0 was lost")
-    distributed.barrier("the end")
+    processes.barrier("the end")
 
 
 def main(folder: pathlib.Path, mesh: dict, phases: str) -> None:
@@ -202,7 +203,7 @@ def main(folder: pathlib.Path, mesh: dict, phases: str) -> None:
     assert cluster.initialize(timeout_s=60) is not None
     agreements()
     result, weights = run(folder, make_mesh(MeshConfig(**mesh)), phases.split(","))
-    if distributed.is_main():
+    if processes.is_main():
         for name, tree in weights.items():
             np.savez(folder / name, *jax.tree.leaves(tree))
         (folder / "result.json").write_text(json.dumps(result))

@@ -11,12 +11,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models import attention, fused, transformer
 from gtalign_jax.models.attention import Keys, visible
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.splash import GroupMask
 from gtalign_jax.planning import chips
-from gtalign_jax.sharding import MeshConfig, make_mesh
 
 P, HEADS, DIM = 2, 2, 128
 

@@ -16,9 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, shard_tree
 from gtalign_jax.models import hf, stored, transformer
 from gtalign_jax.models.config import read_config
-from gtalign_jax.sharding import MeshConfig, make_mesh, shard_tree
 
 BASE = dict(
     vocab_size=64,

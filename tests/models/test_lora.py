@@ -14,11 +14,11 @@ from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, shard_tree
 from gtalign_jax.models import hf, lora, peft_files, transformer
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layers import Projection
 from gtalign_jax.models.lora import LoraConfig
-from gtalign_jax.sharding import MeshConfig, make_mesh, shard_tree
 
 MODEL = ModelConfig(
     vocab_size=31,

@@ -7,10 +7,10 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.planning import cost, hlo
 from gtalign_jax.planning.chips import CHIPS, seconds_on_wire
 from gtalign_jax.planning.cost import Collective
-from gtalign_jax.sharding import MeshConfig, make_mesh
 
 N, LAYERS = 64, 5
 

@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from gtalign_jax.models import transformer
-from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.planning import chips, cost, hlo, programs
-from gtalign_jax.sharding import (
+from gtalign_jax.mesh.sharding import (
     MeshConfig,
     constrain,
     decode_layout,
@@ -21,6 +18,9 @@ from gtalign_jax.sharding import (
     partition_spec,
     shard_tree,
 )
+from gtalign_jax.models import transformer
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.planning import chips, cost, hlo, programs
 
 MODEL = ModelConfig(
     vocab_size=64,

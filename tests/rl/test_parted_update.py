@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 
 from gtalign_jax.compiles import counting_compiles
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, partition_spec, place_batch, spread
 from gtalign_jax.models import lora
 from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.models.lora import LoraConfig
@@ -27,7 +28,6 @@ from gtalign_jax.rl.part_scores import make_parted_experience
 from gtalign_jax.rl.parted import make_parted_update, plan_update
 from gtalign_jax.rl.parts import Sizes, first_fit, plan_parts, row_shapes
 from gtalign_jax.rl.update import make_update
-from gtalign_jax.sharding import MeshConfig, make_mesh, partition_spec, place_batch, spread
 from gtalign_jax.state import OptimizerConfig, init_state, make_optimizer
 
 SGD = optax.sgd(optax.constant_schedule(0.1))

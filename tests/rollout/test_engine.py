@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rl.logprobs import token_logprobs
@@ -17,7 +18,6 @@ from gtalign_jax.rollout import compaction, programs
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import BucketConfig, Engine
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
-from gtalign_jax.sharding import MeshConfig, make_mesh
 
 BUCKETS = BucketConfig(prompt=(8, 16), completion=(6, 12), batch=(8,))
 MODEL = ModelConfig(

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, place_batch, shard_tree
 from gtalign_jax.models import layouts
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward_shared, init_params, logical_axes, unembed
 from gtalign_jax.rollout import decode
 from gtalign_jax.rollout.decode import Ending
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
-from gtalign_jax.sharding import MeshConfig, make_mesh, place_batch, shard_tree
 from gtalign_jax.types import PromptBatch
 
 CONFIG = ModelConfig(

@@ -262,7 +262,7 @@ def pieces(names: Sequence[str], shape: Sequence[int]) -> tuple[int, ...]:
 def _rule(name: str) -> tuple[str, ...]:
     rules = _rules.get()
     if name not in rules:
-        raise UserError(f"logical axis {name!r} has no rule; add it to RULES in gtalign_jax/sharding.py")
+        raise UserError(f"logical axis {name!r} has no rule; add it to RULES in gtalign_jax/mesh/sharding.py")
     return rules[name]
 
 

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.sharding import RULES
+from gtalign_jax.mesh.sharding import RULES
 
 PyTree = Any
 
