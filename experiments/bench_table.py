@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.reporting import jsonl
 
 Line = Mapping[str, Any]
 

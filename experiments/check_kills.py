@@ -32,9 +32,9 @@ from collections.abc import Sequence
 
 import psutil
 
+from gtalign_jax import jsonl
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.reporting import jsonl
 
 CLOCK = ("time", "tokens_per_s", "compile/programs")  # metrics that depend on when a run was interrupted
 COMPARED = ("hf", "rollouts", "summary.json", "steering.jsonl")

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 
 import jax
 
+from gtalign_jax import jsonl
 from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.models import hf
-from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import external, lines, servers
 from gtalign_jax.rollout.backends import KINDS

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from gtalign_jax import jsonl
 from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.reporting import jsonl
 from gtalign_jax.rl.logprobs import row_logprobs
 from gtalign_jax.rollout import lines
 from gtalign_jax.rollout.engine import Engine, bucket

@@ -15,8 +15,8 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
+from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
-from gtalign_jax.reporting import jsonl
 
 KEYS = {
     "loss/sft": "cross-entropy of the cold-start chains, nats per token",

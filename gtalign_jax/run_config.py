@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import ml_collections
 
 from gtalign_jax import config as config_lib
+from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
-from gtalign_jax.reporting import jsonl
 
 
 def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:

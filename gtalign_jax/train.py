@@ -15,6 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from gtalign_jax import jsonl
 from gtalign_jax.adapters import add_adapters, save_adapters
 from gtalign_jax.align import run_align
 from gtalign_jax.bootstrap import format_table, summary_table
@@ -27,7 +28,6 @@ from gtalign_jax.metrics import NullLog, RunLog
 from gtalign_jax.models import lora
 from gtalign_jax.phase import Metrics, Session, open_session, run_phase
 from gtalign_jax.report import write_report
-from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run_config import check_config, write_config
 from gtalign_jax.settings import Settings

@@ -10,11 +10,11 @@ import transformers
 
 from configs import quickstart
 from experiments.check_kills import digests, steps
+from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.export import export_checkpoint
 from gtalign_jax.models import hf, transformer
 from gtalign_jax.models.config import read_config
-from gtalign_jax.reporting import jsonl
 from gtalign_jax.settings import StartConfig
 from gtalign_jax.train import train
 

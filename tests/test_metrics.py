@@ -9,9 +9,9 @@ import types
 import numpy as np
 import pytest
 
+from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.metrics import KEYS, MetricsConfig, RunLog, metrics_path
-from gtalign_jax.reporting import jsonl
 from gtalign_jax.reporting.progress import Progress, format_seconds
 from gtalign_jax.reporting.rollouts import list_rollouts, rollout_line, write_rollouts
 from gtalign_jax.rewards.judges.base import Verdict

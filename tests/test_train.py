@@ -16,10 +16,10 @@ import transformers
 
 from experiments.check_kills import digests, steps
 from gtalign_jax import config as config_lib
+from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.export import export_checkpoint
 from gtalign_jax.job import make_job
-from gtalign_jax.reporting import jsonl
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import BucketConfig
 from gtalign_jax.rollout.folder import load_engine

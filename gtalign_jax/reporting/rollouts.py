@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gtalign_jax.reporting import jsonl
+from gtalign_jax import jsonl
 from gtalign_jax.rewards.judges.base import Verdict
 
 _NAME = re.compile(r"(?P<split>[A-Za-z0-9][A-Za-z0-9._-]*)_(?P<step>\d+)\.jsonl")

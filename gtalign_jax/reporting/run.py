@@ -7,10 +7,10 @@ import json
 import pathlib
 from typing import Any
 
+from gtalign_jax import jsonl
 from gtalign_jax.bootstrap import Summary
 from gtalign_jax.errors import UserError
 from gtalign_jax.metrics import metrics_path
-from gtalign_jax.reporting import jsonl
 from gtalign_jax.reporting.rollouts import list_rollouts
 
 

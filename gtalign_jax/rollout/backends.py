@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.http_client import AttemptFailed
-from gtalign_jax.rollout.http_pool import Call
+from gtalign_jax.remote.client import AttemptFailed
+from gtalign_jax.remote.pool import Call
 from gtalign_jax.rollout.sampling import SamplingConfig
 
 KINDS = ("vllm", "sglang", "openai")

@@ -22,13 +22,13 @@ import numpy as np
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
 from gtalign_jax.models import hf, lora
+from gtalign_jax.remote.pool import Call, Failed, Pool, post_all
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.backends import Ask, Completion, completion_call, reload_calls
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.decode import Ending
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.grammar import Constraint
-from gtalign_jax.rollout.http_pool import Call, Failed, Pool, post_all
 from gtalign_jax.rollout.servers import Server
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
 

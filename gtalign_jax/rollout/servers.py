@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.http_client import api_key, check_numbers, check_urls
+from gtalign_jax.remote.client import api_key, check_numbers, check_urls
+from gtalign_jax.remote.pool import Pool, PoolConfig
 from gtalign_jax.rollout.backends import KINDS
-from gtalign_jax.rollout.http_pool import Pool, PoolConfig
 
 EMBEDDED = "embedded"
 _AT_LEAST = {  # field → (smallest value, whether it may be that value)

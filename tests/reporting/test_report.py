@@ -7,11 +7,12 @@ import re
 import numpy as np
 import pytest
 
+from gtalign_jax import jsonl
 from gtalign_jax.bootstrap import summary_table
 from gtalign_jax.chain.prompt import format_chain
 from gtalign_jax.errors import UserError
 from gtalign_jax.report import embed_json, write_report
-from gtalign_jax.reporting import curves, jsonl, svg
+from gtalign_jax.reporting import curves, svg
 from gtalign_jax.reporting.rollouts import rollout_line, write_rollouts
 from gtalign_jax.reporting.samples import describe_matrices
 from gtalign_jax.rewards.judges.base import Verdict

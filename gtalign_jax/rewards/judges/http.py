@@ -18,14 +18,7 @@ from typing import Any
 import openai
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.http_client import (
-    AttemptFailed,
-    api_key,
-    check_numbers,
-    check_urls,
-    open_client,
-    post,
-)
+from gtalign_jax.remote.client import AttemptFailed, api_key, check_numbers, check_urls, open_client, post
 from gtalign_jax.rewards.judges.base import (
     ConsistencyJudge,
     ConsistencyRequest,

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from gtalign_jax.http_client import AttemptFailed, Counters, answer_all, attempts
+from gtalign_jax.remote.client import AttemptFailed, Counters, answer_all, attempts
 from gtalign_jax.rewards.judges.base import Verdict
 from gtalign_jax.rewards.judges.rubrics import Prompt
 from gtalign_jax.rewards.judges.verdict import read_on_scale

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gtalign_jax.http_client import AttemptFailed
+from gtalign_jax.remote.client import AttemptFailed
 from gtalign_jax.rewards.judges.pool import Endpoints, JudgeStats, PoolConfig, Reply, judge_all
 from gtalign_jax.rewards.judges.rubrics import Prompt
 from gtalign_jax.rewards.judges.verdict import BINARY

@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 
-from gtalign_jax.http_client import AttemptFailed, Counters, answer_all, attempts, open_client, post
+from gtalign_jax.remote.client import AttemptFailed, Counters, answer_all, attempts, open_client, post
 
 
 @dataclasses.dataclass(frozen=True)
