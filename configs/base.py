@@ -7,9 +7,9 @@ from ml_collections import config_dict
 
 from gtalign_jax import settings
 from gtalign_jax.config import section
+from gtalign_jax.learning.algorithm import AlgorithmConfig
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
-from gtalign_jax.rl.algorithm import AlgorithmConfig
 from gtalign_jax.rollout.grammar import BlockLimits
 
 

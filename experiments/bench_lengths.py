@@ -21,12 +21,12 @@ from experiments import bench_common as common
 from experiments.bench_common import Line, Run, Workload
 from gtalign_jax.data.loader import Demonstration
 from gtalign_jax.data.packing import PackedStream
+from gtalign_jax.learning.algorithm import AlgorithmConfig
+from gtalign_jax.learning.parted import make_parted_update, plan_update
+from gtalign_jax.learning.sft import PackedBatch, SftBatch, make_sft_update
+from gtalign_jax.learning.state import OptimizerConfig, init_state, make_optimizer
+from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
-from gtalign_jax.rl.algorithm import AlgorithmConfig
-from gtalign_jax.rl.parted import make_parted_update, plan_update
-from gtalign_jax.rl.update import make_update
-from gtalign_jax.sft.update import PackedBatch, SftBatch, make_sft_update
-from gtalign_jax.state import OptimizerConfig, init_state, make_optimizer
 from gtalign_jax.types import Experience, PyTree, Rollout
 
 MEDIAN, SIGMA = 0.3, 0.5

@@ -36,13 +36,13 @@ from experiments import bench_limits as limits
 from experiments.bench_common import Line, Run, Workload
 from experiments.peers import launch
 from gtalign_jax.errors import exit_on_user_error
+from gtalign_jax.learning.algorithm import AlgorithmConfig
+from gtalign_jax.learning.sft import SftBatch, make_sft_update
+from gtalign_jax.learning.state import OptimizerConfig, init_state, make_optimizer
+from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
-from gtalign_jax.rl.algorithm import AlgorithmConfig
-from gtalign_jax.rl.update import make_update
-from gtalign_jax.sft.update import SftBatch, make_sft_update
-from gtalign_jax.state import OptimizerConfig, init_state, make_optimizer
 from gtalign_jax.types import Experience, PyTree, TrainState
 
 OPTIMIZER = OptimizerConfig(lr=1e-5)

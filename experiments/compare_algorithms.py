@@ -27,7 +27,7 @@ import numpy as np
 from gtalign_jax import jsonl
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.rl.algorithm import PRESETS, resolve_algorithm
+from gtalign_jax.learning.algorithm import PRESETS, resolve_algorithm
 
 COLUMNS = {"utility": "welfare", "answer_reward": "answer", "format_reward": "format", "n_tokens": "tokens"}
 EXPLAINED = "explained variance"

@@ -18,7 +18,7 @@ import numpy as np
 from gtalign_jax import jsonl
 from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.rl.logprobs import row_logprobs
+from gtalign_jax.learning.logprobs import row_logprobs
 from gtalign_jax.rollout import lines
 from gtalign_jax.rollout.engine import Engine, bucket
 from gtalign_jax.rollout.folder import load_engine

@@ -28,6 +28,12 @@ from gtalign_jax.groups import (
     steps_by_width,
 )
 from gtalign_jax.job import Job
+from gtalign_jax.learning.experience import make_experience, reward_components
+from gtalign_jax.learning.part_scores import make_parted_experience
+from gtalign_jax.learning.parted import make_parted_update, plan_update
+from gtalign_jax.learning.parts import Plan
+from gtalign_jax.learning.state import Optimizer, init_state, make_optimizer
+from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import batch_shards, place_batch, spread
 from gtalign_jax.models import lora
@@ -37,13 +43,7 @@ from gtalign_jax.phase import Metrics, Session, run_phase
 from gtalign_jax.reporting.rollouts import write_rollouts
 from gtalign_jax.rewards.normalize import normalize_scores
 from gtalign_jax.rewards.tasks import TASKS
-from gtalign_jax.rl.experience import make_experience, reward_components
-from gtalign_jax.rl.part_scores import make_parted_experience
-from gtalign_jax.rl.parted import make_parted_update, plan_update
-from gtalign_jax.rl.parts import Plan
-from gtalign_jax.rl.update import make_update
 from gtalign_jax.settings import Settings
-from gtalign_jax.state import Optimizer, init_state, make_optimizer
 from gtalign_jax.step_metrics import counted, counters, rollout_metrics
 from gtalign_jax.types import Experience, PyTree, Rollout, TrainState
 

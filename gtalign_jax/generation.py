@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning.logprobs import Limit
 from gtalign_jax.mesh import processes
-from gtalign_jax.rl.logprobs import Limit
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import external, grammar, servers
 from gtalign_jax.rollout.buckets import bucket

@@ -19,9 +19,9 @@ from gtalign_jax.data.item import Item
 from gtalign_jax.evaluate import Scored, finish_score, judge_share, score
 from gtalign_jax.generation import generate
 from gtalign_jax.job import Job
+from gtalign_jax.learning.advantages import informative_groups
 from gtalign_jax.mesh import processes
 from gtalign_jax.phase import Metrics
-from gtalign_jax.rl.advantages import informative_groups
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.spans import Tables, inside_block

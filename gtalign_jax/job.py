@@ -23,6 +23,7 @@ from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.errors import UserError
 from gtalign_jax.generation import Generator, make_generator
+from gtalign_jax.learning.parted import update_sizes
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import batch_shards, make_mesh, shard_tree
 from gtalign_jax.models import hf, lora, transformer
@@ -32,7 +33,6 @@ from gtalign_jax.rewards.judges.http import make_http_consistency_judge, make_ht
 from gtalign_jax.rewards.judges.pool import JudgeStats
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
-from gtalign_jax.rl.parted import update_sizes
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine

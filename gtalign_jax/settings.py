@@ -13,6 +13,8 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.generation import EngineConfig
 from gtalign_jax.health import HealthConfig
+from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
+from gtalign_jax.learning.state import OptimizerConfig
 from gtalign_jax.mesh.sharding import MeshConfig
 from gtalign_jax.metrics import MetricsConfig
 from gtalign_jax.models.lora import LoraConfig
@@ -21,10 +23,8 @@ from gtalign_jax.rewards.features import FeatureConfig
 from gtalign_jax.rewards.judges.http import HttpJudgeConfig
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
 from gtalign_jax.rewards.normalize import METHODS
-from gtalign_jax.rl.algorithm import AlgorithmConfig, resolve_algorithm
 from gtalign_jax.rollout.engine import BucketConfig
 from gtalign_jax.rollout.sampling import SamplingConfig
-from gtalign_jax.state import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,8 @@ from gtalign_jax.data import loader
 from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.evaluate import evaluate_once
 from gtalign_jax.job import Job, load_start, make_job, save_model
+from gtalign_jax.learning.sft import PackedBatch, SftBatch, make_sft_update
+from gtalign_jax.learning.state import Optimizer, init_state, make_optimizer
 from gtalign_jax.mesh import processes
 from gtalign_jax.metrics import NullLog, RunLog
 from gtalign_jax.models import lora
@@ -31,8 +33,6 @@ from gtalign_jax.report import write_report
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run_config import check_config, write_config
 from gtalign_jax.settings import Settings
-from gtalign_jax.sft.update import PackedBatch, SftBatch, make_sft_update
-from gtalign_jax.state import Optimizer, init_state, make_optimizer
 from gtalign_jax.steering.examples import steer_examples
 from gtalign_jax.types import PyTree, TrainState
 

@@ -14,11 +14,11 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning.logprobs import token_logprobs
 from gtalign_jax.mesh import sharding
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, partition_spec, shard_state, shard_tree, spread
 from gtalign_jax.models import transformer
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.rl.logprobs import token_logprobs
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import BucketConfig, Engine
 from gtalign_jax.rollout.sampling import GREEDY

@@ -13,12 +13,12 @@ from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
 from gtalign_jax.evaluate import rollout_lines, score
 from gtalign_jax.job import load_start, make_job
+from gtalign_jax.learning.algorithm import PRESETS
+from gtalign_jax.learning.experience import make_experience
+from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.rewards.judges.base import Verdict
 from gtalign_jax.rewards.mutual_welfare import REWARDS, resolve_reward
-from gtalign_jax.rl.algorithm import PRESETS
-from gtalign_jax.rl.experience import make_experience
-from gtalign_jax.rl.update import make_update
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.settings import make_settings
 from gtalign_jax.step_metrics import rollout_metrics

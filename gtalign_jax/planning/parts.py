@@ -14,15 +14,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gtalign_jax.align import optimizers
+from gtalign_jax.learning import gradients
+from gtalign_jax.learning.experience import needs_scores
+from gtalign_jax.learning.part_scores import PartScores
+from gtalign_jax.learning.parted import PartSum, learner_steps, update_sizes
+from gtalign_jax.learning.update import step_losses
 from gtalign_jax.mesh.sharding import batch_shards
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning import programs
 from gtalign_jax.planning.programs import Program
-from gtalign_jax.rl import gradients
-from gtalign_jax.rl.experience import needs_scores
-from gtalign_jax.rl.part_scores import PartScores
-from gtalign_jax.rl.parted import PartSum, learner_steps, update_sizes
-from gtalign_jax.rl.update import step_losses
 from gtalign_jax.settings import Settings
 from gtalign_jax.types import PyTree, TrainState
 

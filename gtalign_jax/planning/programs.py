@@ -17,17 +17,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gtalign_jax.align import optimizers, start_state
+from gtalign_jax.learning.experience import make_experience
+from gtalign_jax.learning.sft import PackedBatch, SftBatch, make_sft_update
+from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh.sharding import RULES, batch_shards, shard_state, shard_tree
 from gtalign_jax.models import lora
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import value_logical_axes
 from gtalign_jax.models.lora import LoraConfig
-from gtalign_jax.rl.experience import make_experience
-from gtalign_jax.rl.update import make_update
 from gtalign_jax.rollout import programs
 from gtalign_jax.rollout.decode import Ending
 from gtalign_jax.settings import Settings
-from gtalign_jax.sft.update import PackedBatch, SftBatch, make_sft_update
 from gtalign_jax.train import sft_optimizer, sft_state
 from gtalign_jax.types import PromptBatch, PyTree, Rollout, TrainState
 

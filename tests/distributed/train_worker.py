@@ -21,18 +21,18 @@ import optax
 
 from gtalign_jax import checkpoint
 from gtalign_jax.data import loader
+from gtalign_jax.learning.algorithm import PRESETS
+from gtalign_jax.learning.experience import make_experience
+from gtalign_jax.learning.part_scores import make_parted_experience
+from gtalign_jax.learning.parted import make_parted_update, plan_update
+from gtalign_jax.learning.sft import SftBatch, make_sft_update
+from gtalign_jax.learning.state import OptimizerConfig, init_learner, make_optimizer
+from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh import cluster, processes
 from gtalign_jax.mesh.sharding import MeshConfig, batch_shards, make_mesh, shard_state, shard_tree, spread
 from gtalign_jax.models import hf, stored, transformer
 from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.models.heads import init_value_model
-from gtalign_jax.rl.algorithm import PRESETS
-from gtalign_jax.rl.experience import make_experience
-from gtalign_jax.rl.part_scores import make_parted_experience
-from gtalign_jax.rl.parted import make_parted_update, plan_update
-from gtalign_jax.rl.update import make_update
-from gtalign_jax.sft.update import SftBatch, make_sft_update
-from gtalign_jax.state import OptimizerConfig, init_learner, make_optimizer
 from gtalign_jax.types import Learner, Rollout, TrainState
 
 MODEL = ModelConfig(

@@ -6,11 +6,11 @@ import jax
 import pytest
 
 from configs import quickstart
+from gtalign_jax.learning.vocabulary import CHUNK
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning import cost, hlo, programs
-from gtalign_jax.rl.vocabulary import CHUNK
 from gtalign_jax.settings import make_settings
 
 FSDP, TENSOR = 4, 2

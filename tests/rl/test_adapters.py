@@ -10,16 +10,16 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gtalign_jax.learning import gradients
+from gtalign_jax.learning.algorithm import PRESETS
+from gtalign_jax.learning.experience import make_experience
+from gtalign_jax.learning.sft import SftBatch, make_sft_update
+from gtalign_jax.learning.state import init_state
+from gtalign_jax.learning.update import make_update, on_base, policy_step_loss
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, partition_spec, place_batch, spread
 from gtalign_jax.models import lora
 from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.models.lora import LoraConfig
-from gtalign_jax.rl import gradients
-from gtalign_jax.rl.algorithm import PRESETS
-from gtalign_jax.rl.experience import make_experience
-from gtalign_jax.rl.update import make_update, on_base, policy_step_loss
-from gtalign_jax.sft.update import SftBatch, make_sft_update
-from gtalign_jax.state import init_state
 
 LORA = LoraConfig(rank=2, alpha=4.0)
 ADAM, SGD = optax.adam(0.01), optax.sgd(0.1)

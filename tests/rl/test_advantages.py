@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gtalign_jax.rl import advantages
+from gtalign_jax.learning import advantages
 
 gae = jax.jit(advantages.gae)
 discounted_returns = jax.jit(advantages.discounted_returns)

@@ -3,7 +3,7 @@
 import pytest
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.rl.algorithm import PRESETS, AlgorithmConfig, load_function, resolve_algorithm
+from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig, load_function, resolve_algorithm
 
 
 def mine():

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gtalign_jax.rl.advantages import gae
-from gtalign_jax.rl.algorithm import PRESETS
-from gtalign_jax.rl.experience import compute_advantages
-from gtalign_jax.rl.losses import kl_estimate, policy_loss
+from gtalign_jax.learning.advantages import gae
+from gtalign_jax.learning.algorithm import PRESETS
+from gtalign_jax.learning.experience import compute_advantages
+from gtalign_jax.learning.losses import kl_estimate, policy_loss
 
 GROUP = 3
 BINARY = np.array([1.0, 0.0, 0.0, 1.0])

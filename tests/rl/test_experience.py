@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning import experience
+from gtalign_jax.learning.advantages import gae, group_advantages, whiten
+from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
+from gtalign_jax.learning.logprobs import token_logprobs
 from gtalign_jax.models.heads import init_value_model, token_values
-from gtalign_jax.rl import experience
-from gtalign_jax.rl.advantages import gae, group_advantages, whiten
-from gtalign_jax.rl.algorithm import PRESETS, AlgorithmConfig
-from gtalign_jax.rl.logprobs import token_logprobs
 from gtalign_jax.types import Reward
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gtalign_jax.learning import logprobs, vocabulary
+from gtalign_jax.learning.vocabulary import Reading
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.rl import logprobs, vocabulary
-from gtalign_jax.rl.vocabulary import Reading
 
 P, G, N, D, V = 2, 3, 5, 8, 23
 CONFIG = ModelConfig(vocab_size=V, hidden_size=D)

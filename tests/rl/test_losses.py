@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gtalign_jax.rl import losses
-from gtalign_jax.rl.algorithm import AlgorithmConfig
+from gtalign_jax.learning import losses
+from gtalign_jax.learning.algorithm import AlgorithmConfig
 
 policy_loss = jax.jit(losses.policy_loss, static_argnums=4)
 

@@ -15,20 +15,20 @@ from jax.sharding import NamedSharding
 
 from gtalign_jax.compiles import counting_compiles
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning import parts
+from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
+from gtalign_jax.learning.experience import make_experience
+from gtalign_jax.learning.logprobs import Limit
+from gtalign_jax.learning.part_scores import make_parted_experience
+from gtalign_jax.learning.parted import make_parted_update, plan_update
+from gtalign_jax.learning.parts import Sizes, first_fit, plan_parts, row_shapes
+from gtalign_jax.learning.state import OptimizerConfig, init_state, make_optimizer
+from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, partition_spec, place_batch, spread
 from gtalign_jax.models import lora
 from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.models.transformer import logical_axes
-from gtalign_jax.rl import parts
-from gtalign_jax.rl.algorithm import PRESETS, AlgorithmConfig
-from gtalign_jax.rl.experience import make_experience
-from gtalign_jax.rl.logprobs import Limit
-from gtalign_jax.rl.part_scores import make_parted_experience
-from gtalign_jax.rl.parted import make_parted_update, plan_update
-from gtalign_jax.rl.parts import Sizes, first_fit, plan_parts, row_shapes
-from gtalign_jax.rl.update import make_update
-from gtalign_jax.state import OptimizerConfig, init_state, make_optimizer
 
 SGD = optax.sgd(optax.constant_schedule(0.1))
 # Between them what an update may do: KL in the loss and the reward, ratios per token and sequence, all

@@ -8,9 +8,9 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from gtalign_jax.rl import advantages
-from gtalign_jax.rl.algorithm import PRESETS
-from gtalign_jax.rl.losses import aggregate, policy_loss
+from gtalign_jax.learning import advantages
+from gtalign_jax.learning.algorithm import PRESETS
+from gtalign_jax.learning.losses import aggregate, policy_loss
 
 # Two prompts, four samples. Group 1: mean 0.5, deviations (-.5, .5, -.5, .5), sample std
 # sqrt(1 / 3) = 0.57735027. Group 2: mean 0.4, deviations (-.3, -.1, .1, .3), sample std

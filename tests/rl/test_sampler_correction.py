@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gtalign_jax.rl.algorithm import PRESETS, AlgorithmConfig
-from gtalign_jax.rl.experience import compute_advantages, make_experience
-from gtalign_jax.rl.logprobs import token_logprobs
-from gtalign_jax.rl.losses import policy_loss, truncated_is_weight
-from gtalign_jax.rl.update import policy_step_loss
+from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
+from gtalign_jax.learning.experience import compute_advantages, make_experience
+from gtalign_jax.learning.logprobs import token_logprobs
+from gtalign_jax.learning.losses import policy_loss, truncated_is_weight
+from gtalign_jax.learning.update import policy_step_loss
 
 ARMS, GROUP = 4, 3
 PARAMS = np.array([0.3, -0.7, 1.1, 0.0])

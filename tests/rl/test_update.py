@@ -11,15 +11,15 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning import gradients
+from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
+from gtalign_jax.learning.experience import make_experience
+from gtalign_jax.learning.logprobs import token_logprobs
+from gtalign_jax.learning.losses import aggregate
+from gtalign_jax.learning.state import init_state
+from gtalign_jax.learning.update import make_update, minibatch_rows, policy_step_loss, value_step_loss
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.heads import init_value_model
-from gtalign_jax.rl import gradients
-from gtalign_jax.rl.algorithm import PRESETS, AlgorithmConfig
-from gtalign_jax.rl.experience import make_experience
-from gtalign_jax.rl.logprobs import token_logprobs
-from gtalign_jax.rl.losses import aggregate
-from gtalign_jax.rl.update import make_update, minibatch_rows, policy_step_loss, value_step_loss
-from gtalign_jax.state import init_state
 
 SGD = optax.sgd(optax.constant_schedule(0.1))  # a schedule counts the steps that were taken
 GRPO = PRESETS["grpo"]

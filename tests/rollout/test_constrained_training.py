@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gtalign_jax.learning.algorithm import AlgorithmConfig
+from gtalign_jax.learning.experience import make_experience
+from gtalign_jax.learning.logprobs import Limit, token_logprobs
+from gtalign_jax.learning.update import policy_step_loss
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward_shared, init_params, unembed
-from gtalign_jax.rl.algorithm import AlgorithmConfig
-from gtalign_jax.rl.experience import make_experience
-from gtalign_jax.rl.logprobs import Limit, token_logprobs
-from gtalign_jax.rl.update import policy_step_loss
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import grammar
 from gtalign_jax.rollout.engine import BucketConfig, Engine

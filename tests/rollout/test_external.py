@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning.logprobs import token_logprobs
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
 from gtalign_jax.remote.client import AttemptFailed
-from gtalign_jax.rl.logprobs import token_logprobs
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import external, servers
 from gtalign_jax.rollout.backends import Ask, completion_call

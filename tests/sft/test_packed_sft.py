@@ -8,12 +8,12 @@ import pytest
 
 from gtalign_jax.data.loader import Demonstration, pad_completions
 from gtalign_jax.data.packing import PackedStream
+from gtalign_jax.learning.logprobs import packed_scores
+from gtalign_jax.learning.sft import PackedBatch, SftBatch, make_sft_update
+from gtalign_jax.learning.state import init_state
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, place_batch, spread
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
-from gtalign_jax.rl.logprobs import packed_scores
-from gtalign_jax.sft.update import PackedBatch, SftBatch, make_sft_update
-from gtalign_jax.state import init_state
 
 ROWS, SLOTS, STEP = 8, 12, 0.1
 MODEL = ModelConfig(

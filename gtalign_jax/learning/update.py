@@ -19,13 +19,10 @@ import jax.numpy as jnp
 import optax
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.models import lora
-from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.heads import token_values
-from gtalign_jax.rl import gradients
-from gtalign_jax.rl.algorithm import AlgorithmConfig
-from gtalign_jax.rl.logprobs import Objective, token_scores
-from gtalign_jax.rl.losses import (
+from gtalign_jax.learning import gradients
+from gtalign_jax.learning.algorithm import AlgorithmConfig
+from gtalign_jax.learning.logprobs import Objective, token_scores
+from gtalign_jax.learning.losses import (
     adapt_kl_coef,
     kl_estimate,
     loss_weights,
@@ -33,9 +30,12 @@ from gtalign_jax.rl.losses import (
     policy_terms,
     value_loss,
 )
-from gtalign_jax.rl.packing import in_packed_rows
-from gtalign_jax.rl.vocabulary import LimitLogits, Reading
-from gtalign_jax.state import AlignState, Optimizer, Streamed
+from gtalign_jax.learning.packing import in_packed_rows
+from gtalign_jax.learning.state import AlignState, Optimizer, Streamed
+from gtalign_jax.learning.vocabulary import LimitLogits, Reading
+from gtalign_jax.models import lora
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.heads import token_values
 from gtalign_jax.types import Array, Experience, Learner, PyTree, Ratio, TrainState
 
 Metrics = dict[str, Ratio]

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from gtalign_jax.learning import vocabulary
+from gtalign_jax.learning.vocabulary import CHUNK, Given, LimitLogits, Reading, TokenLoss
 from gtalign_jax.mesh.sharding import constrain, pieces
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import Segments, forward, forward_shared
-from gtalign_jax.rl import vocabulary
-from gtalign_jax.rl.vocabulary import CHUNK, Given, LimitLogits, Reading, TokenLoss
 from gtalign_jax.types import Array, PyTree, Rollout
 
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gtalign_jax.learning import gradients
+from gtalign_jax.learning.logprobs import Objective, TokenScores, packed_scores, token_scores
+from gtalign_jax.learning.update import on_base
+from gtalign_jax.learning.vocabulary import Reading
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.rl import gradients
-from gtalign_jax.rl.logprobs import Objective, TokenScores, packed_scores, token_scores
-from gtalign_jax.rl.update import on_base
-from gtalign_jax.rl.vocabulary import Reading
 from gtalign_jax.types import Array, PyTree, Ratio, TrainState
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.state import Optimizer, Streamed
+from gtalign_jax.learning.state import Optimizer, Streamed
 from gtalign_jax.types import Array, Learner, PyTree, Ratio
 
 LossFn = Callable[[PyTree, PyTree], tuple[Ratio, dict[str, Ratio]]]

@@ -21,12 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from gtalign_jax.mesh import processes
-from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.rl import gradients
-from gtalign_jax.rl.algorithm import AlgorithmConfig
-from gtalign_jax.rl.parts import Part, Plan, Shape, Sizes, plan_parts
-from gtalign_jax.rl.update import (
+from gtalign_jax.learning import gradients
+from gtalign_jax.learning.algorithm import AlgorithmConfig
+from gtalign_jax.learning.parts import Part, Plan, Shape, Sizes, plan_parts
+from gtalign_jax.learning.state import Optimizer
+from gtalign_jax.learning.update import (
     Metrics,
     minibatch_rows,
     next_kl_coef,
@@ -34,8 +33,9 @@ from gtalign_jax.rl.update import (
     policy_step,
     step_losses,
 )
-from gtalign_jax.rl.vocabulary import LimitLogits
-from gtalign_jax.state import Optimizer
+from gtalign_jax.learning.vocabulary import LimitLogits
+from gtalign_jax.mesh import processes
+from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.types import Array, Experience, Learner, Packing, PyTree, Ratio, Rollout, TrainState
 
 _order = jax.jit(minibatch_rows, static_argnums=(1, 2))

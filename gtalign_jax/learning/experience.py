@@ -16,14 +16,20 @@ import jax
 import jax.numpy as jnp
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning.advantages import (
+    decoupled_advantages,
+    discounted_returns,
+    gae,
+    group_advantages,
+    whiten,
+)
+from gtalign_jax.learning.algorithm import AlgorithmConfig, load_function
+from gtalign_jax.learning.logprobs import Limit, token_logprobs
+from gtalign_jax.learning.losses import kl_estimate, soft_overlong_penalty, truncated_is_weight
+from gtalign_jax.learning.packing import in_packed_rows
 from gtalign_jax.models import lora
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import token_values
-from gtalign_jax.rl.advantages import decoupled_advantages, discounted_returns, gae, group_advantages, whiten
-from gtalign_jax.rl.algorithm import AlgorithmConfig, load_function
-from gtalign_jax.rl.logprobs import Limit, token_logprobs
-from gtalign_jax.rl.losses import kl_estimate, soft_overlong_penalty, truncated_is_weight
-from gtalign_jax.rl.packing import in_packed_rows
 from gtalign_jax.types import Array, Experience, Packing, PyTree, Reward, Rollout
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from gtalign_jax.rl.algorithm import AlgorithmConfig, load_function
+from gtalign_jax.learning.algorithm import AlgorithmConfig, load_function
 from gtalign_jax.types import Array, Ratio
 
 # exp of a larger log-ratio is cut here: one broken token must not turn the whole step into inf.
