@@ -41,7 +41,6 @@ from gtalign_jax.align import align_step, optimizers, start_state
 from gtalign_jax.data.item import Item
 from gtalign_jax.data.loader import PromptSet
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.generation import make_generator
 from gtalign_jax.job import Job
 from gtalign_jax.learning.experience import make_experience
 from gtalign_jax.learning.update import make_update
@@ -51,6 +50,7 @@ from gtalign_jax.rewards.judges.pool import JudgeStats
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
 from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.generator import make_generator
 from gtalign_jax.settings import Settings, make_settings
 from gtalign_jax.types import Features, PyTree, Reward
 

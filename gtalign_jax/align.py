@@ -16,9 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gtalign_jax import generation
 from gtalign_jax.evaluate import Scored, rollout_lines
-from gtalign_jax.generation import hand_over, trainer_limit
 from gtalign_jax.groups import (
     Sampled,
     no_completions,
@@ -43,6 +41,8 @@ from gtalign_jax.phase import Metrics, Session, run_phase
 from gtalign_jax.reporting.rollouts import write_rollouts
 from gtalign_jax.rewards.normalize import normalize_scores
 from gtalign_jax.rewards.tasks import TASKS
+from gtalign_jax.rollout import generator
+from gtalign_jax.rollout.generator import hand_over, trainer_limit
 from gtalign_jax.settings import Settings
 from gtalign_jax.step_metrics import counted, counters, rollout_metrics
 from gtalign_jax.types import Experience, PyTree, Rollout, TrainState
@@ -211,7 +211,7 @@ def warm_up(
         state = state.replace(waiting=None)
     params = lora.join(base, state.policy.params)
     sizes = (align.group_size, settings.max_new_tokens, align.prompts_at_once)
-    generation.warm_up(job.generator, job.engine, params, *sizes, tuple(buckets))
+    generator.warm_up(job.generator, job.engine, params, *sizes, tuple(buckets))
     for k in buckets.values():
         arrays, extra = blank_arrays(job, k)
         parts = parts_of(job, state, arrays[0])

@@ -22,7 +22,6 @@ from gtalign_jax.data.item import Item, item_of
 from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.errors import UserError
-from gtalign_jax.generation import Generator, make_generator
 from gtalign_jax.learning.parted import update_sizes
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import batch_shards, make_mesh, shard_tree
@@ -37,6 +36,7 @@ from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import folder_engine
+from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
 from gtalign_jax.settings import DataConfig, Settings, make_settings
 from gtalign_jax.types import PyTree

@@ -11,7 +11,6 @@ from gtalign_jax import config as config_lib
 from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import POLICIES
-from gtalign_jax.generation import EngineConfig
 from gtalign_jax.health import HealthConfig
 from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
 from gtalign_jax.learning.state import OptimizerConfig
@@ -24,6 +23,7 @@ from gtalign_jax.rewards.judges.http import HttpJudgeConfig
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
 from gtalign_jax.rewards.normalize import METHODS
 from gtalign_jax.rollout.engine import BucketConfig
+from gtalign_jax.rollout.generator import EngineConfig
 from gtalign_jax.rollout.sampling import SamplingConfig
 
 

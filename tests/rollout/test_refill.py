@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.generation import EngineConfig
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
@@ -19,6 +18,7 @@ from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import programs, refill
 from gtalign_jax.rollout.decode import Ending
 from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout.generator import EngineConfig
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
 
 BUCKETS = BucketConfig(prompt=(8, 16), completion=(6, 12), batch=(16,))
