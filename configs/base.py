@@ -5,12 +5,12 @@ import dataclasses
 import ml_collections
 from ml_collections import config_dict
 
-from gtalign_jax import settings
 from gtalign_jax.config import section
 from gtalign_jax.learning.algorithm import AlgorithmConfig
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
 from gtalign_jax.rollout.grammar import BlockLimits
+from gtalign_jax.run import settings
 
 
 def get_config() -> ml_collections.ConfigDict:

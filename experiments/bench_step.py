@@ -41,17 +41,17 @@ from gtalign_jax.align import align_step, optimizers, start_state
 from gtalign_jax.data.item import Item
 from gtalign_jax.data.loader import PromptSet
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.job import Job
 from gtalign_jax.learning.experience import make_experience
 from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
-from gtalign_jax.phase import to_numbers
 from gtalign_jax.rewards.judges.pool import JudgeStats
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.generator import make_generator
-from gtalign_jax.settings import Settings, make_settings
+from gtalign_jax.run.job import Job
+from gtalign_jax.run.phase import to_numbers
+from gtalign_jax.run.settings import Settings, make_settings
 from gtalign_jax.types import Features, PyTree, Reward
 
 Seconds = dict[str, list[float]]

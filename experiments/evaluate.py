@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
 
     model = pathlib.Path(flags["model"])
     if model.name == "checkpoints" and model.is_dir():
-        from gtalign_jax.export import export_checkpoint
+        from gtalign_jax.run.export import export_checkpoint
 
         export_checkpoint(model, workdir / "model")
         model = workdir / "model"

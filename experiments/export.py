@@ -13,7 +13,7 @@ import sys
 
 from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import exit_on_user_error
-from gtalign_jax.export import export_checkpoint
+from gtalign_jax.run.export import export_checkpoint
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:

@@ -17,15 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from gtalign_jax.evaluate import Scored, rollout_lines
-from gtalign_jax.groups import (
-    Sampled,
-    no_completions,
-    sample_ahead,
-    sample_groups,
-    step_prompts,
-    steps_by_width,
-)
-from gtalign_jax.job import Job
 from gtalign_jax.learning.experience import make_experience, reward_components
 from gtalign_jax.learning.part_scores import make_parted_experience
 from gtalign_jax.learning.parted import make_parted_update, plan_update
@@ -37,14 +28,23 @@ from gtalign_jax.mesh.sharding import batch_shards, place_batch, spread
 from gtalign_jax.models import lora
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import init_value_model
-from gtalign_jax.phase import Metrics, Session, run_phase
-from gtalign_jax.reporting.rollouts import write_rollouts
 from gtalign_jax.rewards.normalize import normalize_scores
 from gtalign_jax.rewards.tasks import TASKS
 from gtalign_jax.rollout import generator
 from gtalign_jax.rollout.generator import hand_over, trainer_limit
-from gtalign_jax.settings import Settings
-from gtalign_jax.step_metrics import counted, counters, rollout_metrics
+from gtalign_jax.run.groups import (
+    Sampled,
+    no_completions,
+    sample_ahead,
+    sample_groups,
+    step_prompts,
+    steps_by_width,
+)
+from gtalign_jax.run.job import Job
+from gtalign_jax.run.phase import Metrics, Session, run_phase
+from gtalign_jax.run.rollouts import write_rollouts
+from gtalign_jax.run.settings import Settings
+from gtalign_jax.run.step_metrics import counted, counters, rollout_metrics
 from gtalign_jax.types import Experience, PyTree, Rollout, TrainState
 
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from gtalign_jax import jsonl
 from gtalign_jax.data.item import Item
-from gtalign_jax.job import Job
 from gtalign_jax.mesh import processes
-from gtalign_jax.reporting.rollouts import rollout_line, write_rollouts
 from gtalign_jax.rewards.features import FeatureBatch, extract
 from gtalign_jax.rewards.mutual_welfare import RewardConfig, RewardFn
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.generator import generate, hand_over
+from gtalign_jax.run.job import Job
+from gtalign_jax.run.rollouts import rollout_line, write_rollouts
 from gtalign_jax.types import Features, PyTree, Reward, Rollout
 
 

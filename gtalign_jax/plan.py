@@ -33,7 +33,7 @@ from gtalign_jax.planning.chips import GIB, Chip, seconds_on_wire, topology
 from gtalign_jax.planning.programs import Program
 from gtalign_jax.planning.table import advice
 from gtalign_jax.rollout.servers import EMBEDDED
-from gtalign_jax.settings import Settings, make_settings
+from gtalign_jax.run.settings import Settings, make_settings
 from gtalign_jax.types import PyTree
 
 Say = Callable[[str], None]

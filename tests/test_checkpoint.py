@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gtalign_jax import checkpoint
 from gtalign_jax.errors import UserError
+from gtalign_jax.run import checkpoint
 
 
 def state(step):

@@ -9,9 +9,9 @@ from gtalign_jax import config, jsonl
 from gtalign_jax.align import run_align
 from gtalign_jax.data import loader
 from gtalign_jax.data.loader import PromptSet
-from gtalign_jax.job import load_start, make_job
-from gtalign_jax.metrics import RunLog
-from gtalign_jax.phase import open_session
+from gtalign_jax.run.job import load_start, make_job
+from gtalign_jax.run.log import RunLog
+from gtalign_jax.run.phase import open_session
 from gtalign_jax.train import PHASES
 
 BUCKETS, BUDGET, PROMPTS, GROUP, STEPS = (16, 96), 12, 2, 4, 51

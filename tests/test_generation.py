@@ -8,19 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from gtalign_jax import checkpoint, groups
 from gtalign_jax import config as config_lib
 from gtalign_jax.align import optimizers, start_state
 from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
 from gtalign_jax.evaluate import rollout_lines, score
-from gtalign_jax.job import load_start, make_job
 from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.rollout import generator
 from gtalign_jax.rollout.grammar import UNLIMITED
 from gtalign_jax.rollout.servers import EMBEDDED
-from gtalign_jax.settings import make_settings
-from gtalign_jax.step_metrics import rollout_metrics
+from gtalign_jax.run import checkpoint, groups
+from gtalign_jax.run.job import load_start, make_job
+from gtalign_jax.run.settings import make_settings
+from gtalign_jax.run.step_metrics import rollout_metrics
 from gtalign_jax.types import Rollout
 
 PROMPTS, GROUP = 4, 2

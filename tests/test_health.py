@@ -2,7 +2,7 @@
 
 import math
 
-from gtalign_jax.health import HealthConfig, check, scan
+from gtalign_jax.run.health import HealthConfig, check, scan
 
 CONFIG = HealthConfig(window=2, nonfinite_patience=3)
 

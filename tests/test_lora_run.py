@@ -12,10 +12,10 @@ from configs import quickstart
 from experiments.check_kills import digests, steps
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
-from gtalign_jax.export import export_checkpoint
 from gtalign_jax.models import hf, transformer
 from gtalign_jax.models.config import read_config
-from gtalign_jax.settings import StartConfig
+from gtalign_jax.run.export import export_checkpoint
+from gtalign_jax.run.settings import StartConfig
 from gtalign_jax.train import train
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
-from gtalign_jax.metrics import KEYS, MetricsConfig, RunLog, metrics_path
-from gtalign_jax.reporting.progress import Progress, format_seconds
-from gtalign_jax.reporting.rollouts import list_rollouts, rollout_line, write_rollouts
 from gtalign_jax.rewards.judges.base import Verdict
+from gtalign_jax.run.log import KEYS, MetricsConfig, RunLog, metrics_path
+from gtalign_jax.run.progress import Progress, format_seconds
+from gtalign_jax.run.rollouts import list_rollouts, rollout_line, write_rollouts
 
 PHASES = ("sft", "rl")
 PLAIN = MetricsConfig(tensorboard=False)

@@ -7,11 +7,11 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gtalign_jax import checkpoint
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning import gradients
 from gtalign_jax.learning.state import AlignState, OptimizerConfig, init_learner, init_state, make_optimizer
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
+from gtalign_jax.run import checkpoint
 from gtalign_jax.types import TrainState
 
 

@@ -18,13 +18,13 @@ from experiments.check_kills import digests, steps
 from gtalign_jax import config as config_lib
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
-from gtalign_jax.export import export_checkpoint
-from gtalign_jax.job import make_job
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import BucketConfig
 from gtalign_jax.rollout.folder import load_engine
 from gtalign_jax.rollout.sampling import GREEDY
-from gtalign_jax.run_config import check_config
+from gtalign_jax.run.export import export_checkpoint
+from gtalign_jax.run.job import make_job
+from gtalign_jax.run.record import check_config
 from gtalign_jax.train import evaluate_model
 
 REPO = pathlib.Path(__file__).resolve().parent.parent

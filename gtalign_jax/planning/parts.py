@@ -23,7 +23,7 @@ from gtalign_jax.mesh.sharding import batch_shards
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning import programs
 from gtalign_jax.planning.programs import Program
-from gtalign_jax.settings import Settings
+from gtalign_jax.run.settings import Settings
 from gtalign_jax.types import PyTree, TrainState
 
 

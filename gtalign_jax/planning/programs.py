@@ -27,7 +27,7 @@ from gtalign_jax.models.heads import value_logical_axes
 from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.rollout import programs
 from gtalign_jax.rollout.decode import Ending
-from gtalign_jax.settings import Settings
+from gtalign_jax.run.settings import Settings
 from gtalign_jax.train import sft_optimizer, sft_state
 from gtalign_jax.types import PromptBatch, PyTree, Rollout, TrainState
 

@@ -10,8 +10,8 @@ from typing import Any
 from gtalign_jax import jsonl
 from gtalign_jax.bootstrap import Summary
 from gtalign_jax.errors import UserError
-from gtalign_jax.metrics import metrics_path
-from gtalign_jax.reporting.rollouts import list_rollouts
+from gtalign_jax.run.log import metrics_path
+from gtalign_jax.run.rollouts import list_rollouts
 
 
 @dataclasses.dataclass(frozen=True)

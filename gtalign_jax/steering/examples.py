@@ -11,8 +11,8 @@ import numpy as np
 from gtalign_jax.data.item import Item
 from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import apply_policy
-from gtalign_jax.job import Job
 from gtalign_jax.rollout.sampling import GREEDY
+from gtalign_jax.run.job import Job
 from gtalign_jax.steering.steer import Branch, Edit, Steered, steer, stop_ending
 from gtalign_jax.types import PyTree
 

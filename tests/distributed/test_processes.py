@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gtalign_jax import checkpoint
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import cluster, processes
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, shard_tree
 from gtalign_jax.models import hf, transformer
 from gtalign_jax.models.config import read_config
+from gtalign_jax.run import checkpoint
 
 HERE = pathlib.Path(__file__).resolve().parent
 WORKER = HERE / "train_worker.py"

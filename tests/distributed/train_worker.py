@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from gtalign_jax import checkpoint
 from gtalign_jax.data import loader
 from gtalign_jax.learning.algorithm import PRESETS
 from gtalign_jax.learning.experience import make_experience
@@ -33,6 +32,7 @@ from gtalign_jax.mesh.sharding import MeshConfig, batch_shards, make_mesh, shard
 from gtalign_jax.models import hf, stored, transformer
 from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.models.heads import init_value_model
+from gtalign_jax.run import checkpoint
 from gtalign_jax.types import Learner, Rollout, TrainState
 
 MODEL = ModelConfig(

@@ -9,7 +9,7 @@ from configs import quickstart
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning.parts import part_programs
-from gtalign_jax.settings import make_settings
+from gtalign_jax.run.settings import make_settings
 
 MODEL = ModelConfig(
     vocab_size=32, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8

@@ -16,7 +16,7 @@ from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning import chips, programs
 from gtalign_jax.planning.table import advice, format_plan
-from gtalign_jax.settings import make_settings
+from gtalign_jax.run.settings import make_settings
 
 MODEL = ModelConfig(
     vocab_size=512,

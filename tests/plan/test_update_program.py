@@ -11,7 +11,7 @@ from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning import cost, hlo, programs
-from gtalign_jax.settings import make_settings
+from gtalign_jax.run.settings import make_settings
 
 FSDP, TENSOR = 4, 2
 MINIBATCHES, PROMPTS, TOKENS = 2, 16, 800

@@ -13,9 +13,9 @@ from gtalign_jax.chain.prompt import format_chain
 from gtalign_jax.errors import UserError
 from gtalign_jax.report import embed_json, write_report
 from gtalign_jax.reporting import curves, svg
-from gtalign_jax.reporting.rollouts import rollout_line, write_rollouts
 from gtalign_jax.reporting.samples import describe_matrices
 from gtalign_jax.rewards.judges.base import Verdict
+from gtalign_jax.run.rollouts import rollout_line, write_rollouts
 
 HOSTILE = "</script><script>alert(1)</script> <img src=x onerror=alert(1)> \u2028 & done"
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from jax.sharding import NamedSharding
 
-from gtalign_jax.compiles import counting_compiles
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning import parts
 from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
@@ -29,6 +28,7 @@ from gtalign_jax.models import lora
 from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.models.transformer import logical_axes
+from gtalign_jax.run.compiles import counting_compiles
 
 SGD = optax.sgd(optax.constant_schedule(0.1))
 # Between them what an update may do: KL in the loss and the reward, ratios per token and sequence, all

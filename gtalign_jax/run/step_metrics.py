@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from gtalign_jax.groups import Sampled
-from gtalign_jax.job import Job
 from gtalign_jax.mesh import processes
-from gtalign_jax.phase import Metrics
 from gtalign_jax.rollout.generator import numbers
+from gtalign_jax.run.groups import Sampled
+from gtalign_jax.run.job import Job
+from gtalign_jax.run.phase import Metrics
 
 
 def counters(job: Job) -> dict[str, float]:

@@ -17,15 +17,15 @@ import numpy as np
 from gtalign_jax.data import loader
 from gtalign_jax.data.item import Item
 from gtalign_jax.evaluate import Scored, finish_score, judge_share, score
-from gtalign_jax.job import Job
 from gtalign_jax.learning.advantages import informative_groups
 from gtalign_jax.mesh import processes
-from gtalign_jax.phase import Metrics
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.generator import generate
 from gtalign_jax.rollout.spans import Tables, inside_block
-from gtalign_jax.settings import Settings
+from gtalign_jax.run.job import Job
+from gtalign_jax.run.phase import Metrics
+from gtalign_jax.run.settings import Settings
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
 
 _informative = jax.jit(informative_groups)

@@ -8,17 +8,17 @@ from typing import Any
 
 import jax
 
-from gtalign_jax import checkpoint
-from gtalign_jax.adapters import save_adapters
 from gtalign_jax.align import optimizers, start_state
 from gtalign_jax.errors import UserError
-from gtalign_jax.job import save_model, start_folder
 from gtalign_jax.models import hf, lora
 from gtalign_jax.models.config import ModelConfig, read_config
-from gtalign_jax.phase import CheckpointConfig, open_manager
 from gtalign_jax.rollout.folder import load_tokenizer
-from gtalign_jax.run_config import read_config_json
-from gtalign_jax.settings import Settings, make_settings
+from gtalign_jax.run import checkpoint
+from gtalign_jax.run.adapters import save_adapters
+from gtalign_jax.run.job import save_model, start_folder
+from gtalign_jax.run.phase import CheckpointConfig, open_manager
+from gtalign_jax.run.record import read_config_json
+from gtalign_jax.run.settings import Settings, make_settings
 from gtalign_jax.train import PHASES, sft_optimizer, sft_state
 from gtalign_jax.types import PyTree, TrainState
 

@@ -19,14 +19,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from gtalign_jax import checkpoint, health
-from gtalign_jax.compiles import CompileCount, counting_compiles
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import spread
-from gtalign_jax.metrics import RunLog
-from gtalign_jax.reporting.progress import Progress
-from gtalign_jax.signals import stop_requests
+from gtalign_jax.run import checkpoint, health
+from gtalign_jax.run.compiles import CompileCount, counting_compiles
+from gtalign_jax.run.log import RunLog
+from gtalign_jax.run.progress import Progress
+from gtalign_jax.run.signals import stop_requests
 from gtalign_jax.types import Ratio, TrainState
 
 Metrics = Mapping[str, Any]

@@ -11,13 +11,10 @@ from gtalign_jax import config as config_lib
 from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import POLICIES
-from gtalign_jax.health import HealthConfig
 from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
 from gtalign_jax.learning.state import OptimizerConfig
 from gtalign_jax.mesh.sharding import MeshConfig
-from gtalign_jax.metrics import MetricsConfig
 from gtalign_jax.models.lora import LoraConfig
-from gtalign_jax.phase import CheckpointConfig
 from gtalign_jax.rewards.features import FeatureConfig
 from gtalign_jax.rewards.judges.http import HttpJudgeConfig
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
@@ -25,6 +22,9 @@ from gtalign_jax.rewards.normalize import METHODS
 from gtalign_jax.rollout.engine import BucketConfig
 from gtalign_jax.rollout.generator import EngineConfig
 from gtalign_jax.rollout.sampling import SamplingConfig
+from gtalign_jax.run.health import HealthConfig
+from gtalign_jax.run.log import MetricsConfig
+from gtalign_jax.run.phase import CheckpointConfig
 
 
 @dataclasses.dataclass(frozen=True)

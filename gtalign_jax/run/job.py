@@ -38,7 +38,7 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import folder_engine
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
-from gtalign_jax.settings import DataConfig, Settings, make_settings
+from gtalign_jax.run.settings import DataConfig, Settings, make_settings
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)

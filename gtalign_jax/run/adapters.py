@@ -6,12 +6,12 @@ import pathlib
 
 import jax
 
-from gtalign_jax.job import Job
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import shard_tree
 from gtalign_jax.models import lora, peft_files
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.settings import Settings
+from gtalign_jax.run.job import Job
+from gtalign_jax.run.settings import Settings
 from gtalign_jax.types import PyTree
 
 
