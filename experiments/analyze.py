@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from gtalign_jax import jsonl
-from gtalign_jax.bootstrap import OVERALL, Estimate, bootstrap_means
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.evaluation.bootstrap import OVERALL, Estimate, bootstrap_means
+from gtalign_jax.evaluation.published import pareto as published
 from gtalign_jax.game import pareto
-from gtalign_jax.reference import pareto as published
 
 log = logging.getLogger("analyze")
 

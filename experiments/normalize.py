@@ -19,7 +19,7 @@ import numpy as np
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.reference import normalize as published
+from gtalign_jax.evaluation.published import normalize as published
 from gtalign_jax.reporting import stream
 from gtalign_jax.rewards.normalize import METHODS, normalize_scores
 

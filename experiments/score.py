@@ -25,8 +25,8 @@ import numpy as np
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.reference.reward import VARIANTS
-from gtalign_jax.reference.score import score_lines
+from gtalign_jax.evaluation.published.reward import VARIANTS
+from gtalign_jax.evaluation.published.score import score_lines
 from gtalign_jax.reporting import stream
 from gtalign_jax.rewards.features import FeatureBatch, FeatureConfig, extract
 from gtalign_jax.rewards.judges.base import JudgeRequest, Verdict

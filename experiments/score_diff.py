@@ -18,8 +18,8 @@ import numpy as np
 
 from experiments import score
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.reference.reward import FRONTIER, VARIANTS
-from gtalign_jax.reference.score import PublishedError, Reading, read_line
+from gtalign_jax.evaluation.published.reward import FRONTIER, VARIANTS
+from gtalign_jax.evaluation.published.score import PublishedError, Reading, read_line
 
 TOLERANCE = 1e-6
 

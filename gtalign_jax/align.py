@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gtalign_jax.evaluate import Scored, rollout_lines
+from gtalign_jax.evaluation.heldout import Scored, rollout_lines
 from gtalign_jax.learning.experience import make_experience, reward_components
 from gtalign_jax.learning.part_scores import make_parted_experience
 from gtalign_jax.learning.parted import make_parted_update, plan_update

@@ -17,15 +17,15 @@ import numpy as np
 
 from gtalign_jax import jsonl
 from gtalign_jax.align import run_align
-from gtalign_jax.bootstrap import format_table, summary_table
 from gtalign_jax.data import loader
 from gtalign_jax.data.packing import PackedStream
-from gtalign_jax.evaluate import evaluate_once
+from gtalign_jax.evaluation.bootstrap import format_table, summary_table
+from gtalign_jax.evaluation.heldout import evaluate_once
+from gtalign_jax.evaluation.report.write import write_report
 from gtalign_jax.learning.sft import PackedBatch, SftBatch, make_sft_update
 from gtalign_jax.learning.state import Optimizer, init_state, make_optimizer
 from gtalign_jax.mesh import processes
 from gtalign_jax.models import lora
-from gtalign_jax.report import write_report
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run.adapters import add_adapters, save_adapters
 from gtalign_jax.run.job import Job, load_start, make_job, save_model

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gtalign_jax.bootstrap import METRICS, bootstrap_mean, format_table, summary_table
+from gtalign_jax.evaluation.bootstrap import METRICS, bootstrap_mean, format_table, summary_table
 
 
 def test_the_interval_of_two_clusters_is_the_exact_one():

@@ -12,7 +12,7 @@ from gtalign_jax import config as config_lib
 from gtalign_jax.align import optimizers, start_state
 from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
-from gtalign_jax.evaluate import rollout_lines, score
+from gtalign_jax.evaluation.heldout import rollout_lines, score
 from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.rollout import generator
 from gtalign_jax.rollout.grammar import UNLIMITED

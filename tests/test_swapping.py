@@ -11,7 +11,7 @@ from gtalign_jax import align
 from gtalign_jax import config as config_lib
 from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
-from gtalign_jax.evaluate import rollout_lines, score
+from gtalign_jax.evaluation.heldout import rollout_lines, score
 from gtalign_jax.learning.algorithm import PRESETS
 from gtalign_jax.learning.experience import make_experience
 from gtalign_jax.learning.update import make_update

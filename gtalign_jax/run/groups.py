@@ -16,7 +16,7 @@ import numpy as np
 
 from gtalign_jax.data import loader
 from gtalign_jax.data.item import Item
-from gtalign_jax.evaluate import Scored, finish_score, judge_share, score
+from gtalign_jax.evaluation.heldout import Scored, finish_score, judge_share, score
 from gtalign_jax.learning.advantages import informative_groups
 from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import engine as engine_lib

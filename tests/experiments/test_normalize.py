@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import normalize
-from gtalign_jax.reference.normalize import METHODS
+from gtalign_jax.evaluation.published.normalize import METHODS
 
 BATCH = {"id": 3, "sources": ["a", "b", "a", "a", "b"], "scores": [0.5, 0.25, 1.0, 0.0, 0.75]}
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import score
-from gtalign_jax.reference.reward import FRONTIER
+from gtalign_jax.evaluation.published.reward import FRONTIER
 from gtalign_jax.rewards.mutual_welfare import mutual_welfare
 
 CELLS = {

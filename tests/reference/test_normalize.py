@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gtalign_jax.reference.normalize import METHODS, normalize
+from gtalign_jax.evaluation.published.normalize import METHODS, normalize
 
 FILES = ("normalize_golden.jsonl", "normalize_edge_golden.jsonl")
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from gtalign_jax.evaluation.published import pareto
 from gtalign_jax.game import pareto as ours
-from gtalign_jax.reference import pareto
 
 FILES = {"pareto_golden.jsonl": 40, "pareto_edge_golden.jsonl": 30}
 

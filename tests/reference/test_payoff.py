@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from gtalign_jax.reference import payoff
+from gtalign_jax.evaluation.published import payoff
 
 FILES = {"payoff_golden.jsonl": 60, "payoff_edge_golden.jsonl": 30}
 

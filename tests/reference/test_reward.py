@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.reference import chain, reward, score
+from gtalign_jax.evaluation.published import chain, reward, score
 from gtalign_jax.rewards.mutual_welfare import REWARDS, RewardConfig
 from gtalign_jax.rewards.tasks import TASKS
 from gtalign_jax.types import Features

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from gtalign_jax import jsonl
-from gtalign_jax.bootstrap import summary_table
 from gtalign_jax.chain.prompt import format_chain
 from gtalign_jax.errors import UserError
-from gtalign_jax.report import embed_json, write_report
-from gtalign_jax.reporting import curves, svg
-from gtalign_jax.reporting.samples import describe_matrices
+from gtalign_jax.evaluation.bootstrap import summary_table
+from gtalign_jax.evaluation.report import curves, svg
+from gtalign_jax.evaluation.report.samples import describe_matrices
+from gtalign_jax.evaluation.report.write import embed_json, write_report
 from gtalign_jax.rewards.judges.base import Verdict
 from gtalign_jax.run.rollouts import rollout_line, write_rollouts
 

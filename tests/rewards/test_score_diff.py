@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import bench_reward, score_diff
-from gtalign_jax.reference.score import score_lines
+from gtalign_jax.evaluation.published.score import score_lines
 
 
 @pytest.mark.parametrize("reward", ["cobb_douglas", "cobb_douglas_frontier"])

@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from gtalign_jax.reference.chain import Matrix
+from gtalign_jax.evaluation.published.chain import Matrix
 
 EPS = 1e-4
 FRONTIER = "cobb_douglas_frontier"

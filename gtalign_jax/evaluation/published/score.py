@@ -16,8 +16,15 @@ from typing import Any
 import numpy as np
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.reference.chain import PublishedChain, first_block, read_chain
-from gtalign_jax.reference.reward import FRONTIER, OUT_OF_DOMAIN, VARIANTS, Measures, formulas, payoff_score
+from gtalign_jax.evaluation.published.chain import PublishedChain, first_block, read_chain
+from gtalign_jax.evaluation.published.reward import (
+    FRONTIER,
+    OUT_OF_DOMAIN,
+    VARIANTS,
+    Measures,
+    formulas,
+    payoff_score,
+)
 
 SAFETY = ("wildguard", "advbench")
 _GRADE = re.compile(r"\\boxed\{(\d+)\}")

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from gtalign_jax import jsonl
-from gtalign_jax.bootstrap import task_of
 from gtalign_jax.chain.parse import ACTIONS, BLOCKS, Chain, parse_chain, payoff_array
+from gtalign_jax.evaluation.bootstrap import task_of
+from gtalign_jax.evaluation.report.recorded import Run
 from gtalign_jax.game.payoff import cell_welfare, pareto_frontier, welfare_optimal
-from gtalign_jax.reporting.run import Run
 
 SCORES = (
     "utility",

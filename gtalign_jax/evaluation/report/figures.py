@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gtalign_jax.reporting.curves import Cloud, Panel, thin_points
+from gtalign_jax.evaluation.report.curves import Cloud, Panel, thin_points
 
 COLORS = {
     "user": "#23797c",

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gtalign_jax.bootstrap import Estimate
-from gtalign_jax.reporting.curves import Cloud, Panel, Series, thin_points
+from gtalign_jax.evaluation.bootstrap import Estimate
+from gtalign_jax.evaluation.report.curves import Cloud, Panel, Series, thin_points
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 340, 216, 44, 10, 34
 

@@ -8,8 +8,8 @@ import pathlib
 from typing import Any
 
 from gtalign_jax import jsonl
-from gtalign_jax.bootstrap import Summary
 from gtalign_jax.errors import UserError
+from gtalign_jax.evaluation.bootstrap import Summary
 from gtalign_jax.run.log import metrics_path
 from gtalign_jax.run.rollouts import list_rollouts
 
