@@ -24,8 +24,8 @@ from gtalign_jax.rollout.engine import BucketConfig, make_constraint
 from gtalign_jax.rollout.folder import load_engine
 from gtalign_jax.rollout.grammar import read_limits
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
-from gtalign_jax.steering.examples import branch_fields, price_edit
-from gtalign_jax.steering.steer import Steered, steer
+from gtalign_jax.serving.examples import branch_fields, price_edit
+from gtalign_jax.serving.steer import Steered, steer
 
 SYSTEM = {"short": SHORT_INSTRUCTION, "full": INSTRUCTION}
 

@@ -33,7 +33,7 @@ from gtalign_jax.run.log import NullLog, RunLog
 from gtalign_jax.run.phase import Metrics, Session, open_session, run_phase
 from gtalign_jax.run.record import check_config, write_config
 from gtalign_jax.run.settings import Settings
-from gtalign_jax.steering.examples import steer_examples
+from gtalign_jax.serving.examples import steer_examples
 from gtalign_jax.types import PyTree, TrainState
 
 PHASES = ("sft", "align")

@@ -24,7 +24,7 @@ from gtalign_jax.rollout.engine import BucketConfig, Engine
 from gtalign_jax.rollout.grammar import BlockLimits, GrammarState
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig, sample_token
 from gtalign_jax.rollout.token_bytes import token_bytes
-from gtalign_jax.steering.steer import read_payoff, splice_payoff
+from gtalign_jax.serving.steer import read_payoff, splice_payoff
 
 N, G = 96, 12
 GRAMMAR = chain_grammar()

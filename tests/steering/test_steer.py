@@ -14,7 +14,7 @@ from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import BucketConfig, Engine
 from gtalign_jax.rollout.sampling import GREEDY
-from gtalign_jax.steering.steer import splice_payoff, steer
+from gtalign_jax.serving.steer import splice_payoff, steer
 
 PROMPT = "Which train do you mean?"
 CLARIFY = np.array([[[1, 1], [4, 3], [2, 1]], [[1, 2], [4, 4], [1, 3]]], np.float64)

@@ -13,7 +13,7 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import apply_policy
 from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.run.job import Job
-from gtalign_jax.steering.steer import Branch, Edit, Steered, steer, stop_ending
+from gtalign_jax.serving.steer import Branch, Edit, Steered, steer, stop_ending
 from gtalign_jax.types import PyTree
 
 SCALE = (-5.0, 5.0)  # the payoffs a model writes (paper section 1)
