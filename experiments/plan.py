@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
         {"topology": "TPU chips to plan for, such as v5e:16x16 or v5p:4x4x4"},
     )
     os.environ["JAX_PLATFORMS"] = "cpu"  # plans are made on the host, also where there is a TPU
-    from gtalign_jax.plan import make_plan
+    from gtalign_jax.planning.plan import make_plan
     from gtalign_jax.planning.table import format_plan
 
     plan = make_plan(config, flags["topology"], say=lambda line: print(line, file=sys.stderr, flush=True))

@@ -18,9 +18,9 @@ import numpy as np
 
 from gtalign_jax.evaluation.heldout import Scored, rollout_lines
 from gtalign_jax.learning.experience import make_experience, reward_components
+from gtalign_jax.learning.microbatches import Plan
 from gtalign_jax.learning.part_scores import make_parted_experience
 from gtalign_jax.learning.parted import make_parted_update, plan_update
-from gtalign_jax.learning.parts import Plan
 from gtalign_jax.learning.state import Optimizer, init_state, make_optimizer
 from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh import processes

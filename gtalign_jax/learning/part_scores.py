@@ -18,8 +18,8 @@ from jax.sharding import Sharding
 from gtalign_jax.learning.algorithm import AlgorithmConfig
 from gtalign_jax.learning.experience import Scores, make_experience, needs_scores, score_rollout
 from gtalign_jax.learning.logprobs import Limit
+from gtalign_jax.learning.microbatches import Part, Plan, Shape
 from gtalign_jax.learning.parted import one_prompt, take_prompts
-from gtalign_jax.learning.parts import Part, Plan, Shape
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.types import Experience, Packing, PyTree, Rollout
 

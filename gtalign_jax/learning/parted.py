@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from gtalign_jax.learning import gradients
 from gtalign_jax.learning.algorithm import AlgorithmConfig
-from gtalign_jax.learning.parts import Part, Plan, Shape, Sizes, plan_parts
+from gtalign_jax.learning.microbatches import Part, Plan, Shape, Sizes, plan_parts
 from gtalign_jax.learning.state import Optimizer
 from gtalign_jax.learning.update import (
     Metrics,

@@ -8,7 +8,7 @@ import pytest
 from configs import quickstart
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.planning.parts import part_programs
+from gtalign_jax.planning.microbatches import part_programs
 from gtalign_jax.run.settings import make_settings
 
 MODEL = ModelConfig(

@@ -10,11 +10,11 @@ import jax
 import pytest
 
 from configs import quickstart
-from gtalign_jax import plan as plan_lib
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning import chips, programs
+from gtalign_jax.planning import plan as plan_lib
 from gtalign_jax.planning.table import advice, format_plan
 from gtalign_jax.run.settings import make_settings
 

@@ -14,13 +14,13 @@ from hypothesis.extra import numpy as arrays
 from jax.sharding import NamedSharding
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.learning import parts
+from gtalign_jax.learning import microbatches
 from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
 from gtalign_jax.learning.experience import make_experience
 from gtalign_jax.learning.logprobs import Limit
+from gtalign_jax.learning.microbatches import Sizes, first_fit, plan_parts, row_shapes
 from gtalign_jax.learning.part_scores import make_parted_experience
 from gtalign_jax.learning.parted import make_parted_update, plan_update
-from gtalign_jax.learning.parts import Sizes, first_fit, plan_parts, row_shapes
 from gtalign_jax.learning.state import OptimizerConfig, init_state, make_optimizer
 from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, partition_spec, place_batch, spread

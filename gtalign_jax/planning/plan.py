@@ -28,7 +28,7 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import batch_shards, make_mesh
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.planning import cost, hlo, parts, programs
+from gtalign_jax.planning import cost, hlo, microbatches, programs
 from gtalign_jax.planning.chips import GIB, Chip, seconds_on_wire, topology
 from gtalign_jax.planning.programs import Program
 from gtalign_jax.planning.table import advice
@@ -93,7 +93,7 @@ def check_batches(settings: Settings, shards: int) -> None:
     """Refuse batches that the mesh cannot split evenly, as training would."""
     algorithm = settings.algorithm
     parts = {"sft": settings.sft.microbatches, "align": algorithm.minibatches * algorithm.microbatches}
-    for section, count in parts.items():
+    for section, count in microbatches.items():
         prompts = getattr(settings, section).prompts
         if getattr(settings, section).steps and prompts % (count * shards):
             raise UserError(
@@ -141,7 +141,7 @@ def rollout_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -
 def learning_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -> list[dict[str, Any]]:
     """Experience, and the update that reads it; by parts, their largest programs."""
     if settings.algorithm.microbatch_tokens:
-        return [run(program)[0] for program in parts.part_programs(settings, model, mesh)]
+        return [run(program)[0] for program in microbatches.part_programs(settings, model, mesh)]
     state = programs.align_state(settings, model, mesh)
     optimizers = (state.policy.opt_state, None if state.critic is None else state.critic.opt_state)
     experience = programs.experience_program(settings, model, mesh, state, optimizers)
