@@ -20,8 +20,8 @@ import numpy as np
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.evaluation.published import normalize as published
-from gtalign_jax.reporting import stream
 from gtalign_jax.rewards.normalize import METHODS, normalize_scores
+from gtalign_jax.run import progress
 
 NOT_FINITE = ("nan", "inf", "-inf")
 # (float64 scores with NaN for null, sources) → normalised scores as they are written.
@@ -45,15 +45,15 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--method={flags.method}: use one of {', '.join(known)}")
     normalizer = functools.partial(reference if flags.reference else corrected, method=flags.method)
     lines = normalized_lines(flags.input, normalizer, nulls=not flags.reference)
-    with stream.draft(flags.output) as sink:
-        for batch in stream.counted(stream.batches(lines, 1), "normalize"):
+    with jsonl.draft(flags.output) as sink:
+        for batch in progress.counted(progress.batches(lines, 1), "normalize"):
             for line in batch:
                 sink.write(jsonl.encode(line) + "\n")
 
 
 def normalized_lines(path: str, normalizer: Normalizer, nulls: bool) -> Iterator[dict[str, Any]]:
     """The lines of a file with `normalized` added. UserError names the line and field that is wrong."""
-    for number, line in stream.read(path):
+    for number, line in jsonl.stream(path):
         scores, sources = read_line(line, f"{path}:{number}", nulls)
         yield {**line, "normalized": normalizer(scores, sources)}
 

@@ -27,13 +27,13 @@ from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.evaluation.published.reward import VARIANTS
 from gtalign_jax.evaluation.published.score import score_lines
-from gtalign_jax.reporting import stream
 from gtalign_jax.rewards.features import FeatureBatch, FeatureConfig, extract
 from gtalign_jax.rewards.judges.base import JudgeRequest, Verdict
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.judges.verdict import read_verdict
 from gtalign_jax.rewards.mutual_welfare import REWARDS, RewardConfig, RewardFn, resolve_reward
 from gtalign_jax.rewards.tasks import TASKS
+from gtalign_jax.run import progress
 from gtalign_jax.types import Features, Reward
 
 Line = Mapping[str, Any]
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     scorer = reference(flags.reward) if flags.reference else corrected(flags.reward)
     lines = checked_lines(flags.input, needs_judge=flags.reference)
     by_rules = 0
-    with stream.draft(flags.output) as sink:
-        for batch in stream.counted(stream.batches(lines, flags.batch_size), "score"):
+    with jsonl.draft(flags.output) as sink:
+        for batch in progress.counted(progress.batches(lines, flags.batch_size), "score"):
             for line, fields in zip(batch, scorer(batch), strict=True):
                 sink.write(jsonl.encode({**line, **fields}) + "\n")
                 by_rules += line.get("judge_text") is None
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def checked_lines(path: str, needs_judge: bool) -> Iterator[dict[str, Any]]:
     """The lines of a file, each with the fields of the right type; UserError names line and field."""
-    for number, line in stream.read(path):
+    for number, line in jsonl.stream(path):
         where = f"{path}:{number}"
         if line.get("task") not in TASKS:
             raise UserError(

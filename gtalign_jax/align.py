@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gtalign_jax.evaluation.heldout import Scored, rollout_lines
 from gtalign_jax.learning.experience import make_experience, reward_components
 from gtalign_jax.learning.microbatches import Plan
 from gtalign_jax.learning.part_scores import make_parted_experience
@@ -43,6 +42,7 @@ from gtalign_jax.run.groups import (
 from gtalign_jax.run.job import Job
 from gtalign_jax.run.phase import Metrics, Session, run_phase
 from gtalign_jax.run.rollouts import write_rollouts
+from gtalign_jax.run.score import Scored, rollout_lines
 from gtalign_jax.run.settings import Settings
 from gtalign_jax.run.step_metrics import counted, counters, rollout_metrics
 from gtalign_jax.types import Experience, PyTree, Rollout, TrainState

@@ -1,18 +1,27 @@
-"""JSON-lines files: strict on the way out, tolerant of a torn last line on the way in, replaced whole."""
+"""JSON-lines files: strict on the way out, replaced whole; on the way in a line at a time, each fault named.
+
+read(path)     a run's own file: absent is empty, a torn last line (its writer was killed) is left out
+stream(path)   a user's file: every line counts, in flat memory, with its number
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TextIO
 
 from gtalign_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+Path = str | pathlib.Path
+
+
+# --- writing ------------------------------------------------------------------------------------
 
 
 def plain(value: Any) -> Any:
@@ -33,41 +42,107 @@ def encode(fields: Mapping[str, Any]) -> str:
     return json.dumps(plain(fields), ensure_ascii=False, allow_nan=False)
 
 
-def write_atomic(path: pathlib.Path, text: str) -> None:
-    """Replace a file by `text`: a reader, or a kill in between, meets the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.incomplete")
-    # A lone surrogate has no UTF-8 form; its backslash form is the JSON escape of the same character.
-    draft.write_bytes(text.encode("utf-8", errors="backslashreplace"))
-    os.replace(draft, path)
+@contextlib.contextmanager
+def draft(path: Path) -> Iterator[TextIO]:
+    """A text file that takes the place of `path` when the block ends well; an error leaves `path` alone.
+
+    A reader, or a kill in between, meets the old file or the new one. A lone surrogate is written as its JSON
+    escape. UserError when the folder cannot be written.
+    """
+    target = pathlib.Path(path).expanduser().absolute()
+    made = target.with_name(f".{target.name}.incomplete")
+    if target.is_dir():
+        raise UserError(f"{path}: is a folder; name a file to write")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sink = made.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot write there ({error.strerror}); name another file") from error
+    try:
+        with sink:
+            yield sink
+        os.replace(made, target)
+    finally:
+        made.unlink(missing_ok=True)
 
 
-def write(path: pathlib.Path, lines: Iterable[Mapping[str, Any]]) -> None:
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file by `text`."""
+    with draft(path) as sink:
+        sink.write(text)
+
+
+def write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file by these objects, one a line."""
     write_atomic(path, "".join(encode(fields) + "\n" for fields in lines))
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The objects of a file, [] when it is absent.
+# --- reading ------------------------------------------------------------------------------------
 
-    A torn last line (its writer was killed) is left out with a warning; damage elsewhere is a UserError.
-    Lines end at "\\n" alone: completions may hold the other line separators of Unicode.
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that this library wrote, [] when it is absent.
+
+    A torn last line is left out with a warning; damage elsewhere is a UserError.
     """
-    if not path.is_file():
+    if not pathlib.Path(path).is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise UserError(f"{path}:{number}: not JSON ({error}); remove the line") from error
-            log.warning("%s: the last line is incomplete and is left out", path)
-            continue
-        if not isinstance(fields, dict):
-            raise UserError(f"{path}:{number}: a line must be a JSON object; remove it")
-        found.append(fields)
+    with pathlib.Path(path).open("rb") as source:
+        for number, line in _numbered(source):
+            try:
+                found.append(_parse(line.decode("utf-8", errors="replace"), f"{path}:{number}"))
+            except UserError:
+                if line.endswith(b"\n") or source.read(1):
+                    raise
+                log.warning("%s: the last line is incomplete and is left out", path)
     return found
+
+
+def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not blank, in flat memory.
+
+    UserError names the file and line that cannot be read, is not UTF-8 or is not a JSON object, and the
+    file when it cannot be opened or holds no lines.
+    """
+    found = False
+    try:
+        with pathlib.Path(path).open("rb") as source:
+            for number, line in _numbered(source):
+                found = True
+                yield number, _parse(_text(line, f"{path}:{number}"), f"{path}:{number}")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name a JSON-lines file") from error
+    if not found:
+        raise UserError(f"{path}: holds no lines")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The one JSON object that a file is; UserError names the file that is none."""
+    try:
+        text = _text(pathlib.Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return _parse(text, str(path))
+
+
+def _numbered(source: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank; they end at "\\n" alone: completions may hold Unicode's other separators."""
+    return ((number, line) for number, line in enumerate(source, 1) if line.strip())
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); mend or remove the line") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: must be a JSON object; mend or remove the line")
+    return value

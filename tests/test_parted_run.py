@@ -10,7 +10,6 @@ from configs import quickstart
 from gtalign_jax import jsonl
 from gtalign_jax.align import run_align
 from gtalign_jax.errors import UserError
-from gtalign_jax.learning import microbatches
 from gtalign_jax.run.job import load_start, make_job
 from gtalign_jax.run.log import RunLog
 from gtalign_jax.run.phase import open_session
@@ -60,7 +59,7 @@ def run(config, workdir, reward_fn=words):
 
 def test_a_run_by_parts_is_the_run_of_the_whole(config, tmp_path, monkeypatch):
     """Lengths vary from step to step; every shape is compiled in the first."""
-    monkeypatch.setattr(parts, "STEPS", (1.0, 0.5))  # two programs to compile
+    monkeypatch.setattr(microbatches, "STEPS", (1.0, 0.5))  # two programs to compile
     lines, want = run(config, tmp_path / "whole")
     config.algorithm.microbatch_tokens = 2 * (96 + 4 * BUDGET)
     parted, got = run(config, tmp_path / "parted")
@@ -82,7 +81,7 @@ def test_a_run_by_parts_is_the_run_of_the_whole(config, tmp_path, monkeypatch):
 )
 def test_parts_go_with_what_else_changes_a_step(config, tmp_path, monkeypatch, switches):
     """A rollout of the step before, groups drawn again, rewards normalised one by one."""
-    monkeypatch.setattr(parts, "STEPS", (1.0,))
+    monkeypatch.setattr(microbatches, "STEPS", (1.0,))
     config.update_from_flattened_dict(switches)
     config.align.steps = 2
     lines, want = run(config, tmp_path / "whole", coin)

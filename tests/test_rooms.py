@@ -1,4 +1,4 @@
-"""Who may import whom: the folders stay rooms with doors, not one big hall, and no import goes in a circle."""
+"""Who may import whom: the folders stay rooms with doors, and no import goes in a circle."""
 
 import ast
 import pathlib

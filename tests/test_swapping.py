@@ -11,7 +11,6 @@ from gtalign_jax import align
 from gtalign_jax import config as config_lib
 from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
-from gtalign_jax.evaluation.heldout import rollout_lines, score
 from gtalign_jax.learning.algorithm import PRESETS
 from gtalign_jax.learning.experience import make_experience
 from gtalign_jax.learning.update import make_update
@@ -21,6 +20,7 @@ from gtalign_jax.rewards.mutual_welfare import REWARDS, resolve_reward
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run import groups
 from gtalign_jax.run.job import load_start, make_job
+from gtalign_jax.run.score import rollout_lines, score
 from gtalign_jax.run.settings import make_settings
 from gtalign_jax.run.step_metrics import rollout_metrics
 from gtalign_jax.types import Rollout

@@ -93,7 +93,7 @@ def check_batches(settings: Settings, shards: int) -> None:
     """Refuse batches that the mesh cannot split evenly, as training would."""
     algorithm = settings.algorithm
     parts = {"sft": settings.sft.microbatches, "align": algorithm.minibatches * algorithm.microbatches}
-    for section, count in microbatches.items():
+    for section, count in parts.items():
         prompts = getattr(settings, section).prompts
         if getattr(settings, section).steps and prompts % (count * shards):
             raise UserError(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.rollout.engine import Engine, encode
 
@@ -14,28 +13,8 @@ PROMPT_FIELDS = ("prompt", "messages", "token_ids")
 
 
 def read_lines(path: str) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, each with its number as `line`; empty lines are skipped.
-
-    Every line counts here, the last one too: this is input of the user, not a log that may be torn.
-    """
-    try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    found = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error})") from error
-        if not isinstance(fields, dict):
-            raise UserError(f"{path}:{number}: a line must be a JSON object")
-        found.append({**fields, "line": number})
-    if not found:
-        raise UserError(f"{path}: holds no lines")
-    return found
+    """The objects of a JSON-lines file, each with its number as `line`; UserErrors as of `jsonl.stream`."""
+    return [{**fields, "line": number} for number, fields in jsonl.stream(path)]
 
 
 def prompt_ids(engine: Engine, fields: Mapping[str, Any], path: str) -> list[int]:

@@ -16,7 +16,6 @@ import numpy as np
 
 from gtalign_jax.data import loader
 from gtalign_jax.data.item import Item
-from gtalign_jax.evaluation.heldout import Scored, finish_score, judge_share, score
 from gtalign_jax.learning.advantages import informative_groups
 from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import engine as engine_lib
@@ -25,6 +24,7 @@ from gtalign_jax.rollout.generator import generate
 from gtalign_jax.rollout.spans import Tables, inside_block
 from gtalign_jax.run.job import Job
 from gtalign_jax.run.phase import Metrics
+from gtalign_jax.run.score import Scored, finish_score, judge_share, score
 from gtalign_jax.run.settings import Settings
 from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 # What is shown, in order: the keys to look for (the first present wins), then how it reads.
 _SHOWN = (
@@ -97,3 +100,24 @@ class Progress:
         if done <= first_step:
             return 0.0 if done >= self._total else math.nan
         return (now - first_time) / (done - first_step) * (self._total - done)
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items; the last may be shorter."""
+    rest = iter(items)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
+
+
+def counted(batch_list: Iterable[list[T]], name: str, line_seconds: float = 10.0) -> Iterator[list[T]]:
+    """The same batches, with the lines done so far on stderr: a counter on a terminal, else plain lines."""
+    done, last = 0, time.monotonic()
+    with tqdm(desc=name, unit=" lines", file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+        for batch in batch_list:
+            yield batch
+            done += len(batch)
+            bar.update(len(batch))
+            if bar.disable and time.monotonic() - last >= line_seconds:
+                last = time.monotonic()
+                print(f"{name} {done} lines", file=sys.stderr, flush=True)
+    print(f"{name}: {done} lines done", file=sys.stderr, flush=True)

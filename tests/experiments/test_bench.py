@@ -25,7 +25,6 @@ from experiments import bench_profile, bench_rollout, bench_step, bench_table, b
 from experiments.bench_common import Workload
 from experiments.peers import launch, torch_train
 from gtalign_jax.errors import UserError
-from gtalign_jax.learning import microbatches
 from gtalign_jax.planning import hlo
 
 
@@ -238,7 +237,7 @@ def test_training_compares_like_with_like(capsys):
 @pytest.mark.parametrize("case", ["ragged", "pack"])
 def test_padding_left_out_is_measured_on_the_same_tokens(capsys, monkeypatch, case):
     """The script itself refuses contenders whose first losses differ."""
-    monkeypatch.setattr(parts, "STEPS", (1.0, 0.5))  # two programs to compile
+    monkeypatch.setattr(microbatches, "STEPS", (1.0, 0.5))  # two programs to compile
     (line,) = lines_of(capsys, bench_train.main, "--shape=tiny", f"--case={case}", "--repeats=1")
     ours, padded = (int(words.split()[0]) for words in line["variant"].split(" of "))
     assert 0 < line["tokens"] <= ours <= padded and line["ours"] > 0 < line["peer"]

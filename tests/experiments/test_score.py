@@ -37,7 +37,7 @@ def _line(**fields) -> dict:
 
 
 def test_reference_reproduces_the_recorded_files(shared, tmp_path):
-    """Every variant is checked record by record in tests/reference; here the command, on two of them."""
+    """Every variant is checked record by record in tests/evaluation/published; here the command."""
     for golden, recorded, name in (
         ("reward_golden.jsonl", "cobb_douglas", "cobb_douglas"),
         ("reward_edge_golden.jsonl", "ablation", FRONTIER),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -56,12 +55,4 @@ def newest_rollouts(run: Run, model: str) -> list[dict[str, Any]]:
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must be a JSON object")
-    return value
+    return jsonl.read_object(path) if path.is_file() else {}

@@ -26,7 +26,7 @@ from gtalign_jax.evaluation.report.recorded import Run, load_run, newest_rollout
 from gtalign_jax.evaluation.report.samples import count_lines, samples, steering_examples
 from gtalign_jax.run.health import HealthConfig, scan
 
-PAGE = pathlib.Path(__file__).parent / "reporting" / "page"
+PAGE = pathlib.Path(__file__).parent / "page"
 # What the results show: metric, its name, what it is, its colour.
 SHOWN = (
     ("utility", "Welfare W", "√(U·L), what alignment maximises", "welfare"),

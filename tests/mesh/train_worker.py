@@ -1,6 +1,6 @@
 """One process of a small training run; the address comes from the environment.
 
-    python tests/distributed/train_worker.py FOLDER MESH_JSON PHASES
+    python tests/mesh/train_worker.py FOLDER MESH_JSON PHASES
 
 FOLDER holds the model as `start`. PHASES: `sft`, or `sft,grpo,ppo`. The run writes `checkpoints`, `hf` and,
 from process 0, the weights after each phase (of `ppo` the critic's too) and `result.json`.

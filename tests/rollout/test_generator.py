@@ -12,13 +12,13 @@ from gtalign_jax import config as config_lib
 from gtalign_jax.align import optimizers, start_state
 from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
-from gtalign_jax.evaluation.heldout import rollout_lines, score
 from gtalign_jax.mesh.sharding import spread
-from gtalign_jax.rollout import generator
+from gtalign_jax.rollout import generator as generator_lib
 from gtalign_jax.rollout.grammar import UNLIMITED
 from gtalign_jax.rollout.servers import EMBEDDED
 from gtalign_jax.run import checkpoint, groups
 from gtalign_jax.run.job import load_start, make_job
+from gtalign_jax.run.score import rollout_lines, score
 from gtalign_jax.run.settings import make_settings
 from gtalign_jax.run.step_metrics import rollout_metrics
 from gtalign_jax.types import Rollout
@@ -151,10 +151,10 @@ def test_a_sample_that_did_not_come_back_is_in_no_mean(taught):
 
 def test_one_switch_holds_sampler_and_trainer_to_the_grammar(job, tmp_path):
     config = dataclasses.replace(job.settings.engine, grammar=True)
-    generator = generator.make_generator(config, job.engine, tmp_path)
-    limit = generator.trainer_limit(generator, 77)
+    generator = generator_lib.make_generator(config, job.engine, tmp_path)
+    limit = generator_lib.trainer_limit(generator, 77)
     assert generator.server is None and int(limit.states.args[0].budget) == 77
-    assert generator.trainer_limit(job.generator, 77) is None and job.generator.constraint is None
+    assert generator_lib.trainer_limit(job.generator, 77) is None and job.generator.constraint is None
     with pytest.raises(UserError, match="config.engine.grammar: needs kind='embedded'"):
         dataclasses.replace(config, kind="vllm")
 
@@ -163,9 +163,9 @@ def test_limits_of_blocks_come_from_the_config(job, tmp_path):
     flags = ["--config.engine.grammar=True", "--config.engine.limits.thinking=7"]
     command = ["prog", "--config=configs/quickstart.py:tiny", *flags, "--workdir=x"]
     settings = make_settings(config_lib.parse_command(command, {"workdir": ""})[0])
-    generator = generator.make_generator(settings.engine, job.engine, tmp_path)
+    generator = generator_lib.make_generator(settings.engine, job.engine, tmp_path)
     assert np.asarray(generator.constraint.limit).tolist() == [7, *[UNLIMITED] * 4]
-    limit = generator.trainer_limit(generator, 77)
+    limit = generator_lib.trainer_limit(generator, 77)
     assert limit.states.args[0].limit[0] == 7
     with pytest.raises(UserError, match="config.engine.limits: only the grammar knows blocks"):
         dataclasses.replace(settings.engine, grammar=False)
@@ -178,12 +178,12 @@ def test_weights_go_to_servers_when_due_and_once_after_a_start(job, monkeypatch)
         pushed.append((params, folder.name))
         counts["pushes"] = len(pushed)
 
-    monkeypatch.setattr(generator.external, "push_weights", push)
+    monkeypatch.setattr(generator_lib.external, "push_weights", push)
     server = types.SimpleNamespace(pool=types.SimpleNamespace(numbers=lambda: counts))
     served = dataclasses.replace(job.generator, server=server)
     for k in range(3, 8):
-        generator.hand_over(served, job.engine, k, due=k % 4 == 0)
+        generator_lib.hand_over(served, job.engine, k, due=k % 4 == 0)
     assert pushed == [(3, "engine"), (4, "engine")]
     assert job.settings.engine.kind == EMBEDDED
-    generator.hand_over(job.generator, job.engine, 9)
+    generator_lib.hand_over(job.generator, job.engine, 9)
     assert len(pushed) == 2

@@ -14,7 +14,6 @@ from hypothesis.extra import numpy as arrays
 from jax.sharding import NamedSharding
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.learning import microbatches
 from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
 from gtalign_jax.learning.experience import make_experience
 from gtalign_jax.learning.logprobs import Limit
@@ -182,7 +181,7 @@ def same(one, other, found, others):
 @pytest.fixture
 def scored(rollout, reward, valid, monkeypatch):
     """Ragged rows, one without a verdict; rows of one shape, as each is some more programs to compile."""
-    monkeypatch.setattr(parts, "STEPS", (1.0,))
+    monkeypatch.setattr(microbatches, "STEPS", (1.0,))
     return rollout, reward, valid
 
 
@@ -191,7 +190,7 @@ def test_adapters_held_to_a_grammar(model, params, scored, monkeypatch):
 
     Rows of two shapes: groups that are packed into one row, and others.
     """
-    monkeypatch.setattr(parts, "STEPS", (1.0, 0.5))
+    monkeypatch.setattr(microbatches, "STEPS", (1.0, 0.5))
     layers = lora.init_adapters(jax.random.key(5), model, LoraConfig(rank=2, alpha=4.0))["layers"]
     for number, part in enumerate(layers.values()):
         part["lora_b"] = 0.3 * jax.random.normal(jax.random.key(number), part["lora_b"].shape)
