@@ -10,6 +10,7 @@ from configs import quickstart
 from gtalign_jax import jsonl
 from gtalign_jax.align import run_align
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning import microbatches
 from gtalign_jax.run.job import load_start, make_job
 from gtalign_jax.run.log import RunLog
 from gtalign_jax.run.phase import open_session

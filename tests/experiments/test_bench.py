@@ -25,6 +25,7 @@ from experiments import bench_profile, bench_rollout, bench_step, bench_table, b
 from experiments.bench_common import Workload
 from experiments.peers import launch, torch_train
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning import microbatches
 from gtalign_jax.planning import hlo
 
 

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 from jax.sharding import NamedSharding
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning import microbatches
 from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
 from gtalign_jax.learning.experience import make_experience
 from gtalign_jax.learning.logprobs import Limit
