@@ -12,7 +12,8 @@ the end-of-sequence token. A prompt is stored once per group, not once per sampl
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -21,38 +22,59 @@ import jax.numpy as jnp
 Array = jax.Array
 PyTree = Any
 
+# (states [...], logits [..., V]) → logits far below all others, and finite, of tokens left out.
+LimitLogits = Callable[[PyTree, Array], Array]
+
+
+# --- prompts and completions ----------------------------------------------------------------------
+
 
 @flax.struct.dataclass
 class PromptBatch:
-    """Tokenised prompts.
+    """Tokenised prompts: tokens [P, S] int32, right-padded; length [P] int32."""
 
-    tokens [P, S] int32, right-padded; length [P] int32; id [P] int32, the row of the source dataset.
+    tokens: Array
+    length: Array
+
+
+@flax.struct.dataclass
+class Completions:
+    """What was written for a batch of prompts.
+
+    tokens [P, G, N] int32, right-padded, the end token included when it was sampled.
+    length [P, G] int32; finished [P, G] bool, False when the budget ran out first.
+    logp [P, G, N] float32, log-probability of each token under the distribution it was drawn from; zero
+    outside the mask.
+    action_mask [P, G, N] bool, True where the policy chose the token (spliced or tool text is False).
     """
 
     tokens: Array
     length: Array
-    id: Array
+    finished: Array
+    logp: Array
+    action_mask: Array
 
 
 @flax.struct.dataclass
 class Rollout:
-    """What the policy wrote for a batch of prompts.
+    """P prompts and the G completions of each."""
 
-    prompt [P, S] int32; prompt_length [P] int32.
-    completion [P, G, N] int32, right-padded, the end token included when it was sampled.
-    length [P, G] int32, completion tokens; finished [P, G] bool, False when the budget ran out first.
-    sampler_logp [P, G, N] float32, log-probability of each token under the distribution it was drawn
-    from; zero outside the mask.
-    action_mask [P, G, N] bool, True where the policy chose the token (spliced or tool text is False).
+    prompts: PromptBatch
+    completions: Completions
+
+
+class Limit(NamedTuple):
+    """What tokens were drawn from when not all were open, as when decoding is held to a grammar.
+
+    states: Completions → a pytree of [P, G, N] integers, where each token was chosen. logits: (states [...],
+    logits [..., V]) → logits far below all others, and finite, where a token was not open.
     """
 
-    prompt: Array
-    prompt_length: Array
-    completion: Array
-    length: Array
-    finished: Array
-    sampler_logp: Array
-    action_mask: Array
+    states: Callable[[Completions], PyTree]
+    logits: LimitLogits
+
+
+# --- what a reward sees and gives -------------------------------------------------------------------
 
 
 @flax.struct.dataclass
@@ -92,6 +114,38 @@ class Reward:
     parts: dict[str, Array]
 
 
+# --- what training sees -----------------------------------------------------------------------------
+
+
+@flax.struct.dataclass
+class Batch:
+    """A scored rollout.
+
+    reward [P, G] float32; valid [P, G] bool: the reward is known. components [C, P, G] float32: the parts of
+    the reward that gdpo normalises one by one. untrained [P, G, N] bool: tokens without advantage, which the
+    KL to the reference holds in place.
+    """
+
+    rollout: Rollout
+    reward: Array
+    valid: Array
+    components: Array | None = None
+    untrained: Array | None = None
+
+
+@flax.struct.dataclass
+class Models:
+    """The parameters that say something of a batch before the update.
+
+    base: what policy, reference and critic stand on when those are adapters (`models.lora`).
+    """
+
+    policy: PyTree
+    reference: PyTree | None = None
+    critic: PyTree | None = None
+    base: PyTree | None = None
+
+
 @flax.struct.dataclass
 class Packing:
     """Where the completions of a group stand when they share rows: R rows of W slots instead of G of N.
@@ -108,26 +162,21 @@ class Packing:
 class Experience:
     """One rollout, scored: what the update step sees.
 
-    prompt [P, S], prompt_length [P], completion [P, G, N], length [P, G], action_mask [P, G, N] as in
-    `Rollout`. old_logp, advantage [P, G, N] float32. ref_logp (no KL term), returns and old_value
-    (no critic), is_weight (no rollout/trainer correction), sampler_logp (not compared with the trainer's)
-    [P, G, N] float32 or None. limit: where each token was chosen, a pytree of [P, G, N] int32, when not all
-    tokens were open there (`rl.logprobs.Limit`). packing: rows that the models are to read instead of the
-    padded ones; everything else stays [P, G, N].
+    completions: as in `Rollout`, but for action_mask: the tokens that are trained on. old_logp, advantage
+    [P, G, N] float32. ref_logp (no KL term), returns and old_value (no critic), is_weight (no
+    rollout/trainer correction) [P, G, N] float32 or None. limit: where each token was chosen, a pytree of
+    [P, G, N] int32, when not all tokens were open there (`Limit`). packing: rows that the models are to
+    read instead of the padded ones; everything else stays [P, G, N].
     """
 
-    prompt: Array
-    prompt_length: Array
-    completion: Array
-    length: Array
-    action_mask: Array
+    prompts: PromptBatch
+    completions: Completions
     old_logp: Array
     advantage: Array
     ref_logp: Array | None = None
     returns: Array | None = None
     old_value: Array | None = None
     is_weight: Array | None = None
-    sampler_logp: Array | None = None
     limit: PyTree | None = None
     packing: Packing | None = None
 
@@ -149,7 +198,7 @@ class Ratio:
 
 
 @flax.struct.dataclass
-class Learner:
+class ModelState:
     """Parameters and their optimizer state."""
 
     params: PyTree
@@ -161,10 +210,15 @@ class TrainState:
     """Everything a run needs to go on, to the bit.
 
     policy; critic (None without a value model); step [] int32; rng: a typed key. The reference policy
-    lives outside: it is never donated and never changes.
+    lives outside: it is never donated and never changes, unless the algorithm refreshes it: then it is
+    `reference`. kl_coef [] float32: what an adaptive KL controller has reached. waiting: completions that
+    were written ahead of the next step, by parameters that are gone.
     """
 
-    policy: Learner
-    critic: Learner | None
+    policy: ModelState
+    critic: ModelState | None
     step: Array
     rng: Array
+    kl_coef: Array | None = None
+    reference: PyTree | None = None
+    waiting: Completions | None = None
