@@ -8,10 +8,11 @@ define, so each default stands in one place; `build` turns a part back into its 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ml_collections
@@ -89,6 +90,18 @@ def parse_command(
         if not values[name].value:
             raise UserError(f"--{name} is missing ({required.get(name, 'configs/NAME.py[:variant]')})")
     return config, {name: values[name].value for name in (*required, *optional)}
+
+
+def load_symbol(path: str, where: str) -> Callable[..., Any]:
+    """The function at `module:function`; where: the config field it comes from, for the error."""
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where}={path!r}: {error}") from error
+    if not callable(found):
+        raise UserError(f"{where}={path!r}: {name} is not a function")
+    return found
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

@@ -22,21 +22,18 @@ from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.evaluation.bootstrap import format_table, summary_table
 from gtalign_jax.evaluation.heldout import evaluate_once
 from gtalign_jax.evaluation.report.write import write_report
-from gtalign_jax.learning.sft import PackedBatch, SftBatch, make_sft_update
-from gtalign_jax.learning.state import Optimizer, init_state, make_optimizer
+from gtalign_jax.learning.sft import PackedBatch, SftBatch, sft_update
 from gtalign_jax.mesh import processes
 from gtalign_jax.models import lora
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run.adapters import add_adapters, save_adapters
 from gtalign_jax.run.job import Job, load_start, make_job, save_model
 from gtalign_jax.run.log import NullLog, RunLog
-from gtalign_jax.run.phase import Metrics, Session, open_session, run_phase
+from gtalign_jax.run.phase import Metrics, Phase, Session, open_session, run_phase
 from gtalign_jax.run.record import check_config, write_config
-from gtalign_jax.run.settings import Settings
+from gtalign_jax.run.states import PHASES, sft_setup, sft_state
 from gtalign_jax.serving.examples import steer_examples
 from gtalign_jax.types import PyTree, TrainState
-
-PHASES = ("sft", "align")
 
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -93,43 +90,33 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
     here would round them to the weights' type and need a second copy of the weights; this way the exported
     adapter fits the model the run started from, and a frozen copy of a few megabytes is the reference.
     """
-    steps = job.settings.sft.steps
-    if not steps:
+    settings = job.settings
+    if not settings.sft.steps:
         return start
-    optimizer = sft_optimizer(job.settings)
+    setup = sft_setup(settings, job.model)
     trained, base = lora.split(start)
-    state = sft_state(job.settings, optimizer, trained)
-    update = make_sft_update(job.model, optimizer, job.settings.sft.microbatches)
-
-    make = functools.partial(packed_batch, job, packed_stream(job)) if job.settings.sft.pack else None
-    make = make or functools.partial(sft_batch, job)
+    batches = functools.partial(packed_batch, job, packed_stream(job)) if settings.sft.pack else None
+    batches = batches or functools.partial(sft_batch, job)
 
     def batch_of(k: int) -> tuple[SftBatch | PackedBatch, Metrics]:
-        batch, counts = make(k)
-        return processes.global_batch(batch, job.settings.sft.prompts, job.mesh), counts
+        batch, counts = batches(k)
+        return processes.global_batch(batch, settings.sft.prompts, job.mesh), counts
 
     def step(state: TrainState, k: int) -> tuple[TrainState, Metrics]:
         batch, counts = batch_of(k)
-        state, metrics = update(state, batch, base)
+        state, metrics = sft_update(setup, state, batch, base)
         return state, metrics | counts
 
     def warm_up(state: TrainState, first: int) -> None:
-        widths = {0: first} if job.settings.sft.pack else sft_steps_by_width(job, range(first, steps))
+        widths = (
+            {0: first} if settings.sft.pack else sft_steps_by_width(job, range(first, settings.sft.steps))
+        )
         for k in widths.values():
-            update.lower(state, batch_of(k)[0], base).compile()  # kept by `update`, which will find it
+            sft_update.lower(setup, state, batch_of(k)[0], base).compile()  # kept: `sft_update` will find it
 
-    before = warm_up if job.settings.start.warm_up else None
-    return lora.join(base, run_phase(session, "sft", state, steps, step, before).policy.params)
-
-
-def sft_optimizer(settings: Settings) -> Optimizer:
-    """The optimizer of the cold start, over all its steps."""
-    return make_optimizer(settings.sft_optimizer, settings.sft.steps)
-
-
-def sft_state(settings: Settings, optimizer: Optimizer, start: PyTree) -> TrainState:
-    """The state of the cold start at step 0; start: what is trained (`lora.split`)."""
-    return init_state(jax.random.key(settings.seed), start, optimizer)
+    phase = Phase("sft", settings.sft.steps, step, warm_up if settings.start.warm_up else None)
+    state = run_phase(session, phase, sft_state(settings, setup, trained))
+    return lora.join(base, state.policy.params)
 
 
 def sft_steps_by_width(job: Job, steps: Iterable[int]) -> dict[int, int]:
@@ -164,4 +151,4 @@ def sft_batch(job: Job, k: int) -> tuple[SftBatch, Metrics]:
     tokens, length = loader.pad_completions(completions, job.settings.max_new_tokens)
     mask = np.arange(tokens.shape[-1]) < length[..., None]
     count = sum(len(completion) for row in rows for completion in row.completions)
-    return SftBatch(prompts.tokens[mine], prompts.length[mine], tokens, mask), {"tokens": count}
+    return SftBatch(jax.tree.map(lambda x: x[mine], prompts), tokens, mask), {"tokens": count}

@@ -11,6 +11,7 @@ from gtalign_jax import jsonl
 from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.generator import generate, hand_over
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.run.job import Job
 from gtalign_jax.run.rollouts import write_rollouts
 from gtalign_jax.run.score import rollout_lines, score
@@ -32,16 +33,14 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
     for first in range(0, len(job.test.items), count):
         items = job.test.items[first : first + count]
         prompts = engine_lib.prompt_batch(engine, job.test.tokens[first : first + count])
-        rollout = generate(
-            job.generator,
-            engine,
-            params,
-            prompts,
-            jax.random.key(config.seed),
-            config.samples,
-            job.settings.max_new_tokens,
+        request = Request(
+            prompts=prompts,
+            key=jax.random.key(config.seed),
+            group_size=config.samples,
+            max_new_tokens=job.settings.max_new_tokens,
             first_row=first,
         )
+        rollout = generate(job.generator, engine, params, request)
         lines += rollout_lines(job, rollout, score(job, rollout, items), step)
     return lines
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ import optax
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning.state import Optimizer, Streamed
-from gtalign_jax.types import Array, Learner, PyTree, Ratio
+from gtalign_jax.types import Array, ModelState, PyTree, Ratio
 
-LossFn = Callable[[PyTree, PyTree], tuple[Ratio, dict[str, Ratio]]]
+Metrics = dict[str, Ratio]
+LossFn = Callable[[PyTree, PyTree], tuple[Ratio, Metrics]]
 
 
 class Sums(NamedTuple):
@@ -21,13 +23,13 @@ class Sums(NamedTuple):
 
     grads: PyTree
     count: Array
-    metrics: dict[str, Ratio]
+    metrics: Metrics
 
 
 def part_sums(loss: LossFn, params: PyTree, part: PyTree) -> Sums:
     """The sums of one part of a batch."""
 
-    def total(params):
+    def total(params: PyTree) -> tuple[Array, Any]:
         ratio, metrics = loss(params, part)
         return ratio.total, (ratio.count, metrics)
 
@@ -41,40 +43,36 @@ def mean_gradient(sums: Sums) -> PyTree:
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), sums.grads)
 
 
-def accumulate(
-    loss: LossFn, params: PyTree, batch: PyTree, microbatches: int
-) -> tuple[PyTree, dict[str, Ratio]]:
-    """(gradient of the mean loss, metrics) over a batch cut into equal parts along its first axis.
+def accumulate(loss: LossFn, params: PyTree, batch: PyTree, microbatches: int) -> Sums:
+    """The sums of a batch cut into equal parts along its first axis.
 
-    Sums are added over the parts and divided once, so the result does not depend on the number of
-    parts, whatever the lengths of their rows. UserError if the parts would not be equal.
+    They are added over the parts and divided once, so the result does not depend on the number of parts,
+    whatever the lengths of their rows. UserError if the parts would not be equal.
     """
-
-    of_part = lambda part: part_sums(loss, params, part)
     if microbatches == 1:
-        sums = of_part(batch)
-    else:
-        rows = jax.tree.leaves(batch)[0].shape[0]
-        if rows % microbatches:
-            raise UserError(f"microbatches={microbatches} must divide the {rows} prompts of an update")
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
-        zero = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype),
-            jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts)),
-        )
-        add = lambda carry, part: (jax.tree.map(jnp.add, carry, of_part(part)), None)
-        sums, _ = jax.lax.scan(add, zero, parts)
-    return mean_gradient(sums), sums.metrics
+        return part_sums(loss, params, batch)
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if rows % microbatches:
+        raise UserError(f"microbatches={microbatches} must divide the {rows} prompts of an update")
+    parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(functools.partial(part_sums, loss, params), first)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def add(carry: Sums, part: PyTree) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, carry, part_sums(loss, params, part)), None
+
+    return jax.lax.scan(add, zero, parts)[0]
 
 
 def apply(
-    learner: Learner,
+    model: ModelState,
     grads: PyTree,
     optimizer: Optimizer,
     *,
     frozen: Array | bool = False,
     name: str = "",
-) -> tuple[Learner, dict[str, Ratio]]:
+) -> tuple[ModelState, Metrics]:
     """One optimizer step; a non-finite gradient changes nothing and is counted.
 
     frozen [] bool: change nothing on purpose. name: prefix of the metrics' second part.
@@ -87,35 +85,40 @@ def apply(
         f"grad/{name}norm": Ratio(jnp.where(finite, norm, 0.0), finite.astype(jnp.float32)),
         f"update/{name}skipped": Ratio(1.0 - finite, jnp.ones(())),
     }
-    return step(optimizer, learner, grads, finite & jnp.logical_not(frozen)), metrics
+    return step(optimizer, model, grads, finite & jnp.logical_not(frozen)), metrics
 
 
-def _step(optimizer: optax.GradientTransformation, learner: Learner, grads: PyTree, moves: Array) -> Learner:
-    """The learner after a step if it moves, else as it was."""
-    updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
-    stepped = Learner(optax.apply_updates(learner.params, updates), opt_state)
-    return jax.tree.map(lambda new, old: jnp.where(moves, new, old), stepped, learner)
+def _step(
+    optimizer: optax.GradientTransformation, model: ModelState, grads: PyTree, moves: Array
+) -> ModelState:
+    """The model after a step if it moves, else as it was."""
+    updates, opt_state = optimizer.update(grads, model.opt_state, model.params)
+    stepped = ModelState(optax.apply_updates(model.params, updates), opt_state)
+    return jax.tree.map(lambda new, old: jnp.where(moves, new, old), stepped, model)
 
 
-def _streamed_step(optimizer: Streamed, learner: Learner, grads: PyTree, moves: Array) -> Learner:
+def _streamed_step(optimizer: Streamed, model: ModelState, grads: PyTree, moves: Array) -> ModelState:
     """`_step` with the moments of one parameter on the device at a time, the others in the host's memory."""
-    grads, _ = optimizer.whole.update(grads, optimizer.whole.init(learner.params))
-    held = dict(jax.tree.leaves_with_path(learner.opt_state))
-    place = lambda where, path: where + path if where + path in held else where  # counters belong to all
-    params, structure = jax.tree.flatten_with_path(learner.params)
+    grads, _ = optimizer.whole.update(grads, optimizer.whole.init(model.params))
+    held = dict(jax.tree.leaves_with_path(model.opt_state))
+
+    def place(where: tuple, path: tuple) -> tuple:
+        return where + path if where + path in held else where  # counters belong to all
+
+    params, structure = jax.tree.flatten_with_path(model.params)
     after, stored, last = [], {}, ()
     for (path, param), grad in zip(params, structure.flatten_up_to(grads), strict=True):
         like = jax.eval_shape(optimizer.each.init, param)
         waiting = jax.tree.map_with_path(lambda where, _, path=path: held[place(where, path)], like)
         # Fetched when the parameter before is through, or all would be fetched at once.
         waiting, _ = jax.lax.optimization_barrier((waiting, last))
-        one = _step(optimizer.each, Learner(param, _moved(waiting, jax.memory.Space.Device)), grad, moves)
+        one = _step(optimizer.each, ModelState(param, _moved(waiting, jax.memory.Space.Device)), grad, moves)
         after.append(one.params)
         back = _moved(one.opt_state, jax.memory.Space.Host)
         last = (one.params, back)
         stored |= {place(where, path): x for where, x in jax.tree.leaves_with_path(back)}
-    opt_state = jax.tree.map_with_path(lambda where, _: stored[where], learner.opt_state)
-    return Learner(structure.unflatten(after), opt_state)
+    opt_state = jax.tree.map_with_path(lambda where, _: stored[where], model.opt_state)
+    return ModelState(structure.unflatten(after), opt_state)
 
 
 def _moved(tree: PyTree, space: jax.memory.Space) -> PyTree:

@@ -7,29 +7,17 @@ is `vocabulary`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gtalign_jax.learning import vocabulary
-from gtalign_jax.learning.vocabulary import CHUNK, Given, LimitLogits, Reading, TokenLoss
+from gtalign_jax.learning.vocabulary import PLAIN, Given, Head, TokenLoss
 from gtalign_jax.mesh.sharding import constrain, pieces
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import Segments, forward, forward_shared
-from gtalign_jax.types import Array, PyTree, Rollout
-
-
-class Limit(NamedTuple):
-    """What tokens were drawn from when not all were open, as when decoding is held to a grammar.
-
-    states: Rollout → a pytree of [P, G, N] integers, where each token was chosen. logits: (states [...],
-    logits [..., V]) → logits far below all others, and finite, where a token was not open.
-    """
-
-    states: Callable[[Rollout], PyTree]
-    logits: LimitLogits
+from gtalign_jax.types import Array, PromptBatch, PyTree
 
 
 class Objective(NamedTuple):
@@ -56,42 +44,35 @@ class TokenScores(NamedTuple):
 def token_logprobs(
     params: PyTree,
     config: ModelConfig,
-    prompt: Array,
-    prompt_length: Array,
+    prompts: PromptBatch,
     completion: Array,
-    *,
-    temperature: float = 1.0,
-    chunk: int = CHUNK,
-    limit: LimitLogits | None = None,
+    head: Head = PLAIN,
     at: PyTree | None = None,
     segments: Segments | None = None,
 ) -> tuple[Array, Array]:
-    """(logprobs, entropies) [P, G, N] float32 of completion [P, G, N] after prompt [P, S].
+    """(logprobs, entropies) [P, G, N] float32 of completion [P, G, N] after prompts [P, S].
 
     Column n is log p(token n | prompt, tokens before n) of softmax(logits / temperature). Columns past a
-    row's length are finite and meaningless. chunk: tokens of a device whose logits exist at a time.
-    limit, at: `Limit.logits` and the states it is told, both under the distribution they leave.
-    segments: of packed rows, see `forward_shared`.
+    row's length are finite and meaningless. head: temperature, chunk and limit; at: the states the limit is
+    told. segments: of packed rows, see `transformer.forward_shared`.
     """
-    reading = Reading(temperature, chunk, limit)
-    scored = token_scores(params, config, prompt, prompt_length, completion, reading, at, segments)
+    scored = token_scores(params, config, prompts, completion, head, at, segments)
     return scored.logp, scored.entropy
 
 
 def token_scores(
     params: PyTree,
     config: ModelConfig,
-    prompt: Array,
-    prompt_length: Array,
+    prompts: PromptBatch,
     completion: Array,
-    reading: Reading,
+    head: Head = PLAIN,
     at: PyTree | None = None,
     segments: Segments | None = None,
     objective: Objective | None = None,
 ) -> TokenScores:
     """`token_logprobs`, and the total of an objective, whose gradient needs the logits only once."""
-    hidden = forward_shared(params, config, prompt, prompt_length, completion, segments)
-    return _scores(params, config, hidden, completion, reading, at, objective)
+    hidden = forward_shared(params, config, prompts.tokens, prompts.length, completion, segments)
+    return _scores(params, config, hidden, completion, head, at, objective)
 
 
 def row_logprobs(
@@ -99,13 +80,11 @@ def row_logprobs(
     config: ModelConfig,
     tokens: Array,
     length: Array,
-    *,
-    temperature: float = 1.0,
-    chunk: int = CHUNK,
+    head: Head = PLAIN,
 ) -> Array:
     """log p(token t + 1 | tokens up to t): [B, T - 1] float32 for rows tokens [B, T]."""
     hidden = forward(params, config, tokens, length)[:, None, :-1]
-    return _scores(params, config, hidden, tokens[:, None, 1:], Reading(temperature, chunk)).logp[:, 0]
+    return _scores(params, config, hidden, tokens[:, None, 1:], head).logp[:, 0]
 
 
 def packed_scores(
@@ -125,7 +104,7 @@ def packed_scores(
     hidden = forward(params, config, tokens, length, segment_ids=segments, positions=positions)
     if objective is not None:
         objective = Objective(objective.loss, jax.tree.map(lambda x: x[:, None], objective.columns))
-    scored = _scores(params, config, hidden[:, None, :-1], tokens[:, None, 1:], Reading(), None, objective)
+    scored = _scores(params, config, hidden[:, None, :-1], tokens[:, None, 1:], Head(), None, objective)
     return TokenScores(scored.logp[:, 0], scored.entropy[:, 0], scored.total)
 
 
@@ -134,7 +113,7 @@ def _scores(
     config: ModelConfig,
     hidden: Array,
     tokens: Array,
-    reading: Reading,
+    head: Head,
     at: PyTree | None = None,
     objective: Objective | None = None,
 ) -> TokenScores:
@@ -142,17 +121,21 @@ def _scores(
     table = params["embedding" if config.tie_embeddings else "unembedding"]
     shape, split = tokens.shape, pieces(("batch", "group", "length"), tokens.shape)
     rows = constrain(_by_device(hidden, split), "shards", "width", "width")
-    columns = lambda tree: jax.tree.map(lambda x: constrain(_by_device(x, split), "shards", "width"), tree)
-    given, total = Given(columns(tokens), columns(at)), None
+    given, total = Given(_columns(tokens, split), _columns(at, split)), None
     if objective is None:
-        scored = vocabulary.scores(reading, table, rows, given)
+        scored = vocabulary.scores(head, table, rows, given)
     else:
-        loss, beside = objective.loss, columns(objective.columns)
-        total, *scored = vocabulary.losses(reading, loss, table, rows, given, beside)
+        loss, beside = objective.loss, _columns(objective.columns, split)
+        total, *scored = vocabulary.losses(head, loss, table, rows, given, beside)
     return TokenScores(*(_by_position(x, shape, split) for x in scored), total)
 
 
 # --- tokens by the device that holds them -------------------------------------------------------
+
+
+def _columns(tree: PyTree, split: tuple[int, ...]) -> PyTree:
+    """Arrays [P, G, N] as [devices, tokens of one], where their devices hold them."""
+    return jax.tree.map(lambda x: constrain(_by_device(x, split), "shards", "width"), tree)
 
 
 def _by_device(x: Array, split: tuple[int, ...]) -> Array:

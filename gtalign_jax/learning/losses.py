@@ -5,10 +5,13 @@ All arrays are [..., N] with a bool mask; everything outside the mask counts for
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from gtalign_jax.learning.algorithm import AlgorithmConfig, load_function
+from gtalign_jax.config import load_symbol
+from gtalign_jax.learning.algorithm import AlgorithmConfig
 from gtalign_jax.types import Array, Ratio
 
 # exp of a larger log-ratio is cut here: one broken token must not turn the whole step into inf.
@@ -59,16 +62,30 @@ def token_weights(mask: Array, how: str, max_tokens: int) -> tuple[Array, Array]
     return weight, jnp.sum(tokens > 0).astype(jnp.float32)
 
 
+class Columns(NamedTuple):
+    """What a token's part of the loss reads besides its log-probabilities, all [..., N].
+
+    mask bool. ref_logp: of the reference. is_weight multiplies the first term only. kl_coef: in place of
+    the config's.
+    """
+
+    advantage: Array
+    mask: Array
+    ref_logp: Array | None = None
+    is_weight: Array | None = None
+    kl_coef: Array | None = None
+
+
 def policy_loss(
-    logp: Array, old_logp: Array, advantage: Array, mask: Array, config: AlgorithmConfig, **beside
+    logp: Array, old_logp: Array, columns: Columns, config: AlgorithmConfig, entropy: Array | None = None
 ) -> tuple[Ratio, dict[str, Ratio]]:
     """The policy's loss as one Ratio, and its diagnostics; arguments as of `policy_terms`.
 
     Its terms, aggregated. Constant aggregation divides by config.max_tokens, or N when that is 0.
     """
-    loss, metrics = policy_terms(logp, old_logp, advantage, mask, config, **beside)
-    metrics = {name: aggregate(x, mask, "token", 0) for name, x in metrics.items()}
-    total = _weighted(loss, mask, *loss_weights(mask, config))
+    loss, found = policy_terms(logp, old_logp, columns, config, entropy)
+    metrics = {name: aggregate(x, columns.mask, "token", 0) for name, x in found.items()}
+    total = _weighted(loss, columns.mask, *loss_weights(columns.mask, config))
     return total, metrics | {"loss/policy": total}
 
 
@@ -78,34 +95,23 @@ def loss_weights(mask: Array, config: AlgorithmConfig) -> tuple[Array, Array]:
 
 
 def policy_terms(
-    logp: Array,
-    old_logp: Array,
-    advantage: Array,
-    mask: Array,
-    config: AlgorithmConfig,
-    *,
-    ref_logp: Array | None = None,
-    entropy: Array | None = None,
-    is_weight: Array | None = None,
-    kl_coef: Array | float | None = None,
+    logp: Array, old_logp: Array, columns: Columns, config: AlgorithmConfig, entropy: Array | None = None
 ) -> tuple[Array, dict[str, Array]]:
-    """(what each token adds to the policy's loss, its diagnostics); arrays are [..., N], mask bool.
+    """(what each token adds to the policy's loss, its diagnostics); arrays are [..., N].
 
     clip:  -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)      r = exp(logp - old_logp)
            and, with dual_clip c, not above -c A where A < 0 (arXiv 1912.09729)
     cispo: -stop(clip(r)) A logp                                  (arXiv 2506.13585)
     + kl_coef KL(policy || reference) - entropy_coef H
-
-    kl_coef: in place of the config's. is_weight multiplies the first term only.
     """
-    objective, metrics = _objective(logp, old_logp, advantage, mask, config)
-    loss = -objective if is_weight is None else -objective * is_weight
+    objective, metrics = _objective(logp, old_logp, columns.advantage, columns.mask, config)
+    loss = -objective if columns.is_weight is None else -objective * columns.is_weight
     metrics["kl/old"] = kl_estimate(logp, old_logp, "k3")
-    if ref_logp is not None:
-        metrics["kl/ref"] = kl_estimate(logp, ref_logp, "k3")
+    if columns.ref_logp is not None:
+        metrics["kl/ref"] = kl_estimate(logp, columns.ref_logp, "k3")
         if config.kl_place == "loss" and config.kl_coef:
-            coef = config.kl_coef if kl_coef is None else kl_coef
-            loss = loss + coef * kl_estimate(logp, ref_logp, config.kl_estimator)
+            coef = config.kl_coef if columns.kl_coef is None else columns.kl_coef
+            loss = loss + coef * kl_estimate(logp, columns.ref_logp, config.kl_estimator)
     if entropy is not None:
         metrics["entropy/mean"] = entropy
         loss = loss - config.entropy_coef * entropy
@@ -132,7 +138,7 @@ def _objective(
             dual = (advantage < 0) & (ratio > config.dual_clip)
             objective = jnp.where(dual, config.dual_clip * advantage, objective)
     else:
-        objective = load_function(config.loss, "loss")(ratio, bounded, advantage, logp)
+        objective = load_symbol(config.loss, "algorithm.loss")(ratio, bounded, advantage, logp)
     share = {"clipped": low | high | dual, "clip_low": low, "clip_high": high, "clip_dual": dual}
     metrics = {f"ratio/{name}": x.astype(jnp.float32) for name, x in share.items()}
     return objective, metrics | {"ratio/mean": ratio}

@@ -24,7 +24,7 @@ STEPS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 Shape = tuple[int, int]
 
 
-class Part(NamedTuple):
+class MicroBatch(NamedTuple):
     """One micro-batch: rows [P_b] int32, its prompts, with the number of all prompts where none is;
     start [P_b, G] int32 and shape of their `Packing`."""
 
@@ -33,17 +33,17 @@ class Part(NamedTuple):
     shape: Shape
 
 
-class Plan(NamedTuple):
+class Schedule(NamedTuple):
     """updates: the micro-batches of every mini-batch, in their order; empty: one of every shape, without
     prompts, to compile all programs ahead of need."""
 
-    updates: tuple[tuple[Part, ...], ...]
-    empty: tuple[Part, ...]
+    updates: tuple[tuple[MicroBatch, ...], ...]
+    empty: tuple[MicroBatch, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the plan of a rollout depends on besides its lengths.
+    """What the schedule of a rollout depends on besides its lengths.
 
     budget: token slots of a micro-batch. prompts: of a mini-batch. slots: S. group: G. width: N, and one more
     where the state after the last token is read too. shards: devices that split a batch.
@@ -61,8 +61,11 @@ class Sizes:
         """(R, W) → prompts of a micro-batch, the smallest shape first; shards divides all numbers."""
         self.check()
         most = math.ceil(self.prompts / self.shards) * self.shards
-        fitting = lambda shape: self.budget // ((self.slots + math.prod(shape)) * self.shards) * self.shards
-        return {shape: min(most, fitting(shape)) for shape in row_shapes(self.group, self.width)}
+        return {shape: min(most, self._fitting(shape)) for shape in row_shapes(self.group, self.width)}
+
+    def _fitting(self, shape: Shape) -> int:
+        """Prompts with rows of this shape that the budget holds."""
+        return self.budget // ((self.slots + math.prod(shape)) * self.shards) * self.shards
 
     def check(self) -> None:
         """UserError when the longest completions of one prompt a device do not fit the budget."""
@@ -83,7 +86,7 @@ def row_shapes(group: int, width: int) -> tuple[Shape, ...]:
     return tuple(sorted(shapes, key=math.prod))
 
 
-def plan_parts(length: np.ndarray, order: np.ndarray, sizes: Sizes) -> Plan:
+def plan_schedule(length: np.ndarray, order: np.ndarray, sizes: Sizes) -> Schedule:
     """The micro-batches of mini-batches order [U, M] of prompts with completions of length [P, G].
 
     Within a mini-batch, prompts that need the most slots come first; a micro-batch takes as many as its
@@ -92,17 +95,17 @@ def plan_parts(length: np.ndarray, order: np.ndarray, sizes: Sizes) -> Plan:
     bins = [first_fit(row, sizes.width) for row in length]
     counts = sizes.counts
     least = [_smallest(row, own, counts) for row, own in zip(length, bins, strict=True)]
-    plan = []
+    updates = []
     for prompts in order:
         waiting = sorted(prompts.tolist(), key=lambda p: -math.prod(least[p]))
         parts = []
         while waiting:
             shape = least[waiting[0]]
             taken, waiting = waiting[: counts[shape]], waiting[counts[shape] :]
-            parts.append(_part(taken, bins, shape, counts[shape], length.shape))
-        plan.append(tuple(parts))
-    empty = (_part([], [], shape, count, length.shape) for shape, count in counts.items())
-    return Plan(tuple(plan), tuple(empty))
+            parts.append(_micro_batch(taken, bins, shape, counts[shape], length.shape))
+        updates.append(tuple(parts))
+    empty = (_micro_batch([], [], shape, count, length.shape) for shape, count in counts.items())
+    return Schedule(tuple(updates), tuple(empty))
 
 
 def first_fit(length: Sequence[int], width: int) -> np.ndarray:
@@ -126,13 +129,13 @@ def _smallest(length: np.ndarray, place: np.ndarray, shapes: Sequence[Shape]) ->
     return next(shape for shape in shapes if shape[0] >= rows and shape[1] >= longest)
 
 
-def _part(
+def _micro_batch(
     taken: Sequence[int], bins: Sequence[np.ndarray], shape: Shape, count: int, whole: tuple[int, int]
-) -> Part:
-    """A part with the prompts `taken`; whole: P and G of the rollout."""
+) -> MicroBatch:
+    """The micro-batch of the prompts `taken`; whole: P and G of the rollout."""
     rows = np.full(count, whole[0], np.int32)
     rows[: len(taken)] = taken
     start = np.zeros((count, whole[1]), np.int32)
     for i, p in enumerate(taken):
         start[i] = bins[p][:, 0] * shape[1] + bins[p][:, 1]
-    return Part(rows, start, shape)
+    return MicroBatch(rows, start, shape)

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
 from gtalign_jax.learning import gradients
+from gtalign_jax.learning.gradients import Metrics
 from gtalign_jax.learning.logprobs import Objective, TokenScores, packed_scores, token_scores
+from gtalign_jax.learning.state import Optimizer
 from gtalign_jax.learning.update import on_base
-from gtalign_jax.learning.vocabulary import Reading
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.types import Array, PyTree, Ratio, TrainState
+from gtalign_jax.types import Array, PromptBatch, PyTree, Ratio, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class SftSetup:
+    """What a step of the cold start depends on besides arrays."""
+
+    model: ModelConfig
+    optimizer: Optimizer
+    microbatches: int = 1
 
 
 @flax.struct.dataclass
 class SftBatch:
-    """prompt [P, S], prompt_length [P], completion [P, G, N], mask [P, G, N] bool: tokens to learn."""
+    """prompts [P, S]; tokens [P, G, N] int32; mask [P, G, N] bool: those to learn."""
 
-    prompt: Array
-    prompt_length: Array
-    completion: Array
+    prompts: PromptBatch
+    tokens: Array
     mask: Array
 
 
@@ -38,35 +46,28 @@ class PackedBatch:
     learn: Array
 
 
-def make_sft_update(
-    model: ModelConfig, optimizer: optax.GradientTransformation, microbatches: int = 1
-) -> Callable[..., tuple[TrainState, dict[str, Ratio]]]:
-    """The jitted SFT step (state, batch, base=None) → (state, metrics); the state is donated.
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def sft_update(
+    setup: SftSetup, state: TrainState, batch: SftBatch | PackedBatch, base: PyTree | None = None
+) -> tuple[TrainState, Metrics]:
+    """(state, metrics) after one step; the state is donated.
 
-    batch: an `SftBatch`, or a `PackedBatch`. base: what the trained adapters stand on, see
-    `rl.update.make_update`.
+    base: what the trained adapters stand on (`models.lora`).
     """
-
-    def update(
-        state: TrainState, batch: SftBatch | PackedBatch, base: PyTree | None = None
-    ) -> tuple[TrainState, dict[str, Ratio]]:
-        of_batch = packed_loss if isinstance(batch, PackedBatch) else sft_loss
-        loss = on_base(functools.partial(of_batch, model=model), base)
-        grads, metrics = gradients.accumulate(loss, state.policy.params, batch, microbatches)
-        policy, step_metrics = gradients.apply(state.policy, grads, optimizer)
-        return state.replace(policy=policy, step=state.step + 1), metrics | step_metrics
-
-    return jax.jit(update, donate_argnums=0)
+    of_batch = packed_loss if isinstance(batch, PackedBatch) else sft_loss
+    loss = on_base(functools.partial(of_batch, model=setup.model), base)
+    sums = gradients.accumulate(loss, state.policy.params, batch, setup.microbatches)
+    policy, metrics = gradients.apply(state.policy, gradients.mean_gradient(sums), setup.optimizer)
+    return state.replace(policy=policy, step=state.step + 1), sums.metrics | metrics
 
 
-def sft_loss(params: PyTree, batch: SftBatch, *, model: ModelConfig) -> tuple[Ratio, dict[str, Ratio]]:
+def sft_loss(params: PyTree, batch: SftBatch, *, model: ModelConfig) -> tuple[Ratio, Metrics]:
     """Summed cross-entropy over the mask with its token count."""
-    args = (batch.prompt, batch.prompt_length, batch.completion)
     learnt = Objective(_cross_entropy, batch.mask)
-    return _means(token_scores(params, model, *args, Reading(), objective=learnt), batch.mask)
+    return _means(token_scores(params, model, batch.prompts, batch.tokens, objective=learnt), batch.mask)
 
 
-def packed_loss(params: PyTree, batch: PackedBatch, *, model: ModelConfig) -> tuple[Ratio, dict[str, Ratio]]:
+def packed_loss(params: PyTree, batch: PackedBatch, *, model: ModelConfig) -> tuple[Ratio, Metrics]:
     """`sft_loss` of packed chains: the same sum over the same tokens."""
     mask = batch.learn[:, 1:]  # a completion follows its prompt, so the token before is its own
     args = (batch.tokens, batch.segments, batch.positions, Objective(_cross_entropy, mask))
@@ -78,6 +79,6 @@ def _cross_entropy(logp: Array, entropy: Array, mask: Array) -> Array:
     return jnp.where(mask, -logp, 0.0)
 
 
-def _means(scored: TokenScores, mask: Array) -> tuple[Ratio, dict[str, Ratio]]:
+def _means(scored: TokenScores, mask: Array) -> tuple[Ratio, Metrics]:
     loss = Ratio(scored.total, jnp.sum(mask).astype(jnp.float32))
     return loss, {"loss/sft": loss, "entropy/mean": gradients.mean_columns(scored.entropy, mask)}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.types import Array, Learner, PyTree, TrainState
+from gtalign_jax.types import Array, Completions, ModelState, PyTree, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +46,14 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
         rate = optax.linear_schedule(
             config.lr if not config.warmup else 0.0, config.lr, max(config.warmup, 1)
         )
-    decay_matrices_only = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
-    adam = optax.adamw(
-        rate, *config.betas, eps=config.eps, weight_decay=config.weight_decay, mask=decay_matrices_only
-    )
+    adam = optax.adamw(rate, *config.betas, eps=config.eps, weight_decay=config.weight_decay, mask=_matrices)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return Streamed(clip, adam) if config.offload else optax.chain(clip, adam)
+
+
+def _matrices(params: PyTree) -> PyTree:
+    """Which parameters decay."""
+    return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,57 +69,37 @@ class Streamed:
 
     def init(self, params: PyTree) -> PyTree:
         """The first state of `each`: arrays in the host's memory, split as their parameters."""
-        move = lambda x: jax.device_put(x, jax.memory.Space.Host) if x.ndim else x
-        return jax.tree.map(move, self.each.init(params))
+        state = self.each.init(params)
+        return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Host) if x.ndim else x, state)
 
 
 Optimizer = optax.GradientTransformation | Streamed
 
 
-@flax.struct.dataclass
-class AlignState(TrainState):
-    """A train state with further parts that some settings need; each may be None.
-
-    kl_coef [] float32: the coefficient an adaptive KL controller has reached. reference: the parameters
-    of a reference policy that is refreshed; a fixed one stays outside the state. waiting: completions that
-    were written ahead of the next step, by parameters that are gone (`groups.sample_ahead`).
-    """
-
-    kl_coef: Array | None = None
-    reference: PyTree | None = None
-    waiting: PyTree | None = None
-
-
-def init_learner(params: PyTree, optimizer: Optimizer) -> Learner:
-    return Learner(params=params, opt_state=optimizer.init(params))
+def init_model(params: PyTree, optimizer: Optimizer) -> ModelState:
+    """Parameters with the first state of their optimizer."""
+    return ModelState(params=params, opt_state=optimizer.init(params))
 
 
 def init_state(
     key: Array,
-    params: PyTree,
-    optimizer: Optimizer,
-    critic: tuple[PyTree, Optimizer] | None = None,
+    policy: ModelState,
+    critic: ModelState | None = None,
     *,
     kl_coef: float | None = None,
     reference: PyTree | None = None,
-    waiting: PyTree | None = None,
+    waiting: Completions | None = None,
 ) -> TrainState:
-    """A state at step 0. critic: its parameters and optimizer, for algorithms with a value model.
+    """A state at step 0. critic: for algorithms with a value model.
 
     kl_coef: where an adaptive controller starts. reference: of a run that refreshes it; copied, because
-    a donated state must not hold an array twice. waiting: see `AlignState`, which the state is with any of
-    them.
+    a donated state must not hold an array twice. waiting: see `TrainState`.
     """
-    fields = dict(
-        policy=init_learner(params, optimizer),
-        critic=None if critic is None else init_learner(*critic),
+    return TrainState(
+        policy=policy,
+        critic=critic,
         step=jnp.zeros((), jnp.int32),
         rng=key,
-    )
-    if kl_coef is None and reference is None and waiting is None:
-        return TrainState(**fields)
-    return AlignState(
-        **fields,
         kl_coef=None if kl_coef is None else jnp.asarray(kl_coef, jnp.float32),
         reference=None if reference is None else jax.tree.map(jnp.copy, reference),
         waiting=None if waiting is None else jax.tree.map(jnp.asarray, waiting),

@@ -7,139 +7,163 @@ for each epoch, for each mini-batch of prompts:
                      only the critic is warming up
     critic         = the same with value_loss, when there is one
 then, when the algorithm says so, the KL coefficient and the reference move
+
+The loop over mini-batches is either inside one program (`update`) or on the host, with micro-batches by token
+count (`by_tokens`); its body is `learn_minibatch` in both.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning import gradients
 from gtalign_jax.learning.algorithm import AlgorithmConfig
-from gtalign_jax.learning.logprobs import Objective, token_scores
-from gtalign_jax.learning.losses import (
-    adapt_kl_coef,
-    kl_estimate,
-    loss_weights,
-    policy_loss,
-    policy_terms,
-    value_loss,
-)
-from gtalign_jax.learning.packing import in_packed_rows
-from gtalign_jax.learning.state import AlignState, Optimizer, Streamed
-from gtalign_jax.learning.vocabulary import LimitLogits, Reading
+from gtalign_jax.learning.gradients import LossFn, Metrics, Sums
+from gtalign_jax.learning.losses import adapt_kl_coef
+from gtalign_jax.learning.spec import Spec
+from gtalign_jax.learning.state import Optimizer
+from gtalign_jax.learning.step_losses import policy_step_loss, value_step_loss
 from gtalign_jax.models import lora
-from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.heads import token_values
-from gtalign_jax.types import Array, Experience, Learner, PyTree, Ratio, TrainState
-
-Metrics = dict[str, Ratio]
+from gtalign_jax.types import Array, Experience, ModelState, PyTree, Ratio, TrainState
 
 
-def make_update(
-    model: ModelConfig,
-    config: AlgorithmConfig,
-    optimizer: optax.GradientTransformation,
-    critic_optimizer: optax.GradientTransformation | None,
-    temperature: float,
-    limit: LimitLogits | None = None,
-    old_from_sampler: bool = False,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The jitted update of one algorithm: (state, experience, base=None) → (state, metrics).
+class Optimizers(NamedTuple):
+    """The policy's and the critic's optimizer; None without a critic."""
 
-    The state is donated. base: what the policy's and the critic's adapters stand on when those are all that
-    is trained (`models.lora`); it is an argument that stays as it is, shared by policy, critic and reference.
+    policy: Optimizer
+    critic: Optimizer | None = None
 
-    An algorithm with kl_target or reference_every needs an `AlignState` (see `state.init_state`). Raises
-    UserError at the first call when mini- or micro-batches do not divide the prompts, and for moments in the
-    host's memory with several mini-batches.
+
+class Summed(NamedTuple):
+    """How a mini-batch's sums are made: (params, kl_coef) → `Sums` of the policy's loss, (params) → of the
+    critic's."""
+
+    policy: Callable[[PyTree, Array | None], Sums]
+    critic: Callable[[PyTree], Sums]
+
+
+class Steps(NamedTuple):
+    """What sums lead to: `step_policy` and `step_critic` of an algorithm and its optimizers."""
+
+    policy: Callable[[ModelState, Sums, Array, Array], tuple[ModelState, Array, Metrics]]
+    critic: Callable[[ModelState, Sums], tuple[ModelState, Metrics]]
+
+
+Carry = tuple[TrainState, Array]  # (state, stopped [] bool: the KL limit was met before)
+
+
+def update(
+    spec: Spec, optimizers: Optimizers, state: TrainState, experience: Experience, base: PyTree | None = None
+) -> tuple[TrainState, Metrics]:
+    """(state, metrics) after all updates from one rollout, as one program.
+
+    base: what the policy's and the critic's adapters stand on when those are all that is trained
+    (`models.lora`). Raises UserError when mini- or micro-batches do not divide the prompts.
     """
-    streamed = any(isinstance(each, Streamed) for each in (optimizer, critic_optimizer))
-    if streamed and not config.on_policy:
-        raise UserError(
-            "config.policy_optimizer.offload, config.critic_optimizer.offload: with algorithm.epochs or "
-            "minibatches over 1 they need algorithm.microbatch_tokens; set it"
+    config = spec.algorithm
+    rng, rows = minibatch_rows(state.rng, experience.prompts.length.shape[0], config)
+    carry = (state.replace(rng=rng, step=state.step + 1), jnp.zeros((), bool))
+    steps = optimizer_steps(config, optimizers)
+
+    def learn(carry: Carry, batch: Experience) -> tuple[Carry, Metrics]:
+        return learn_minibatch(carry, whole_sums(spec, batch, base), steps)
+
+    if rows is None:
+        (state, _), metrics = learn(carry, experience)
+    else:
+        (state, _), metrics = jax.lax.scan(
+            lambda carry, rows: learn(carry, jax.tree.map(lambda x: x[rows], experience)), carry, rows
         )
-    policy_loss_of, value_loss_of = step_losses(model, config, temperature, limit, old_from_sampler)
-
-    def minibatch(carry: tuple[TrainState, Array], batch: Experience, base: PyTree | None):
-        state, stopped = carry
-        loss = policy_loss_of(base, state.kl_coef if config.kl_target > 0 else None)
-        grads, metrics = gradients.accumulate(loss, state.policy.params, batch, config.microbatches)
-        policy, stopped, metrics = policy_step(
-            state.policy, grads, metrics, state.step, stopped, config, optimizer
-        )
-        critic = state.critic
-        if critic is not None:
-            loss = value_loss_of(base)
-            grads, value_metrics = gradients.accumulate(loss, critic.params, batch, config.microbatches)
-            critic, step_metrics = gradients.apply(critic, grads, critic_optimizer, name="critic_")
-            metrics |= value_metrics | step_metrics
-        return (state.replace(policy=policy, critic=critic), stopped), metrics
-
-    def update(
-        state: TrainState, experience: Experience, base: PyTree | None = None
-    ) -> tuple[TrainState, Metrics]:
-        rng, rows = minibatch_rows(state.rng, experience.prompt.shape[0], config)
-        carry = (state.replace(rng=rng, step=state.step + 1), jnp.zeros((), bool))
-        if rows is None:
-            (state, _), metrics = minibatch(carry, experience, base)
-        else:
-            take = lambda rows: jax.tree.map(lambda x: x[rows], experience)
-            step = lambda carry, rows: minibatch(carry, take(rows), base)
-            (state, _), metrics = jax.lax.scan(step, carry, rows)
-            metrics = {name: Ratio(m.total.sum(), m.count.sum()) for name, m in metrics.items()}
-        return move_slow_parts(state, metrics, experience.length.size, config)
-
-    return jax.jit(update, donate_argnums=0)
+        metrics = {name: Ratio(m.total.sum(), m.count.sum()) for name, m in metrics.items()}
+    return move_slow_parts(state, metrics, experience.completions.length.size, config)
 
 
-def step_losses(
-    model: ModelConfig,
-    config: AlgorithmConfig,
-    temperature: float,
-    limit: LimitLogits | None,
-    old_from_sampler: bool,
-) -> tuple[Callable[..., gradients.LossFn], Callable[..., gradients.LossFn]]:
-    """((base, kl_coef) → the policy's loss, (base) → the critic's), each of (trained params, batch)."""
-    fixed = {"model": model, "config": config, "temperature": temperature, "limit": limit}
-    fixed["old_from_sampler"] = old_from_sampler
-    policy = lambda base, coef: on_base(functools.partial(policy_step_loss, **fixed, kl_coef=coef), base)
-    value = functools.partial(value_step_loss, model=model, clip=config.value_clip)
-    return policy, lambda base: on_base(value, lora.value_base(base))
+def learn_minibatch(carry: Carry, sums: Summed, steps: Steps) -> tuple[Carry, Metrics]:
+    """One mini-batch: the policy's step, and the critic's when there is one."""
+    state, stopped = carry
+    of_policy = sums.policy(state.policy.params, state.kl_coef)
+    policy, stopped, metrics = steps.policy(state.policy, of_policy, state.step, stopped)
+    state = state.replace(policy=policy)
+    if state.critic is not None:
+        critic, more = steps.critic(state.critic, sums.critic(state.critic.params))
+        state, metrics = state.replace(critic=critic), metrics | more
+    return (state, stopped), metrics
 
 
-def policy_step(
-    policy: Learner,
-    grads: PyTree,
-    metrics: Metrics,
-    step: Array,
-    stopped: Array,
+def whole_sums(spec: Spec, batch: Experience, base: PyTree | None) -> Summed:
+    """The sums of a mini-batch cut into `algorithm.microbatches` equal parts."""
+    parts = spec.algorithm.microbatches
+
+    def policy(params: PyTree, kl_coef: Array | None) -> Sums:
+        return gradients.accumulate(policy_loss_of(spec, base, kl_coef), params, batch, parts)
+
+    def critic(params: PyTree) -> Sums:
+        return gradients.accumulate(value_loss_of(spec, base), params, batch, parts)
+
+    return Summed(policy, critic)
+
+
+def policy_loss_of(spec: Spec, base: PyTree | None, kl_coef: Array | None) -> LossFn:
+    """`policy_step_loss` as a function of (what is trained, batch)."""
+    return on_base(functools.partial(policy_step_loss, spec=spec, kl_coef=kl_coef), base)
+
+
+def value_loss_of(spec: Spec, base: PyTree | None) -> LossFn:
+    """`value_step_loss` as a function of (what is trained, batch)."""
+    return on_base(functools.partial(value_step_loss, spec=spec), lora.value_base(base))
+
+
+def on_base(loss: LossFn, base: PyTree | None) -> LossFn:
+    """The loss as a function of what is trained alone: adapters over a base, or all parameters."""
+    return lambda trained, batch: loss(lora.join(base, trained), batch)
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+def optimizer_steps(config: AlgorithmConfig, optimizers: Optimizers) -> Steps:
+    """The steps of an algorithm's policy and critic."""
+    return Steps(
+        functools.partial(step_policy, config, optimizers.policy),
+        functools.partial(step_critic, optimizers.critic),
+    )
+
+
+def step_policy(
     config: AlgorithmConfig,
     optimizer: Optimizer,
-) -> tuple[Learner, Array, Metrics]:
+    policy: ModelState,
+    sums: Sums,
+    step: Array,
+    stopped: Array,
+) -> tuple[ModelState, Array, Metrics]:
     """(policy, stopped, metrics) after a mini-batch: it stays while only the critic warms up, and once the
     KL to the rollout's policy exceeds its limit.
 
     step []: of this update, counted from 1. stopped [] bool: the limit was met before.
     """
-    metrics = dict(metrics)
+    metrics = dict(sums.metrics)
     if config.kl_stop > 0:
         stopped |= metrics["kl/old"].value > config.kl_stop
         metrics["update/stopped"] = Ratio(stopped.astype(jnp.float32), jnp.ones(()))
     frozen = stopped | (step <= config.critic_warmup)
-    policy, step_metrics = gradients.apply(policy, grads, optimizer, frozen=frozen)
-    return policy, stopped, metrics | step_metrics
+    policy, more = gradients.apply(policy, gradients.mean_gradient(sums), optimizer, frozen=frozen)
+    return policy, stopped, metrics | more
 
 
-def on_base(loss: gradients.LossFn, base: PyTree | None) -> gradients.LossFn:
-    """The loss as a function of what is trained alone: adapters over a base, or all parameters."""
-    return lambda trained, batch: loss(lora.join(base, trained), batch)
+def step_critic(optimizer: Optimizer, critic: ModelState, sums: Sums) -> tuple[ModelState, Metrics]:
+    """(critic, metrics) after a mini-batch."""
+    critic, more = gradients.apply(critic, gradients.mean_gradient(sums), optimizer, name="critic_")
+    return critic, sums.metrics | more
+
+
+# --- order and slow parts ---------------------------------------------------------------------------
 
 
 def minibatch_rows(rng: Array, prompts: int, config: AlgorithmConfig) -> tuple[Array, Array | None]:
@@ -164,12 +188,13 @@ def move_slow_parts(
     state: TrainState, metrics: Metrics, samples: int, config: AlgorithmConfig
 ) -> tuple[TrainState, Metrics]:
     """The KL coefficient follows the measured KL; the reference is refreshed when its time has come."""
-    if config.kl_target > 0:
+    if state.kl_coef is not None:
         coef, metrics = next_kl_coef(state.kl_coef, metrics, samples, config)
         state = state.replace(kl_coef=coef)
-    if isinstance(state, AlignState) and state.reference is not None:
-        reference = next_reference(state.reference, state.policy.params, state.step, config)
-        state = state.replace(reference=reference)
+    if state.reference is not None:
+        state = state.replace(
+            reference=next_reference(state.reference, state.policy.params, state.step, config)
+        )
     return state, metrics
 
 
@@ -187,82 +212,3 @@ def next_reference(reference: PyTree, policy: PyTree, step: Array, config: Algor
     """The policy's parameters where they are due, else the reference's."""
     due = step % config.reference_every == 0
     return jax.tree.map(lambda new, old: jnp.where(due, new, old), policy, reference)
-
-
-def policy_step_loss(
-    params: PyTree,
-    batch: Experience,
-    *,
-    model: ModelConfig,
-    config: AlgorithmConfig,
-    temperature: float,
-    kl_coef: Array | None = None,
-    limit: LimitLogits | None = None,
-    old_from_sampler: bool = False,
-) -> tuple[Ratio, Metrics]:
-    """`policy_loss` of a mini-batch under `params`, and how far the sampler was from the trainer.
-
-    limit: `Limit.logits` of the `Limit` that the batch was made with, or None. old_from_sampler: as there.
-    """
-
-    terms = {"advantage": batch.advantage, "mask": batch.action_mask, "ref_logp": batch.ref_logp}
-    terms |= {"is_weight": batch.is_weight, "kl_coef": None}
-    if kl_coef is not None:
-        terms["kl_coef"] = jnp.full_like(batch.advantage, kl_coef)
-    here = config.on_policy and not old_from_sampler
-    weight, count = loss_weights(batch.action_mask, config)
-    columns = (weight, None if here else batch.old_logp, terms)
-
-    reading = Reading(temperature, limit=limit)
-
-    def score(completion, given, segments):
-        at, columns = given
-        added = Objective(functools.partial(_weighted_terms, config), columns) if config.by_token else None
-        args = (batch.prompt, batch.prompt_length, completion)
-        return token_scores(params, model, *args, reading, at, segments, added)
-
-    given = (batch.limit, columns)
-    scored = in_packed_rows(score, batch.packing, batch.completion, batch.length, given)
-    logp, mask = scored.logp, batch.action_mask
-    old_logp = jax.lax.stop_gradient(logp) if here else batch.old_logp
-    loss, metrics = policy_loss(logp, old_logp, config=config, entropy=scored.entropy, **terms)
-    if config.by_token:  # the same number, with the gradient that came with the scores
-        loss = Ratio(scored.total, count)
-    if batch.sampler_logp is not None:
-        # Sampler and trainer compute the same distribution in different programs: both stay near 0, unless
-        # the sampler is one update behind.
-        sampler, trainer = batch.sampler_logp, old_logp
-        if old_from_sampler:
-            trainer = jax.lax.stop_gradient(logp)
-        metrics["sampler/gap"] = gradients.mean_columns(jnp.abs(trainer - sampler), mask)
-        metrics["kl/sampler"] = gradients.mean_columns(kl_estimate(sampler, trainer, "k3"), mask)
-    return loss, metrics
-
-
-def _weighted_terms(config: AlgorithmConfig, logp: Array, entropy: Array, columns: PyTree) -> Array:
-    """What each token adds to the total of `policy_loss`."""
-    weight, old_logp, terms = columns
-    old_logp = jax.lax.stop_gradient(logp) if old_logp is None else old_logp
-    loss, _ = policy_terms(logp, old_logp, config=config, entropy=entropy, **terms)
-    return jnp.where(terms["mask"], loss, 0.0) * weight
-
-
-def value_step_loss(
-    params: PyTree, batch: Experience, *, model: ModelConfig, clip: float
-) -> tuple[Ratio, Metrics]:
-    """`value_loss` of a mini-batch under the critic's `params`, and what explained variance is made of."""
-
-    def score(completion, _, segments):
-        return token_values(params, model, batch.prompt, batch.prompt_length, completion, segments)
-
-    value = in_packed_rows(score, batch.packing, batch.completion, batch.length)
-    mask = batch.action_mask
-    loss, clipped = value_loss(value, batch.old_value, batch.returns, mask, clip)
-    mean = lambda x: gradients.mean_columns(x, mask)
-    return loss, {
-        "loss/value": loss,
-        "value/error": mean((value - batch.returns) ** 2),
-        "value/return": mean(batch.returns),
-        "value/return_square": mean(batch.returns**2),
-        "value/clipped": mean(clipped.astype(jnp.float32)),
-    }

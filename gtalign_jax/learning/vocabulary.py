@@ -1,6 +1,6 @@
 """Scores of given tokens from the states before them, and their gradients: the pass over the vocabulary.
 
-Logits exist for `Reading.chunk` tokens of a device at a time, forward and backward, so `[B, T, V]` never
+Logits exist for `Head.chunk` tokens of a device at a time, forward and backward, so `[B, T, V]` never
 does. The table is gathered over the batch axes of the mesh once before the first chunk, and its gradient is
 added up on each device and summed over them once after the last.
 
@@ -21,16 +21,15 @@ import jax
 import jax.numpy as jnp
 
 from gtalign_jax.mesh.sharding import constrain
-from gtalign_jax.types import Array, PyTree
+from gtalign_jax.types import Array, LimitLogits, PyTree
 
 CHUNK = 1024
 
-LimitLogits = Callable[[PyTree, Array], Array]
 TokenLoss = Callable[[Array, Array, PyTree], Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class Head:
     """How logits are read: p = softmax(limit(logits / temperature)), `chunk` tokens of a device at a time.
 
     limit: (states [...], logits [..., V]) → logits far below all others, and finite, of tokens left out.
@@ -41,47 +40,50 @@ class Reading:
     limit: LimitLogits | None = None
 
 
+PLAIN = Head()
+
+
 class Given(NamedTuple):
-    """tokens [devices, L] int32; at: the states [devices, L] that `Reading.limit` is told, or None."""
+    """tokens [devices, L] int32; at: the states [devices, L] that `Head.limit` is told, or None."""
 
     tokens: Array
     at: PyTree | None = None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scores(reading: Reading, table: Array, hidden: Array, given: Given) -> tuple[Array, Array]:
+def scores(head: Head, table: Array, hidden: Array, given: Given) -> tuple[Array, Array]:
     """(log p, entropy) [devices, L] float32 of the given tokens; table [V, D], hidden [devices, L, D].
 
     With logits l, their log-sum z and mean m = sum_v p_v l_v, a token c has log p = l_c - z and the
     distribution has entropy z - m; the gradients by l_v are [v = c] - p_v and -p_v (l_v - m). Kept for
     backward are z and m.
     """
-    return _scores_forward(reading, table, hidden, given)[0]
+    return _scores_forward(head, table, hidden, given)[0]
 
 
-def _scores_forward(reading: Reading, table: Array, hidden: Array, given: Given):
+def _scores_forward(head: Head, table: Array, hidden: Array, given: Given):
     whole = _gathered(table, hidden)
 
     def step(_, xs):
         hidden, given = xs
-        return None, _read(_logits(reading, whole, hidden, given), given)
+        return None, _read(_logits(head, whole, hidden, given), given)
 
-    _, columns = jax.lax.scan(step, None, _in_chunks(reading.chunk, (hidden, given)))
+    _, columns = jax.lax.scan(step, None, _in_chunks(head.chunk, (hidden, given)))
     read = jax.tree.map(lambda x: _joined(x, hidden.shape[1]), columns)
     return (read.logp, read.entropy), (table, hidden, given, read)
 
 
-def _scores_backward(reading: Reading, saved: tuple, slopes: tuple[Array, Array]):
+def _scores_backward(head: Head, saved: tuple, slopes: tuple[Array, Array]):
     table, hidden, given, read = saved
     whole = _gathered(table, hidden)
 
     def step(d_table, xs):
         hidden, given, read, slopes = xs
-        logits = _logits(reading, whole, hidden, given)
-        d_logits = _d_logits(reading, logits, given, read, slopes, hidden.dtype)
+        logits = _logits(head, whole, hidden, given)
+        d_logits = _d_logits(head, logits, given, read, slopes, hidden.dtype)
         return _pulled(d_table, whole, hidden, d_logits)
 
-    chunks = _in_chunks(reading.chunk, (hidden, given, read, slopes))
+    chunks = _in_chunks(head.chunk, (hidden, given, read, slopes))
     d_table, d_hidden = jax.lax.scan(step, _no_gradient(whole), chunks)
     return _table_gradient(d_table, table), _joined(d_hidden, hidden.shape[1]), None
 
@@ -91,39 +93,39 @@ scores.defvjp(_scores_forward, _scores_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def losses(
-    reading: Reading, loss: TokenLoss, table: Array, hidden: Array, given: Given, columns: PyTree
+    head: Head, loss: TokenLoss, table: Array, hidden: Array, given: Given, columns: PyTree
 ) -> tuple[Array, Array, Array]:
     """(total [], log p, entropy [devices, L]): the total is the sum of loss(log p, entropy, columns).
 
     loss: arrays [...] → what each token adds, which may depend on that token alone. columns: a pytree of
     [devices, L]; where all of them are zero the loss must be zero. Only the total has a gradient.
     """
-    logp, entropy = scores(reading, table, hidden, given)
+    logp, entropy = scores(head, table, hidden, given)
     return jnp.sum(loss(logp, entropy, columns)), logp, entropy
 
 
-def _losses_forward(reading: Reading, loss: TokenLoss, table: Array, hidden: Array, given: Given, columns):
+def _losses_forward(head: Head, loss: TokenLoss, table: Array, hidden: Array, given: Given, columns):
     whole = _gathered(table, hidden)
 
     def step(d_table, xs):
         hidden, given, columns = xs
-        logits = _logits(reading, whole, hidden, given)
+        logits = _logits(head, whole, hidden, given)
         read = _read(logits, given)
         added, pull = jax.vjp(lambda *of: loss(*of, columns), read.logp, read.entropy)
-        d_logits = _d_logits(reading, logits, given, read, pull(jnp.ones_like(added)), hidden.dtype)
+        d_logits = _d_logits(head, logits, given, read, pull(jnp.ones_like(added)), hidden.dtype)
         d_table, d_hidden = _pulled(d_table, whole, hidden, d_logits)
         return d_table, (d_hidden, added, read.logp, read.entropy)
 
-    chunks = _in_chunks(reading.chunk, (hidden, given, columns))
+    chunks = _in_chunks(head.chunk, (hidden, given, columns))
     d_table, found = jax.lax.scan(step, _no_gradient(whole), chunks)
     d_hidden, added, logp, entropy = (_joined(x, hidden.shape[1]) for x in found)
     return (jnp.sum(added), logp, entropy), (_table_gradient(d_table, table), d_hidden)
 
 
-def _losses_backward(reading: Reading, loss: TokenLoss, saved: tuple[Array, Array], slopes: tuple):
+def _losses_backward(head: Head, loss: TokenLoss, saved: tuple[Array, Array], slopes: tuple):
     d_table, d_hidden = saved
-    scaled = lambda x: (x * slopes[0]).astype(x.dtype)
-    return scaled(d_table), scaled(d_hidden), None, None
+    scaled = jax.tree.map(lambda x: (x * slopes[0]).astype(x.dtype), (d_table, d_hidden))
+    return *scaled, None, None
 
 
 losses.defvjp(_losses_forward, _losses_backward)
@@ -141,11 +143,11 @@ class _Read(NamedTuple):
     mean: Array
 
 
-def _logits(reading: Reading, tables: Array, hidden: Array, given: Given) -> Array:
+def _logits(head: Head, tables: Array, hidden: Array, given: Given) -> Array:
     """[devices, l, V] float32 from tables [devices, V, D] and hidden [devices, l, D]."""
     logits = jnp.einsum("std,svd->stv", hidden, tables, preferred_element_type=jnp.float32)
-    logits = constrain(logits, "shards", "width", "vocab") / reading.temperature
-    return logits if reading.limit is None else reading.limit(given.at, logits)
+    logits = constrain(logits, "shards", "width", "vocab") / head.temperature
+    return logits if head.limit is None else head.limit(given.at, logits)
 
 
 def _read(logits: Array, given: Given) -> _Read:
@@ -174,14 +176,13 @@ def _sums_of_blocks(logits: Array, top: Array, tokens: Array) -> tuple[Array, Ar
     return *both, jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
 
 
-def _d_logits(reading: Reading, logits: Array, given: Given, read: _Read, slopes: tuple, dtype) -> Array:
+def _d_logits(head: Head, logits: Array, given: Given, read: _Read, slopes: tuple, dtype) -> Array:
     """The gradient by the logits before the temperature, from those by log p and by the entropy."""
-    per_token = lambda x: x[..., None]
     d_logp, d_entropy = slopes
-    slope = per_token(d_logp) + per_token(d_entropy) * (logits - per_token(read.mean))
-    chosen = jnp.where(_is_token(logits, given.tokens), per_token(d_logp), 0.0)
-    d_logits = chosen - jnp.exp(logits - per_token(read.log_norm)) * slope
-    return (d_logits / reading.temperature).astype(dtype)
+    slope = d_logp[..., None] + d_entropy[..., None] * (logits - read.mean[..., None])
+    chosen = jnp.where(_is_token(logits, given.tokens), d_logp[..., None], 0.0)
+    d_logits = chosen - jnp.exp(logits - read.log_norm[..., None]) * slope
+    return (d_logits / head.temperature).astype(dtype)
 
 
 def _is_token(logits: Array, tokens: Array) -> Array:

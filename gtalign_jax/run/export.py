@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from gtalign_jax.align import optimizers, start_state
 from gtalign_jax.errors import UserError
 from gtalign_jax.models import hf, lora
 from gtalign_jax.models.config import ModelConfig, read_config
@@ -19,7 +18,7 @@ from gtalign_jax.run.job import save_model, start_folder
 from gtalign_jax.run.phase import CheckpointConfig, open_manager
 from gtalign_jax.run.record import read_config_json
 from gtalign_jax.run.settings import Settings, make_settings
-from gtalign_jax.train import PHASES, sft_optimizer, sft_state
+from gtalign_jax.run.states import PHASES, align_state, make_learner, sft_setup, sft_state
 from gtalign_jax.types import PyTree, TrainState
 
 log = logging.getLogger(__name__)
@@ -77,12 +76,14 @@ def _like(phase: str, settings: Settings, model: ModelConfig) -> TrainState:
 
     def make(params: PyTree) -> TrainState:
         if phase == "sft":
-            return sft_state(settings, sft_optimizer(settings), params)
-        return start_state(settings, model, optimizers(settings), params)
+            return sft_state(settings, sft_setup(settings, model), params)
+        return align_state(settings, make_learner(settings, model, None), params)
 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
     trained, _ = lora.split(lora.abstract_params(model, settings.lora))
     state = jax.eval_shape(make, trained)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), state.replace(rng=None)
+    )
     # Only a real key says how its words are to be read.
-    return jax.tree.map(place, state.replace(rng=None)).replace(rng=jax.random.key(0))
+    return shapes.replace(rng=jax.random.key(0))

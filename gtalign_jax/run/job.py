@@ -7,6 +7,7 @@ Everything here is fixed for the life of the process and holds no trained array:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from gtalign_jax.data.item import Item, item_of
 from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.errors import UserError
-from gtalign_jax.learning.parted import update_sizes
+from gtalign_jax.learning.by_tokens import schedule_sizes
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import batch_shards, make_mesh, shard_tree
 from gtalign_jax.models import hf, lora, transformer
@@ -94,8 +95,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     if not settings.start.path:
         _make_model(folder, config.model, settings, train_items, chains)
     engine = load_folder_engine(folder, settings, mesh)
-    encode = lambda messages: engine_lib.encode(engine, messages)
-    fits = lambda tokens: engine_lib.fits(engine, tokens)
+    encode, fits = (functools.partial(f, engine) for f in (engine_lib.encode, engine_lib.fits))
     test = loader.encode_prompts(test_items, encode, fits)
     train = loader.encode_prompts(train_items, encode, fits) if trains else PromptSet([], [], 0)
     _check_budget(settings, train, batch_shards(mesh))
@@ -184,7 +184,7 @@ def _check_budget(settings: Settings, train: PromptSet, shards: int) -> None:
         return
     slots = bucket(max(map(len, train.tokens)), settings.buckets.prompt, "prompt", "a prompt")
     width = bucket(settings.max_new_tokens, settings.buckets.completion, "completion", "max_new_tokens")
-    update_sizes(algorithm, align.prompts, slots, align.group_size, width, shards).check()
+    schedule_sizes(algorithm, (align.prompts, slots, align.group_size, width), shards).check()
 
 
 def load_start(job: Job) -> PyTree:

@@ -55,6 +55,20 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Phase:
+    """steps 0..n-1 of one kind of training.
+
+    step: (state, k) → (state, metrics). warm_up: called before the first of these steps with the state and
+    its number, to compile what they all will run; counted as that step's.
+    """
+
+    name: str
+    steps: int
+    step: Step
+    warm_up: WarmUp | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Session:
     """What all phases of a run share: where it writes, its log, and whether it was asked to stop."""
 
@@ -85,39 +99,37 @@ def open_manager(folder: pathlib.Path, config: CheckpointConfig) -> ocp.Checkpoi
     return checkpoint.open_manager(folder, keep=config.keep, keep_best=config.keep_best, best=config.best)
 
 
-def run_phase(
-    session: Session, name: str, state: TrainState, steps: int, step: Step, warm_up: WarmUp | None = None
-) -> TrainState:
-    """The state after `steps` steps of a phase, from its newest checkpoint on.
+def run_phase(session: Session, phase: Phase, state: TrainState) -> TrainState:
+    """The state after all steps of a phase, from its newest checkpoint on.
 
-    warm_up: called before the first of these steps with the state and its number, to compile what they all
-    will run; counted as that step's. A stop that was asked for saves the state and ends the process with
-    status 0.
+    A stop that was asked for saves the state and ends the process with status 0.
     """
-    config = session.checkpoint
-    manager = open_manager(session.workdir / "checkpoints" / name, config)
+    config, steps = session.checkpoint, phase.steps
+    manager = open_manager(session.workdir / "checkpoints" / phase.name, config)
     state = spread(state, session.mesh)
     first, state = checkpoint.restore_latest(manager, state) or (0, state)
     if first >= steps:
         return state
     checkpoint.drop_after(manager, first)
-    session.log.begin(name, first)
+    session.log.begin(phase.name, first)
     session.compiles.take()
-    if warm_up is not None:
-        warm_up(state, first)
-    with Progress(name, steps, first) as progress:
-        recorder = _Recorder(session, name, progress)
+    if phase.warm_up is not None:
+        phase.warm_up(state, first)
+    with Progress(phase.name, steps, first) as progress:
+        recorder = _Recorder(session, phase.name, progress)
         for k in range(first, steps):
-            state, metrics = step(state, k)
+            state, metrics = phase.step(state, k)
             recorder.add(k, metrics)
             done, stop = k + 1, processes.any_process(session.stop())
             if done % config.every == 0 or done == steps or stop:
                 numbers = to_numbers({**metrics, "seconds": 1.0}) if config.keep_best else None
-                checkpoint.save(manager, done, state, {"phase": name, "step": done}, numbers)
+                checkpoint.save(manager, done, state, {"phase": phase.name, "step": done}, numbers)
             if stop and done < steps:
                 manager.wait_until_finished()
                 recorder.flush()
-                progress.say(f"stopped on request after step {k} of {name}; run the same command to go on")
+                progress.say(
+                    f"stopped on request after step {k} of {phase.name}; run the same command to go on"
+                )
                 sys.exit(0)
         recorder.flush()
     manager.wait_until_finished()
@@ -158,12 +170,7 @@ class _Recorder:
 
 def to_numbers(metrics: Metrics) -> dict[str, float]:
     """Device metrics as plain numbers, with those that follow from several of them."""
-    # Divided here and not by `Ratio.value`, which would compile a division outside any step.
-    divide = lambda ratio: float(ratio.total) / max(float(ratio.count), 1e-30) if ratio.count > 0 else 0.0
-    values = {
-        key: divide(value) if isinstance(value, Ratio) else float(np.asarray(value))
-        for key, value in jax.device_get(dict(metrics)).items()
-    }
+    values = {key: _number(value) for key, value in jax.device_get(dict(metrics)).items()}
     seconds = values.pop("seconds")
     if "tokens" in values:
         values["tokens_per_s"] = values.pop("tokens") / max(seconds, 1e-9)
@@ -171,3 +178,10 @@ def to_numbers(metrics: Metrics) -> dict[str, float]:
         spread_of_returns = values.pop("value/return_square") - values["value/return"] ** 2
         values["value/explained_variance"] = 1.0 - values["value/error"] / max(spread_of_returns, 1e-8)
     return values
+
+
+def _number(value: Any) -> float:
+    """A fetched metric; divided here and not by `Ratio.value`, which would compile a division of its own."""
+    if not isinstance(value, Ratio):
+        return float(np.asarray(value))
+    return float(value.total) / max(float(value.count), 1e-30) if value.count > 0 else 0.0

@@ -6,6 +6,7 @@ The split is `train` for the completions a step was trained on, and the model's 
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
@@ -17,56 +18,47 @@ from gtalign_jax.rewards.judges.base import Verdict
 _NAME = re.compile(r"(?P<split>[A-Za-z0-9][A-Za-z0-9._-]*)_(?P<step>\d+)\.jsonl")
 
 
-def rollout_line(
-    *,
-    input: str,
-    output: str,
-    gts: str,
-    source: str,
-    step: int,
-    score: float,
-    answer_reward: float,
-    format_reward: float,
-    payoff_reward: float,
-    pareto_score: float,
-    user_reward: float,
-    llm_reward: float,
-    utility: float,
-    action: str | None,
-    n_tokens: int,
-    verdict: Verdict,
-    seen: bool = False,
-) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class RolloutLine:
     """One completion and all that was measured on it.
 
     input: the rendered prompt; output: the completion; gts: the ground truth; source: the dataset's name
-    as in its rows. score: what training maximises; utility: the welfare W; reward_gap: |U - L|;
-    format_reward: F; payoff_reward: M; pareto_score: P. action: DA, CQ, AQ or None. n_tokens: completion
-    tokens. seen: the prompt stands in the training data too (written only then). A number that is not
-    finite (no verdict) is written as null.
+    as in its rows. score: what training maximises; utility: the welfare W; format_reward: F; payoff_reward:
+    M; pareto_score: P. action: DA, CQ, AQ or None. n_tokens: completion tokens. seen: the prompt stands in
+    the training data too.
     """
-    line = jsonl.plain(
-        {
-            "input": input,
-            "output": output,
-            "gts": gts,
-            "source": source,
-            "step": int(step),
-            "score": score,
-            "answer_reward": answer_reward,
-            "format_reward": format_reward,
-            "payoff_reward": payoff_reward,
-            "pareto_score": pareto_score,
-            "user_reward": user_reward,
-            "llm_reward": llm_reward,
-            "utility": utility,
-            "reward_gap": abs(user_reward - llm_reward),
-            "action": action,
-            "n_tokens": int(n_tokens),
-            "judge": {"verdict": verdict.score, "reason": verdict.reason, "latency_s": verdict.latency_s},
-        }
-    )
-    return line | {"seen": True} if seen else line
+
+    input: str
+    output: str
+    gts: str
+    source: str
+    step: int
+    score: float
+    answer_reward: float
+    format_reward: float
+    payoff_reward: float
+    pareto_score: float
+    user_reward: float
+    llm_reward: float
+    utility: float
+    action: str | None
+    n_tokens: int
+    verdict: Verdict
+    seen: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        """The line as it is written, with reward_gap = |U - L|; `seen` only where it is so. A number that is
+        not finite (no verdict) is null."""
+        line = {name: getattr(self, name) for name in _BEFORE_GAP}
+        line |= {"reward_gap": abs(self.user_reward - self.llm_reward), "action": self.action}
+        judged = self.verdict
+        line["n_tokens"] = self.n_tokens
+        line["judge"] = {"verdict": judged.score, "reason": judged.reason, "latency_s": judged.latency_s}
+        return jsonl.plain(line | {"seen": True} if self.seen else line)
+
+
+_NAMES = [field.name for field in dataclasses.fields(RolloutLine)]
+_BEFORE_GAP = _NAMES[: _NAMES.index("action")]
 
 
 def write_rollouts(

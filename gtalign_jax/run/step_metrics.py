@@ -6,9 +6,10 @@ import numpy as np
 
 from gtalign_jax.mesh import processes
 from gtalign_jax.rollout.generator import numbers
-from gtalign_jax.run.groups import Sampled
 from gtalign_jax.run.job import Job
 from gtalign_jax.run.phase import Metrics
+from gtalign_jax.run.score import Scored
+from gtalign_jax.types import Rollout
 
 
 def counters(job: Job) -> dict[str, float]:
@@ -24,20 +25,20 @@ def counted(before: dict[str, float], after: dict[str, float]) -> Metrics:
     return {name: n - (0.0 if name in peaks else before.get(name, 0.0)) for name, n in after.items()}
 
 
-def rollout_metrics(sampled: Sampled) -> Metrics:
+def rollout_metrics(rollout: Rollout, scored: Scored) -> Metrics:
     """What the completions of a step were like; samples without a verdict count in no mean of a reward, those
     that did not come back from a server in none at all."""
-    scored, rollout = sampled.scored, sampled.rollout
+    completions = rollout.completions
     f, action, reward = scored.batch.features, scored.batch.action, scored.reward
-    valid, written = np.asarray(f.valid), rollout.length > 0
+    valid, written = np.asarray(f.valid), completions.length > 0
     back = written.reshape(-1)
     metrics = {
         "reward/format": (f.format_ok & f.payoff_ok)[back].mean(),
         "reward/frontier": f.frontier[back].mean(),
-        "length/mean": rollout.length[written].mean(),
-        "length/truncated": 1.0 - rollout.finished[written].mean(),
+        "length/mean": completions.length[written].mean(),
+        "length/truncated": 1.0 - completions.finished[written].mean(),
         "judge/missing": 1.0 - valid.mean(),
-        "tokens": int(rollout.length.sum()),
+        "tokens": int(completions.length.sum()),
     }
     acted = [a for a, came in zip(action, back, strict=True) if came]
     metrics |= {f"action/{name}": float(np.mean([a == name for a in acted])) for name in ("DA", "CQ", "AQ")}

@@ -15,7 +15,7 @@ from gtalign_jax.evaluation.report import curves, svg
 from gtalign_jax.evaluation.report.samples import describe_matrices
 from gtalign_jax.evaluation.report.write import embed_json, write_report
 from gtalign_jax.rewards.judges.base import Verdict
-from gtalign_jax.run.rollouts import rollout_line, write_rollouts
+from gtalign_jax.run.rollouts import RolloutLine, write_rollouts
 
 HOSTILE = "</script><script>alert(1)</script> <img src=x onerror=alert(1)> \u2028 & done"
 
@@ -23,7 +23,7 @@ HOSTILE = "</script><script>alert(1)</script> <img src=x onerror=alert(1)> \u202
 def line(source, i, shift=0.0, text=None):
     matrix = np.random.default_rng(i).uniform(-4, 4, (2, 3, 2)).round(1)
     user, llm = 0.4 + shift + 0.01 * i, 0.5 + shift
-    return rollout_line(
+    return RolloutLine(
         input=f"prompt {i}",
         output=text or format_chain("Thought.", matrix, "choose CQ.", "Which one?"),
         gts="truth",
@@ -40,7 +40,7 @@ def line(source, i, shift=0.0, text=None):
         action="CQ",
         n_tokens=50 + i,
         verdict=Verdict(1.0, "rule"),
-    )
+    ).fields()
 
 
 @pytest.fixture

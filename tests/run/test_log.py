@@ -14,7 +14,7 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.rewards.judges.base import Verdict
 from gtalign_jax.run.log import KEYS, MetricsConfig, RunLog, metrics_path
 from gtalign_jax.run.progress import Progress, format_seconds
-from gtalign_jax.run.rollouts import list_rollouts, rollout_line, write_rollouts
+from gtalign_jax.run.rollouts import RolloutLine, list_rollouts, write_rollouts
 
 PHASES = ("sft", "rl")
 PLAIN = MetricsConfig(tensorboard=False)
@@ -153,9 +153,9 @@ def _line(**overrides):
     numbers = dict.fromkeys([k for k in CONTRACT if k.endswith(("score", "reward"))], 0.5)
     fields = {"input": "q", "output": "a", "gts": "g", "source": "math-hard", "step": 7, "utility": 0.5}
     verdict = Verdict(1.0, latency_s=0.25)
-    return rollout_line(
+    return RolloutLine(
         **{**numbers, **fields, "action": "DA", "n_tokens": 3, "verdict": verdict, **overrides}
-    )
+    ).fields()
 
 
 def test_a_rollout_line_has_the_fields_of_the_contract():
