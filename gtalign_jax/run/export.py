@@ -15,6 +15,7 @@ from gtalign_jax.rollout.folder import load_tokenizer
 from gtalign_jax.run import checkpoint
 from gtalign_jax.run.adapters import save_adapters
 from gtalign_jax.run.job import save_model, start_folder
+from gtalign_jax.run.layout import restored, stored
 from gtalign_jax.run.phase import CheckpointConfig, open_manager
 from gtalign_jax.run.record import read_config_json
 from gtalign_jax.run.settings import Settings, make_settings
@@ -57,10 +58,10 @@ def _read(
         raise UserError("--best: config.checkpoint.keep_best=0, so the run compared nothing; leave it out")
     manager = open_manager(folder, config)
     steps = [checkpoint.best_step(manager)] if best and manager.all_steps() else None
-    found = checkpoint.restore_latest(manager, like, steps)
+    found = checkpoint.restore_latest(manager, stored(like), steps)
     meta = {} if found is None else checkpoint.read_meta(manager, found[0])
     manager.close()
-    return None if found is None else (meta, found[1])
+    return None if found is None else (meta, restored(found[1]))
 
 
 def _whole(trained: PyTree, settings: Settings, model: ModelConfig, folder: pathlib.Path) -> PyTree:

@@ -65,8 +65,8 @@ def steps_by_width(job: Job, first: int) -> dict[int, int]:
 
 
 def generate(job: Job, params: PyTree, prompts: StepPrompts) -> Rollout:
-    """The completions of a step's prompts, on the host: `align.rollout_prompts` at a time, with the same draws
-    as at once."""
+    """The completions of a step's prompts, on the host, `align.rollout_prompts` at a time: the same draws as
+    at once."""
     align, parts = job.settings.align, []
     whole = Request(
         prompts=prompts.batch,

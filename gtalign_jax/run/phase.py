@@ -24,6 +24,7 @@ from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.run import checkpoint, health
 from gtalign_jax.run.compiles import CompileCount, counting_compiles
+from gtalign_jax.run.layout import restored, stored
 from gtalign_jax.run.log import RunLog
 from gtalign_jax.run.progress import Progress
 from gtalign_jax.run.signals import stop_requests
@@ -107,7 +108,8 @@ def run_phase(session: Session, phase: Phase, state: TrainState) -> TrainState:
     config, steps = session.checkpoint, phase.steps
     manager = open_manager(session.workdir / "checkpoints" / phase.name, config)
     state = spread(state, session.mesh)
-    first, state = checkpoint.restore_latest(manager, state) or (0, state)
+    first, tree = checkpoint.restore_latest(manager, stored(state)) or (0, stored(state))
+    state = restored(tree)
     if first >= steps:
         return state
     checkpoint.drop_after(manager, first)
@@ -123,7 +125,7 @@ def run_phase(session: Session, phase: Phase, state: TrainState) -> TrainState:
             done, stop = k + 1, processes.any_process(session.stop())
             if done % config.every == 0 or done == steps or stop:
                 numbers = to_numbers({**metrics, "seconds": 1.0}) if config.keep_best else None
-                checkpoint.save(manager, done, state, {"phase": phase.name, "step": done}, numbers)
+                checkpoint.save(manager, done, stored(state), {"phase": phase.name, "step": done}, numbers)
             if stop and done < steps:
                 manager.wait_until_finished()
                 recorder.flush()
