@@ -127,7 +127,7 @@ def sft_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -> li
 
 def rollout_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -> list[dict[str, Any]]:
     """Prefill, and decoding from the caches it returns. The reference and the optimizers wait meanwhile."""
-    state = programs.align_state(settings, model, mesh)
+    state = programs.planned_state(settings, programs.planned_learner(settings, model), mesh)
     waiting = (
         programs.reference_params(settings, model, mesh),
         state.replace(policy=state.policy.replace(params=())),
@@ -139,15 +139,16 @@ def rollout_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -
 
 
 def learning_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -> list[dict[str, Any]]:
-    """Experience, and the update that reads it; by parts, their largest programs."""
+    """Experience, and the update that reads it; by token count, their largest programs."""
+    learner = programs.planned_learner(settings, model)
     if settings.algorithm.microbatch_tokens:
-        return [run(program)[0] for program in microbatches.part_programs(settings, model, mesh)]
-    state = programs.align_state(settings, model, mesh)
-    optimizers = (state.policy.opt_state, None if state.critic is None else state.critic.opt_state)
-    experience = programs.experience_program(settings, model, mesh, state, optimizers)
+        return [run(program)[0] for program in microbatches.microbatch_programs(settings, learner, mesh)]
+    state = programs.planned_state(settings, learner, mesh)
+    moments = (state.policy.opt_state, None if state.critic is None else state.critic.opt_state)
+    experience = programs.experience_call(settings, learner, mesh, state, moments)
     first, compiled = run(experience)
     seen, reference = outputs(experience, compiled, mesh), programs.reference_params(settings, model, mesh)
-    update = programs.update_program(settings, model, mesh, state, seen, reference)
+    update = programs.update_call(settings, learner, mesh, state, seen, reference)
     return [first, run(update)[0]]
 
 

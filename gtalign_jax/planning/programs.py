@@ -16,20 +16,28 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gtalign_jax.align import optimizers, start_state
-from gtalign_jax.learning.experience import make_experience
-from gtalign_jax.learning.sft import PackedBatch, SftBatch, make_sft_update
-from gtalign_jax.learning.update import make_update
+from gtalign_jax.learning.learner import Learner, experience_program, update_program
+from gtalign_jax.learning.sft import PackedBatch, SftBatch, sft_update
 from gtalign_jax.mesh.sharding import RULES, batch_shards, shard_state, shard_tree
 from gtalign_jax.models import lora
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import value_logical_axes
 from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.rollout import programs
-from gtalign_jax.rollout.decode import Ending
+from gtalign_jax.rollout.decode_state import Ending
+from gtalign_jax.rollout.generator import limit_of
 from gtalign_jax.run.settings import Settings
-from gtalign_jax.train import sft_optimizer, sft_state
-from gtalign_jax.types import PromptBatch, PyTree, Rollout, TrainState
+from gtalign_jax.run.states import align_state, make_learner, sft_setup, sft_state
+from gtalign_jax.types import (
+    Batch,
+    Completions,
+    Models,
+    ModelState,
+    PromptBatch,
+    PyTree,
+    Rollout,
+    TrainState,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,14 +88,15 @@ def by_prompt(tree: PyTree, mesh: Mesh) -> PyTree:
 def by_prompt_where_possible(tree: PyTree, mesh: Mesh) -> PyTree:
     """As `by_prompt` for arrays whose first axis the mesh divides, whole elsewhere."""
     rows, whole = (NamedSharding(mesh, PartitionSpec(*part)) for part in ((RULES["batch"],), ()))
-    divides = lambda x: x.ndim > 0 and x.shape[0] % batch_shards(mesh) == 0
-    return placed(tree, jax.tree.map(lambda x: rows if divides(x) else whole, tree))
+    shards = batch_shards(mesh)
+    return placed(
+        tree, jax.tree.map(lambda x: rows if x.ndim > 0 and x.shape[0] % shards == 0 else whole, tree)
+    )
 
 
 def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
     """Shapes with shardings."""
-    join = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    return jax.tree.map(join, shapes, shardings)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def abstract_params(model: ModelConfig, mesh: Mesh, adapters: LoraConfig | None = None) -> PyTree:
@@ -119,22 +128,23 @@ def abstract_state(
     offload: the learners, `policy` and `critic`, whose moments wait in the host's memory.
     """
 
-    def learner(name, axes):
+    def split(name: str, axes: PyTree) -> ModelState:
         shapes = getattr(state, name)
         params = shard_tree(axes, mesh, shapes.params)
         moments = shard_state(shapes.opt_state, params, mesh)
         if name in offload:
-            waits = lambda x, s: s.with_memory_kind("pinned_host") if x.ndim else s
-            moments = jax.tree.map(waits, shapes.opt_state, moments)
+            moments = jax.tree.map(
+                lambda x, s: s.with_memory_kind("pinned_host") if x.ndim else s, shapes.opt_state, moments
+            )
         return placed(shapes, shapes.replace(params=params, opt_state=moments))
 
     adapters = adapters or LoraConfig()
     axes, _ = lora.split(lora.logical_axes(model, adapters))
-    parts = {"policy": learner("policy", axes)}
+    parts = {"policy": split("policy", axes)}
     if state.critic is not None:
         trunk = {name: part for name, part in axes.items() if name != "unembedding"}
-        parts["critic"] = learner("critic", value_logical_axes(model) | {"trunk": trunk})
-    if getattr(state, "reference", None) is not None:
+        parts["critic"] = split("critic", value_logical_axes(model) | {"trunk": trunk})
+    if state.reference is not None:
         parts["reference"] = placed(state.reference, shard_tree(axes, mesh, state.reference))
     rest = {
         field.name: replicated(getattr(state, field.name), mesh)
@@ -150,25 +160,23 @@ def abstract_state(
 def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
     """The cold start's update."""
     start, _ = lora.split(lora.abstract_params(model, settings.lora))
-    optimizer = sft_optimizer(settings)
-    state = jax.eval_shape(functools.partial(sft_state, settings, optimizer), start)
+    setup = sft_setup(settings, model)
+    state = jax.eval_shape(functools.partial(sft_state, settings, setup), start)
     state = abstract_state(state, model, mesh, settings.lora, ["policy"] * settings.sft_optimizer.offload)
     p, g, n = settings.sft.prompts, settings.sft.chains, settings.max_new_tokens
-    s = settings.buckets.prompt[-1]
-    batch = SftBatch(
-        jax.ShapeDtypeStruct((p, s), jnp.int32),
-        jax.ShapeDtypeStruct((p,), jnp.int32),
-        jax.ShapeDtypeStruct((p, g, n), jnp.int32),
-        jax.ShapeDtypeStruct((p, g, n), bool),
+    s, array = settings.buckets.prompt[-1], jax.ShapeDtypeStruct
+    batch: SftBatch | PackedBatch = SftBatch(
+        PromptBatch(array((p, s), jnp.int32), array((p,), jnp.int32)),
+        array((p, g, n), jnp.int32),
+        array((p, g, n), bool),
     )
     tokens = p * (s + g * n)
     if settings.sft.pack:
         tokens = p * settings.sft.pack
-        row = jax.ShapeDtypeStruct((p, settings.sft.pack), jnp.int32)
-        batch = PackedBatch(row, row, row, jax.ShapeDtypeStruct(row.shape, bool))
-    update = make_sft_update(model, optimizer, settings.sft.microbatches)
-    args = (state, by_prompt(batch, mesh), abstract_base(settings, model, mesh))
-    return Program("sft", mesh, update, args, {}, (), tokens)
+        row = array((p, settings.sft.pack), jnp.int32)
+        batch = PackedBatch(row, row, row, array(row.shape, bool))
+    args = (setup, state, by_prompt(batch, mesh), abstract_base(settings, model, mesh))
+    return Program("sft", mesh, sft_update, args, {}, (), tokens)
 
 
 def prefill_program(settings: Settings, model: ModelConfig, mesh: Mesh, resident: PyTree) -> Program:
@@ -209,50 +217,73 @@ def _ending(mesh: Mesh) -> Ending:
     return Ending(replicated(jax.ShapeDtypeStruct((2,), jnp.int32), mesh))
 
 
-def align_state(settings: Settings, model: ModelConfig, mesh: Mesh) -> TrainState:
-    """The alignment's state at step 0, abstract."""
+def planned_learner(settings: Settings, model: ModelConfig) -> Learner:
+    """The trainer's learner; under the grammar, with the tables of a vocabulary of single bytes, because no
+    tokenizer is at hand: as many states, and fewer classes of tokens."""
+    limit = None
+    if settings.engine.grammar:
+        tables = byte_constraint(model.vocab_size, settings.engine.limits)
+        limit = limit_of(tables, settings.max_new_tokens)
+    return make_learner(settings, model, limit)
+
+
+def planned_state(settings: Settings, learner: Learner, mesh: Mesh) -> TrainState:
+    """The alignment's state at step 0, abstract, without completions that wait: no program reads them."""
+    model = learner.spec.model
     start, _ = lora.split(lora.abstract_params(model, settings.lora))
-    shapes = jax.eval_shape(functools.partial(start_state, settings, model, optimizers(settings)), start)
+    shapes = jax.eval_shape(functools.partial(align_state, settings, learner), start)
     configs = {"policy": settings.policy_optimizer, "critic": settings.critic_optimizer}
     offload = [name for name, config in configs.items() if config.offload]
-    return abstract_state(shapes, model, mesh, settings.lora, offload)
+    return abstract_state(shapes.replace(waiting=None), model, mesh, settings.lora, offload)
 
 
-def experience_program(
-    settings: Settings, model: ModelConfig, mesh: Mesh, state: TrainState, resident: PyTree
+def abstract_models(settings: Settings, model: ModelConfig, mesh: Mesh, state: TrainState) -> Models:
+    """What the experience is made with."""
+    reference = state.reference
+    if reference is None:
+        reference = reference_params(settings, model, mesh)
+    critic = None if state.critic is None else state.critic.params
+    return Models(state.policy.params, reference, critic, abstract_base(settings, model, mesh))
+
+
+def experience_call(
+    settings: Settings, learner: Learner, mesh: Mesh, state: TrainState, resident: PyTree
 ) -> Program:
     """Advantages, old and reference logprobs and values of a whole rollout."""
-    algorithm, shape = settings.algorithm, (settings.align.prompts, settings.align.group_size)
-    fixed = {"model": model, "config": algorithm, "temperature": settings.sampling.temperature}
-    rollout = abstract_rollout(settings)
-    arrays = (rollout, jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, bool))
-    reference = reference_params(settings, model, mesh)
-    critic = None if state.critic is None else state.critic.params
-    extra = {"base": abstract_base(settings, model, mesh)}
-    if algorithm.needs_components:
-        components = jax.ShapeDtypeStruct((len(algorithm.components), *shape), jnp.float32)
-        extra["components"] = replicated(components, mesh)
-    if algorithm.kl_target > 0:
-        extra["kl_coef"] = state.kl_coef
-    args = (*by_prompt(arrays, mesh), state.policy.params, reference, critic)
-    function = jax.jit(functools.partial(make_experience, **fixed))
-    return Program("experience", mesh, function, args, extra, resident, _sequence_tokens(settings))
+    models = abstract_models(settings, learner.spec.model, mesh, state)
+    args = (learner.spec, models, abstract_batch(settings, mesh), state.kl_coef, None)
+    return Program("experience", mesh, experience_program, args, {}, resident, _sequence_tokens(settings))
 
 
-def update_program(
+def update_call(
     settings: Settings,
-    model: ModelConfig,
+    learner: Learner,
     mesh: Mesh,
     state: TrainState,
     experience: PyTree,
     resident: PyTree,
 ) -> Program:
     """All mini-batch updates of the policy and the critic from one rollout."""
-    temperature = settings.sampling.temperature
-    update = make_update(model, settings.algorithm, *optimizers(settings), temperature)
     tokens = settings.algorithm.epochs * _sequence_tokens(settings)
-    args = (state, experience, abstract_base(settings, model, mesh))
-    return Program("update", mesh, update, args, {}, resident, tokens)
+    base = abstract_base(settings, learner.spec.model, mesh)
+    args = (learner.spec, learner.optimizers, state, experience, base)
+    return Program("update", mesh, update_program, args, {}, resident, tokens)
+
+
+def abstract_batch(settings: Settings, mesh: Mesh) -> Batch:
+    """The batch of `run.groups.training_batch` in the config's largest shapes, laid out as the trainer's."""
+    p, g, n = settings.align.prompts, settings.align.group_size, settings.max_new_tokens
+    array, components = jax.ShapeDtypeStruct, None
+    if settings.algorithm.needs_components:
+        names = settings.algorithm.components
+        components = replicated(array((len(names), p, g), jnp.float32), mesh)
+    batch = Batch(
+        rollout=abstract_rollout(settings),
+        reward=array((p, g), jnp.float32),
+        valid=array((p, g), bool),
+        untrained=array((p, g, n), bool) if settings.align.untrained_blocks else None,
+    )
+    return by_prompt(batch, mesh).replace(components=components)
 
 
 def abstract_rollout(settings: Settings) -> Rollout:
@@ -260,13 +291,14 @@ def abstract_rollout(settings: Settings) -> Rollout:
     p, g, n = settings.align.prompts, settings.align.group_size, settings.max_new_tokens
     array = jax.ShapeDtypeStruct
     return Rollout(
-        prompt=array((p, settings.buckets.prompt[-1]), jnp.int32),
-        prompt_length=array((p,), jnp.int32),
-        completion=array((p, g, n), jnp.int32),
-        length=array((p, g), jnp.int32),
-        finished=array((p, g), bool),
-        sampler_logp=array((p, g, n), jnp.float32),
-        action_mask=array((p, g, n), bool),
+        PromptBatch(array((p, settings.buckets.prompt[-1]), jnp.int32), array((p,), jnp.int32)),
+        Completions(
+            tokens=array((p, g, n), jnp.int32),
+            length=array((p, g), jnp.int32),
+            finished=array((p, g), bool),
+            logp=array((p, g, n), jnp.float32),
+            action_mask=array((p, g, n), bool),
+        ),
     )
 
 
