@@ -141,6 +141,18 @@ def our_step(flags: argparse.Namespace, size: Workload, parts: Seconds) -> Itera
             yield clocked(parts["step"], run)
 
 
+def clocked(taken: list[float], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which adds the seconds until its results are there to `taken`."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        made = jax.block_until_ready(function(*args, **options))
+        taken.append(time.perf_counter() - start)
+        return made
+
+    return call
+
+
 def measure(name: str, flags: argparse.Namespace, wanted: list[str]) -> list[Line]:
     """One line a peer, or one without a peer when none is wanted; then one for each part of our step."""
     size, parts = common.workload(name, flags.shape), defaultdict(list)
