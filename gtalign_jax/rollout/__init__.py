@@ -1,0 +1,1 @@
+"""Completions: the engine and its decoding, sampling, grammar, queues, inference servers, and who generates."""
