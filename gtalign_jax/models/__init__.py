@@ -1,1 +1,1 @@
-"""Transformers as pure functions of a parameter tree: passes, attention kernels, layouts, HF files, adapters."""
+"""Transformers as pure functions of a parameter tree: passes, attention, layouts, HF files, adapters."""

@@ -1,1 +1,1 @@
-"""Completions: the engine and its decoding, sampling, grammar, queues, inference servers, and who generates."""
+"""Completions: the engine, decoding, sampling, the grammar, queues, inference servers, who generates."""
