@@ -44,7 +44,7 @@ from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.learning.gradients import Metrics
 from gtalign_jax.learning.learner import Learner
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
-from gtalign_jax.rewards.judges.pool import JudgeStats
+from gtalign_jax.remote.counters import Counters
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
 from gtalign_jax.rollout.engine import Engine
@@ -100,7 +100,7 @@ def make_job(flags: argparse.Namespace, size: Workload, workdir: pathlib.Path) -
         demonstrations=[],
         judge=judge_by_rules,
         consistency=None,
-        judge_stats=JudgeStats(),
+        judge_stats=Counters(),
         reward_fn=word_reward,
         untrained=(),
     )

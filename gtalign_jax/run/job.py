@@ -28,9 +28,9 @@ from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import batch_shards, make_mesh, shard_tree
 from gtalign_jax.models import hf, lora, transformer
 from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.remote.counters import Counters
 from gtalign_jax.rewards.judges.base import ConsistencyJudge, Judge
 from gtalign_jax.rewards.judges.http import make_http_consistency_judge, make_http_judge
-from gtalign_jax.rewards.judges.pool import JudgeStats
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
 from gtalign_jax.rollout import engine as engine_lib
@@ -64,7 +64,7 @@ class Job:
     demonstrations: Sequence[Demonstration]
     judge: Judge
     consistency: ConsistencyJudge | None
-    judge_stats: JudgeStats
+    judge_stats: Counters
     reward_fn: RewardFn
     untrained: tuple[Tables, ...]
     generator: Generator
@@ -85,7 +85,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     _check_batches(settings, batch_shards(mesh))
     _warn(settings)
     reward_fn = resolve_reward(config.reward.fn)
-    stats = JudgeStats()
+    stats = Counters()
     judge, consistency = _judges(settings, stats)
     trains = settings.sft.steps or settings.align.steps
     train_items = load_items(settings.data, "train") if trains else []
@@ -135,7 +135,7 @@ def load_items(config: DataConfig, split: str) -> list[Item]:
     return sources.mark_seen(kept, config.root) if split == "test" else kept
 
 
-def _judges(settings: Settings, stats: JudgeStats) -> tuple[Judge, ConsistencyJudge | None]:
+def _judges(settings: Settings, stats: Counters) -> tuple[Judge, ConsistencyJudge | None]:
     """The judge of answers, and the one of Pareto consistency where one is wanted."""
     if not settings.judge.endpoints:
         if settings.features.frontier == "judge":
