@@ -18,7 +18,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import UserError, naming
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def build(cls: type[T], config: Mapping[str, Any], path: str) -> T:
     """The dataclass `cls` from a ConfigDict section.
 
     path: the section's name, for the message. Raises UserError on a field the class does not have or
-    a value it refuses.
+    a value it refuses, which its ValueError names first (`lr=0: must be positive`).
     """
     names = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(config) - names)
@@ -42,10 +42,9 @@ def build(cls: type[T], config: Mapping[str, Any], path: str) -> T:
     types = typing.get_type_hints(cls)
     values = {k: _plain(v, types[k], f"{path}.{k}") for k, v in config.items()}
     try:
-        return cls(**values)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
+        with naming(f"config.{path}."):
+            return cls(**values)
+    except TypeError as error:
         raise UserError(f"config.{path}: {error}") from error
 
 

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import UserError, naming
 from gtalign_jax.models.rope import RopeConfig
 
 FAMILIES = {
@@ -78,15 +78,13 @@ class ModelConfig:
 
     def __post_init__(self):
         if self.family not in FAMILIES:
-            raise UserError(f"model.family={self.family!r}: must be one of {', '.join(FAMILIES)}")
+            raise ValueError(f"family={self.family!r}: must be one of {', '.join(FAMILIES)}")
         if self.num_heads % self.num_kv_heads:
-            raise UserError(f"model.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
+            raise ValueError(f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}")
         if self.remat not in ("none", "dots", "full"):
-            raise UserError(f"model.remat={self.remat!r}: must be none, dots or full")
+            raise ValueError(f"remat={self.remat!r}: must be none, dots or full")
         if self.decode_layout not in DECODE_LAYOUTS:
-            raise UserError(
-                f"model.decode_layout={self.decode_layout!r}: use one of {', '.join(DECODE_LAYOUTS)}"
-            )
+            raise ValueError(f"decode_layout={self.decode_layout!r}: use one of {', '.join(DECODE_LAYOUTS)}")
 
     @property
     def queries_per_kv(self) -> int:
@@ -118,28 +116,29 @@ def from_hf(fields: Mapping[str, Any], where: str = "config.json") -> ModelConfi
     heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
     attention_bias = fields.get("attention_bias", False)
     window, window_layers = _sliding_window(fields, layers)
-    return ModelConfig(
-        family=family,
-        vocab_size=fields["vocab_size"],
-        hidden_size=fields["hidden_size"],
-        intermediate_size=fields["intermediate_size"],
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or (128 if family == "qwen3" else fields["hidden_size"] // heads),
-        rope=RopeConfig.from_hf(fields, where),
-        rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
-        tie_embeddings=fields.get("tie_word_embeddings", False),
-        qkv_bias=True if family == "qwen2" else attention_bias,
-        output_bias=False if family == "qwen2" else attention_bias,
-        mlp_bias=fields.get("mlp_bias", False) if family == "llama" else False,
-        qk_norm=family == "qwen3",
-        window=window,
-        window_layers=window_layers,
-        max_positions=fields.get("max_position_embeddings", 32768),
-        initializer_range=fields.get("initializer_range", 0.02),
-        source=json.dumps(dict(fields)),
-    )
+    with naming(f"{where}: "):
+        return ModelConfig(
+            family=family,
+            vocab_size=fields["vocab_size"],
+            hidden_size=fields["hidden_size"],
+            intermediate_size=fields["intermediate_size"],
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=fields.get("num_key_value_heads") or heads,
+            head_dim=fields.get("head_dim") or (128 if family == "qwen3" else fields["hidden_size"] // heads),
+            rope=RopeConfig.from_hf(fields, where),
+            rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
+            tie_embeddings=fields.get("tie_word_embeddings", False),
+            qkv_bias=True if family == "qwen2" else attention_bias,
+            output_bias=False if family == "qwen2" else attention_bias,
+            mlp_bias=fields.get("mlp_bias", False) if family == "llama" else False,
+            qk_norm=family == "qwen3",
+            window=window,
+            window_layers=window_layers,
+            max_positions=fields.get("max_position_embeddings", 32768),
+            initializer_range=fields.get("initializer_range", 0.02),
+            source=json.dumps(dict(fields)),
+        )
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:

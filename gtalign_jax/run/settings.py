@@ -44,7 +44,7 @@ class DataConfig:
 
     def __post_init__(self):
         if self.source not in ("synthetic", "gtalign"):
-            raise UserError(f"config.data.source={self.source!r}: must be synthetic or gtalign")
+            raise ValueError(f"source={self.source!r}: must be synthetic or gtalign")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ class StartConfig:
 
     def __post_init__(self):
         if self.param_dtype not in ("", "float32", "bfloat16"):
-            raise UserError(f"config.start.param_dtype={self.param_dtype!r}: must be float32 or bfloat16")
+            raise ValueError(f"param_dtype={self.param_dtype!r}: must be float32 or bfloat16")
 
     @property
     def switches(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class SftConfig:
 
     def __post_init__(self):
         if self.pack < 0:
-            raise UserError(f"config.sft.pack={self.pack}: must be 0 or the length of a row")
+            raise ValueError(f"pack={self.pack}: must be 0 or the length of a row")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +128,12 @@ class AlignConfig:
 
     def __post_init__(self):
         if self.prompts % self.prompts_at_once:
-            raise UserError(
-                f"config.align.rollout_prompts={self.rollout_prompts}: must divide prompts={self.prompts}"
-            )
+            raise ValueError(f"rollout_prompts={self.rollout_prompts}: must divide prompts={self.prompts}")
         if self.normalize not in METHODS:
-            raise UserError(f"config.align.normalize={self.normalize!r}: use one of {', '.join(METHODS)}")
+            raise ValueError(f"normalize={self.normalize!r}: use one of {', '.join(METHODS)}")
         for block in self.untrained_blocks:
             if block not in BLOCKS:
-                raise UserError(f"config.align.untrained_blocks: {block!r} is not one of {', '.join(BLOCKS)}")
+                raise ValueError(f"untrained_blocks: {block!r} is not one of {', '.join(BLOCKS)}")
 
     @property
     def prompts_at_once(self) -> int:
@@ -151,6 +149,10 @@ class EvalConfig:
     temperature: float = 1.0
     seed: int = 1234
 
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or positive")
+
 
 @dataclasses.dataclass(frozen=True)
 class SteerConfig:
@@ -162,7 +164,7 @@ class SteerConfig:
 
     def __post_init__(self):
         if self.policy not in POLICIES:
-            raise UserError(f"config.steer.policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
+            raise ValueError(f"policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, place_batch, shard_tree
 from gtalign_jax.models import layouts
 from gtalign_jax.models.config import ModelConfig
@@ -104,7 +103,7 @@ def test_auto_is_features_on_one_cpu_and_rows_on_a_mesh_or_with_lora_factors():
 
 
 def test_an_unknown_layout_is_named():
-    with pytest.raises(UserError, match="decode_layout='columns'"):
+    with pytest.raises(ValueError, match="^decode_layout='columns'"):
         dataclasses.replace(CONFIG, decode_layout="columns")
 
 

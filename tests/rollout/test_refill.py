@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
@@ -224,5 +223,5 @@ def test_which_calls_wait(engine):
     few = dataclasses.replace(engine, rows=32)
     assert not refill.waits(engine, 1000, 8)
     assert not refill.waits(few, 16, 2) and refill.waits(few, 17, 2) and refill.waits(few, 3, 3)
-    with pytest.raises(UserError, match=r"config\.engine\.rows=-1"):
+    with pytest.raises(ValueError, match="^rows=-1: must be 0"):
         EngineConfig(rows=-1)
