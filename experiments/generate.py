@@ -21,6 +21,7 @@ from gtalign_jax import jsonl
 from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.models import hf
+from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import external, lines, servers
 from gtalign_jax.rollout.backends import KINDS
@@ -100,7 +101,7 @@ def open_engine(
             buckets=buckets,
             compact_every=COMPACT_EVERY if flags.rows else 0,
             rows=flags.rows,
-            compute_dtype=flags.compute_dtype,
+            runtime=RuntimeConfig(compute_dtype=flags.compute_dtype),
         )
         return *loaded, engine_lib.rollout
     engine = folder_engine(hf.resolve_folder(flags.model), sampling=sampling, buckets=buckets)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ from ml_collections import config_flags
 from gtalign_jax.errors import UserError, naming
 
 T = TypeVar("T")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
+_REFUSALS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)  # of absl and the file
 
 
 def section(cls: type, **overrides: Any) -> ml_collections.ConfigDict:
@@ -77,8 +80,8 @@ def parse_command(
         config = values.config
         if config is not None:
             config.lock()
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(_one_line(error)) from error
+    except _REFUSALS as error:
+        raise UserError(_unknown_field(argv) or _one_line(error)) from error
     if values.help:
         print(values.get_help())
         raise SystemExit(0)
@@ -93,6 +96,26 @@ def parse_command(
 def to_json(config: ml_collections.ConfigDict) -> str:
     """The config as stable JSON, the text of `config.json`."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
+
+
+def _unknown_field(argv: Sequence[str]) -> str | None:
+    """The line about the first override whose field the config file does not have; None if none is wrong."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=[])
+    try:
+        values([arg for arg in argv if not _OVERRIDE.match(arg)], known_only=True)
+    except _REFUSALS:
+        return None  # the file itself is wrong
+    for match in filter(None, map(_OVERRIDE.match, argv)):
+        section, path = values.config, "config"
+        for name in match[1].split("."):
+            if not isinstance(section, ml_collections.ConfigDict):
+                break
+            path = f"{path}.{name}"
+            if name not in section:
+                return f"--{path}: no such field; known: {', '.join(sorted(section))}"
+            section = section[name]
+    return None
 
 
 def _one_line(error: BaseException) -> str:

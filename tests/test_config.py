@@ -34,7 +34,10 @@ def test_overrides_and_variant(config_file):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--config.sft.stepz=1", "--workdir=w"], "stepz"),
+        (["--config.sft.stepz=1", "--workdir=w"], r"^--config\.sft\.stepz: no such field; known: steps$"),
+        (["--config.tagg=1", "--workdir=w"], r"^--config\.tagg: no such field; known: lr, sft, tag$"),
+        (["--config.sft.steps=1", "--noconfig.sfft.steps", "--workdir=w"], r"^--config\.sfft: no such field"),
+        (["--config.sft.steps.more=1", "--workdir=w"], r"sft\.steps\.more"),
         (["--config.sft.steps=many", "--workdir=w"], "sft.steps"),
         (["--workdirr=w"], "workdirr"),
         ([], "--workdir"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import ml_collections
 
@@ -14,6 +13,7 @@ from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
 from gtalign_jax.learning.state import OptimizerConfig
 from gtalign_jax.mesh.sharding import MeshConfig
+from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.rewards.features import FeatureConfig
 from gtalign_jax.rewards.judges.http import HttpJudgeConfig
@@ -48,14 +48,13 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class StartConfig:
-    """The starting model: an HF folder or hub name, or "" to make one from `config.model` here.
+class StartConfig(RuntimeConfig):
+    """The starting model, and how it is computed: the fields of `RuntimeConfig` for a made and a loaded one.
 
-    vocab_size: entries of the tokenizer that is then trained on the run's own text. compute_dtype,
-    remat, scan_layers: run-time switches, for loaded models too. param_dtype: what the weights are held in,
-    `float32` or `bfloat16`; "" is float32 whatever type they are stored in. decode_layout: one of
-    `models.config.DECODE_LAYOUTS`; `gathered` decodes faster on a mesh where 1 / tensor of the model fits.
-    attention: `auto`, `xla`, `chunked`, `splash` (TPU) or `cudnn` (GPU), see `models.fused`.
+    path: an HF folder or hub name, or "" to make a model from `config.model` here. vocab_size: entries of
+    the tokenizer that is then trained on the run's own text. param_dtype: what the weights are held in,
+    `float32` or `bfloat16`; "" is float32 whatever type they are stored in. decode_layout: `gathered` decodes
+    faster on a mesh where 1 / tensor of the model fits. attention: `splash` needs a TPU, `cudnn` a GPU.
 
     warm_up: compile for every bucket of prompts that the run will meet before its first step. These programs
     would all be compiled later, so it costs no time in all; a bucket that does not fit the memory is found at
@@ -64,23 +63,25 @@ class StartConfig:
 
     path: str = ""
     vocab_size: int = 1024
-    compute_dtype: str = "float32"
-    remat: str = "none"
-    scan_layers: bool = True
     param_dtype: str = ""
-    decode_layout: str = "auto"
-    attention: str = "auto"
     warm_up: bool = True
 
     def __post_init__(self):
         if self.param_dtype not in ("", "float32", "bfloat16"):
             raise ValueError(f"param_dtype={self.param_dtype!r}: must be float32 or bfloat16")
+        _ = self.runtime  # which refuses a wrong value of the other fields
 
     @property
-    def switches(self) -> dict[str, Any]:
-        """The fields of a ModelConfig that are not in a model's own config.json."""
-        names = ("compute_dtype", "remat", "scan_layers", "param_dtype", "decode_layout", "attention")
-        return {name: getattr(self, name) for name in names if getattr(self, name) != ""}
+    def runtime(self) -> RuntimeConfig:
+        """What a ModelConfig holds of it, with a type for the weights."""
+        return RuntimeConfig(
+            compute_dtype=self.compute_dtype,
+            param_dtype=self.param_dtype or "float32",
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+            decode_layout=self.decode_layout,
+            attention=self.attention,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, shard_tree
 from gtalign_jax.models import hf, lora, peft_files, transformer
-from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.layers import Projection
 from gtalign_jax.models.lora import LoraConfig
 
@@ -79,12 +79,12 @@ def four_passes(params, config):
     }
 
 
-SWITCHES = [{"scan_layers": True}, {"scan_layers": False, "remat": "full"}]
+RUNTIMES = [RuntimeConfig(), RuntimeConfig(scan_layers=False, remat="full")]
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=["scan", "unrolled"])
-def test_adapters_compute_what_merged_weights_do(base, params, switches):
-    config = dataclasses.replace(MODEL, **switches)
+@pytest.mark.parametrize("runtime", RUNTIMES, ids=["scan", "unrolled"])
+def test_adapters_compute_what_merged_weights_do(base, params, runtime):
+    config = dataclasses.replace(MODEL, runtime=runtime)
     ours, want, plain = (four_passes(p, config) for p in (params, stacked(params), base))
     for name in ours:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours[name], want[name])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
-from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import programs, refill
@@ -91,7 +91,7 @@ def test_greedy_tokens_are_the_teacher_forced_argmax_in_every_bucket(
     engine, params, mesh, layout, compact_every
 ):
     """Ragged prompts and ends, five times as many rows as places: the ring wraps many times."""
-    model = dataclasses.replace(MODEL, decode_layout=layout)
+    model = dataclasses.replace(MODEL, runtime=RuntimeConfig(decode_layout=layout))
     if mesh is not None:
         mesh = make_mesh(mesh)
         params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
@@ -115,7 +115,7 @@ def test_greedy_tokens_are_the_teacher_forced_argmax_in_every_bucket(
 def test_sampled_rows_are_those_without_a_queue(engine, params, layout):
     """Penalty, filters, a stop string and a budget below its bucket, in both decode layouts."""
     sampling = SamplingConfig(repetition_penalty=1.3, temperature=0.9, top_k=90, top_p=0.97)
-    model = dataclasses.replace(MODEL, decode_layout=layout)
+    model = dataclasses.replace(MODEL, runtime=RuntimeConfig(decode_layout=layout))
     engine = dataclasses.replace(engine, sampling=sampling, model_config=model)
     ending = engine_lib.make_ending(engine, ["e"])
     batch, key = engine_lib.prompt_batch(engine, prompts(13)), jax.random.key(8)
