@@ -95,12 +95,12 @@ def measure(source: pathlib.Path, out: pathlib.Path) -> dict[str, float]:
     import jax
 
     from gtalign_jax.models import hf
-    from gtalign_jax.models.config import read_config
+    from gtalign_jax.models.config import RuntimeConfig, read_config
 
     peak = lambda: round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     jax.devices()
     marks, clock = {"start_gb": peak()}, time.monotonic()
-    config = read_config(source, param_dtype="bfloat16")
+    config = read_config(source, RuntimeConfig(param_dtype="bfloat16"))
     params = jax.block_until_ready(hf.load_params(source, config))
     marks |= {"import_s": round(time.monotonic() - clock, 1), "import_peak_gb": peak()}
     marks["model_gb"] = round(sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 2**30, 2)

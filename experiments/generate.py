@@ -19,8 +19,9 @@ import jax
 
 from gtalign_jax import jsonl
 from gtalign_jax.config import writable_directory
-from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.models import hf
+from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import external, lines, servers
 from gtalign_jax.rollout.backends import KINDS
@@ -73,13 +74,14 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--{name}={getattr(flags, name)}: must be at least 1")
     if flags.rows < 0:
         raise UserError(f"--rows={flags.rows}: must be 0 (all at once) or positive")
-    sampling = SamplingConfig(
-        repetition_penalty=flags.repetition_penalty,
-        temperature=flags.temperature,
-        top_k=flags.top_k,
-        top_p=flags.top_p,
-        min_p=flags.min_p,
-    )
+    with naming("--"):
+        sampling = SamplingConfig(
+            repetition_penalty=flags.repetition_penalty,
+            temperature=flags.temperature,
+            top_k=flags.top_k,
+            top_p=flags.top_p,
+            min_p=flags.min_p,
+        )
     prompts = lines.read_lines(flags.prompts)
     out = pathlib.Path(flags.out).absolute()
     writable_directory(str(out.parent), "out")
@@ -99,7 +101,7 @@ def open_engine(
             buckets=buckets,
             compact_every=COMPACT_EVERY if flags.rows else 0,
             rows=flags.rows,
-            compute_dtype=flags.compute_dtype,
+            runtime=RuntimeConfig(compute_dtype=flags.compute_dtype),
         )
         return *loaded, engine_lib.rollout
     engine = folder_engine(hf.resolve_folder(flags.model), sampling=sampling, buckets=buckets)

@@ -17,7 +17,7 @@ import jax
 
 from gtalign_jax.chain.parse import KEYS
 from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
-from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.game.payoff import GTALIGN
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.rollout.engine import BucketConfig, make_constraint
@@ -60,7 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
     if flags.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens={flags.max_new_tokens}: must be at least 1")
-    sampling = GREEDY if flags.temperature == 0 else SamplingConfig(temperature=flags.temperature)
+    with naming("--"):
+        sampling = GREEDY if flags.temperature == 0 else SamplingConfig(temperature=flags.temperature)
     buckets = BucketConfig(completion=(flags.max_new_tokens,), batch=(1,))
     engine, params = load_engine(flags.model, sampling=sampling, buckets=buckets)
     constraint = None if flags.grammar is None else make_constraint(engine, read_limits(flags.grammar))

@@ -84,9 +84,10 @@ def unplanned(settings: Settings) -> list[str]:
 
 
 def architecture(config: ml_collections.ConfigDict, settings: Settings) -> ModelConfig:
-    """The model a config describes, without its checkpoint: config.model with the start's switches."""
-    switches = settings.start.switches | {"vocab_size": settings.start.vocab_size}
-    return config_lib.build(ModelConfig, {**config.model, **switches}, "model")
+    """The model a config describes, without its checkpoint: config.model, computed as config.start says."""
+    fields = {**config.model, "vocab_size": settings.start.vocab_size}
+    model = config_lib.build(ModelConfig, fields, "model")
+    return dataclasses.replace(model, runtime=settings.start.runtime)
 
 
 def check_batches(settings: Settings, shards: int) -> None:

@@ -62,9 +62,9 @@ class FeatureConfig:
         known = {"missing": ("drop", "zero"), "chain": ("gtalign", "plain"), "frontier": ("solver", "judge")}
         for name, choices in known.items():
             if (value := getattr(self, name)) not in choices:
-                raise UserError(f"features.{name}={value!r}: must be {' or '.join(choices)}")
+                raise ValueError(f"{name}={value!r}: must be {' or '.join(choices)}")
         if self.workers < 0:
-            raise UserError(f"features.workers={self.workers}: must be 0 or more")
+            raise ValueError(f"workers={self.workers}: must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)

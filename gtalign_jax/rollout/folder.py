@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import shard_tree
 from gtalign_jax.models import hf
-from gtalign_jax.models.config import read_config
+from gtalign_jax.models.config import RuntimeConfig, read_config
 from gtalign_jax.models.transformer import logical_axes
 from gtalign_jax.rollout.engine import BucketConfig, Engine
 from gtalign_jax.rollout.sampling import SamplingConfig
@@ -45,13 +45,13 @@ def folder_engine(
     compact_every: int = 0,
     rows: int = 0,
     chat: bool = False,
-    **switches: Any,
+    runtime: RuntimeConfig | None = None,
 ) -> Engine:
     """The engine of an HF folder, without its parameters. chat: as in `load_tokenizer`.
 
-    switches: run-time fields of ModelConfig such as compute_dtype. Raises UserError as `load_engine` does.
+    runtime: how the model is computed. Raises UserError as `load_engine` does.
     """
-    config, tokenizer = read_config(folder, **switches), load_tokenizer(folder, chat)
+    config, tokenizer = read_config(folder, runtime or RuntimeConfig()), load_tokenizer(folder, chat)
     return Engine(
         tokenizer=tokenizer,
         model_config=config,

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gtalign_jax.errors import UserError
 from gtalign_jax.learning.logprobs import Limit
 from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import engine as engine_lib
@@ -45,11 +44,11 @@ class EngineConfig(ServerConfig):
         super().__post_init__()
         for name in ("compact_every", "rows"):
             if getattr(self, name) < 0:
-                raise UserError(f"config.engine.{name}={getattr(self, name)}: must be 0 (off) or positive")
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 (off) or positive")
         if self.grammar and self.kind != EMBEDDED:
-            raise UserError(f"config.engine.grammar: needs kind='embedded', not {self.kind!r}")
+            raise ValueError(f"grammar: needs kind='embedded', not {self.kind!r}")
         if self.limits != BlockLimits() and not self.grammar:
-            raise UserError("config.engine.limits: only the grammar knows blocks; set config.engine.grammar")
+            raise ValueError("limits: only the grammar knows blocks; set grammar")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

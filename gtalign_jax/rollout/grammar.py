@@ -53,7 +53,7 @@ class BlockLimits:
         for name in BLOCKS:
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise UserError(f"limits.{name}={value}: give 0 or more tokens, or None")
+                raise ValueError(f"{name}={value}: give 0 or more tokens, or None")
 
 
 def read_limits(text: str) -> BlockLimits:

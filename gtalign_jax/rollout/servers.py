@@ -38,7 +38,7 @@ class ServerConfig(PoolConfig):
 
     def __post_init__(self) -> None:
         if self.kind not in (EMBEDDED, *KINDS):
-            raise UserError(f"config.engine.kind={self.kind!r}: use one of {', '.join((EMBEDDED, *KINDS))}")
+            raise ValueError(f"kind={self.kind!r}: use one of {', '.join((EMBEDDED, *KINDS))}")
         check_numbers(self, _AT_LEAST, "config.engine")
         check_urls(self.endpoints, "config.engine.endpoints", "http://host:8000")
 

@@ -203,7 +203,7 @@ def load_folder_engine(folder: pathlib.Path, settings: Settings, mesh: Mesh) -> 
         compact_every=settings.engine.compact_every,
         rows=settings.engine.rows,
         chat=True,
-        **settings.start.switches,
+        runtime=settings.start.runtime,
     )
 
 

@@ -14,6 +14,10 @@ def not_an_algorithm():
     return {"scale": "none"}
 
 
+def not_a_choice():
+    return AlgorithmConfig(ratio="word")
+
+
 def test_presets_and_a_users_own():
     wanted = "ppo_paper ppo grpo dr_grpo dapo gspo rloo gdpo reinforce_pp cispo".split()
     assert set(wanted) <= set(PRESETS)
@@ -37,6 +41,10 @@ def test_the_papers_run():
         (f"{__name__}:nothing", "nothing"),
         (f"{__name__}:not_an_algorithm", "must return an AlgorithmConfig, not dict"),
         (f"{__name__}:PRESETS", "is not a function"),
+        (
+            f"{__name__}:not_a_choice",
+            "config.align.algorithm='.*:not_a_choice': ratio='word': must",
+        ),
         (":mine", "algorithm"),
     ],
 )
@@ -49,7 +57,7 @@ def test_a_wrong_name_is_one_line(name, message):
 @pytest.mark.parametrize(
     "fields,message",
     [
-        (dict(advantage="vtrace"), "algorithm.advantage='vtrace': must be one of group, gae, returns"),
+        (dict(advantage="vtrace"), "^advantage='vtrace': must be one of group, gae, returns"),
         (dict(scale="mean"), "must be one of std, none, rloo, batch, gdpo or module:function"),
         (dict(ratio="a:b"), "must be one of token, sequence"),
         (dict(kl_coef=0.1, kl_estimator="k1"), "no expected gradient in a loss"),
@@ -60,11 +68,11 @@ def test_a_wrong_name_is_one_line(name, message):
         (dict(std_ddof=2), "std_ddof=2"),
         (dict(overlong_margin=200.0), "must be a share"),
         (dict(component_weights=(1.0,)), "one for each"),
-        (dict(epochs=0), "algorithm.epochs=0: must be positive"),
+        (dict(epochs=0), "^epochs=0: must be positive"),
     ],
 )
 def test_a_wrong_field_is_one_line(fields, message):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         AlgorithmConfig(**fields)
     assert "\n" not in str(caught.value)
 

@@ -105,7 +105,7 @@ def test_shapes_are_few_and_the_largest_holds_everything():
 def test_a_budget_that_is_too_small_is_refused():
     with pytest.raises(UserError, match="microbatch_tokens=100: 2 devices.* take 208; raise it"):
         _ = Sizes(100, 8, slots=8, group=3, width=32, shards=2).counts
-    with pytest.raises(UserError, match="microbatch_tokens=8.*microbatches=1"):
+    with pytest.raises(ValueError, match="^microbatch_tokens=8.*microbatches=1"):
         AlgorithmConfig(microbatch_tokens=8, microbatches=2)
 
 

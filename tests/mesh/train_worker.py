@@ -30,7 +30,7 @@ from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh import cluster, processes
 from gtalign_jax.mesh.sharding import MeshConfig, batch_shards, make_mesh, shard_state, shard_tree, spread
 from gtalign_jax.models import hf, stored, transformer
-from gtalign_jax.models.config import ModelConfig, read_config
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig, read_config
 from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.run import checkpoint
 from gtalign_jax.types import Learner, Rollout, TrainState
@@ -45,7 +45,7 @@ MODEL = ModelConfig(
     num_heads=2,
     num_kv_heads=1,
     head_dim=8,
-    scan_layers=False,
+    runtime=RuntimeConfig(scan_layers=False),
     initializer_range=0.3,
 )
 EXAMPLES, BATCH, GROUP, SLOTS, WIDTH, STEPS = 24, 8, 2, 3, 5, 4
@@ -91,7 +91,7 @@ def scored_batch(step, mesh):
 
 def run(folder: pathlib.Path, mesh, phases=("sft", "grpo", "ppo")):
     """(what process 0 reports, weights after each phase)."""
-    config = read_config(folder / "start", scan_layers=False)
+    config = read_config(folder / "start", RuntimeConfig(scan_layers=False))
     shardings = shard_tree(transformer.logical_axes(config), mesh, hf.abstract_params(config))
     with jax.set_mesh(mesh), counted_reads() as read:
         params = hf.load_params(folder / "start", config, shardings)

@@ -63,7 +63,7 @@ def test_batches_divide_over_the_intended_slices(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_pods_decode_from_gathered_weights(name):
-    assert architecture(*load(name)).decode_layout == "gathered"
+    assert architecture(*load(name)).runtime.decode_layout == "gathered"
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -11,7 +11,7 @@ from gtalign_jax.learning.algorithm import AlgorithmConfig
 from gtalign_jax.learning.experience import make_experience
 from gtalign_jax.learning.logprobs import Limit, token_logprobs
 from gtalign_jax.learning.update import policy_step_loss
-from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.transformer import forward_shared, init_params, unembed
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import grammar
@@ -34,7 +34,7 @@ def engine(tokenizer) -> Engine:
         num_kv_heads=1,
         head_dim=8,
         initializer_range=0.3,
-        scan_layers=False,
+        runtime=RuntimeConfig(scan_layers=False),
     )
     buckets = BucketConfig(prompt=(4,), completion=(N,), batch=(4,))
     return Engine(

@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_named(engine, params):
     batch = engine_lib.prompt_batch(engine, [[1]])
     with pytest.raises(UserError, match=r"max_new_tokens needs 13 slots.*buckets\.completion"):
         engine_lib.rollout(engine, params, batch, jax.random.key(0), 1, 13)
-    with pytest.raises(UserError, match=r"buckets\.prompt=\(8, 4\)"):
+    with pytest.raises(ValueError, match=r"^prompt=\(8, 4\): give positive sizes, increasing"):
         BucketConfig(prompt=(8, 4))
 
 

@@ -409,7 +409,7 @@ def test_a_constraint_is_refused(engine, batch):
     ],
 )
 def test_a_config_that_cannot_work_is_named(fields, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         servers.connect(ServerConfig(**{"kind": "vllm", "endpoints": ("http://h",), "model": "m"} | fields))
 
 

@@ -162,6 +162,21 @@ def test_a_failed_run_leaves_the_old_output(folder, tmp_path, capsys):
     assert out.read_text() == "old" and "p.jsonl:2: token_ids" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "line"),
+    [
+        (generate, "--top_p=0", "error: --top_p=0.0: must be in (0, 1]\n"),
+        (generate, "--temperature=-1", "error: --temperature=-1.0: must be 0 (greedy) or positive\n"),
+        (steer, "--temperature=-1", "error: --temperature=-1.0: must be 0 (greedy) or positive\n"),
+    ],
+)
+def test_a_sampling_flag_out_of_range_is_one_line_that_names_it(capsys, command, flag, line):
+    rest = ["--prompt=x"] if command is steer else ["--prompts=x", "--out=x"]
+    with pytest.raises(SystemExit):
+        command.main(["--model=x", *rest, flag])
+    assert capsys.readouterr().err == line
+
+
 def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text('{"prompt": "a\u2028b"}\n\n{"prompt": "c"}\n', encoding="utf-8")

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
-from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import programs, refill
@@ -92,7 +91,7 @@ def test_greedy_tokens_are_the_teacher_forced_argmax_in_every_bucket(
     engine, params, mesh, layout, compact_every
 ):
     """Ragged prompts and ends, five times as many rows as places: the ring wraps many times."""
-    model = dataclasses.replace(MODEL, decode_layout=layout)
+    model = dataclasses.replace(MODEL, runtime=RuntimeConfig(decode_layout=layout))
     if mesh is not None:
         mesh = make_mesh(mesh)
         params = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
@@ -116,7 +115,7 @@ def test_greedy_tokens_are_the_teacher_forced_argmax_in_every_bucket(
 def test_sampled_rows_are_those_without_a_queue(engine, params, layout):
     """Penalty, filters, a stop string and a budget below its bucket, in both decode layouts."""
     sampling = SamplingConfig(repetition_penalty=1.3, temperature=0.9, top_k=90, top_p=0.97)
-    model = dataclasses.replace(MODEL, decode_layout=layout)
+    model = dataclasses.replace(MODEL, runtime=RuntimeConfig(decode_layout=layout))
     engine = dataclasses.replace(engine, sampling=sampling, model_config=model)
     ending = engine_lib.make_ending(engine, ["e"])
     batch, key = engine_lib.prompt_batch(engine, prompts(13)), jax.random.key(8)
@@ -224,5 +223,5 @@ def test_which_calls_wait(engine):
     few = dataclasses.replace(engine, rows=32)
     assert not refill.waits(engine, 1000, 8)
     assert not refill.waits(few, 16, 2) and refill.waits(few, 17, 2) and refill.waits(few, 3, 3)
-    with pytest.raises(UserError, match=r"config\.engine\.rows=-1"):
+    with pytest.raises(ValueError, match="^rows=-1: must be 0"):
         EngineConfig(rows=-1)

@@ -198,7 +198,7 @@ def test_one_switch_holds_sampler_and_trainer_to_the_grammar(job, tmp_path):
     limit = generator_lib.trainer_limit(generator, 77)
     assert generator.server is None and int(limit.states.args[0].budget) == 77
     assert generator_lib.trainer_limit(job.generator, 77) is None and job.generator.constraint is None
-    with pytest.raises(UserError, match="config.engine.grammar: needs kind='embedded'"):
+    with pytest.raises(ValueError, match="^grammar: needs kind='embedded'"):
         dataclasses.replace(config, kind="vllm")
 
 
@@ -210,7 +210,7 @@ def test_limits_of_blocks_come_from_the_config(job, tmp_path):
     assert np.asarray(generator.constraint.limit).tolist() == [7, *[UNLIMITED] * 4]
     limit = generator_lib.trainer_limit(generator, 77)
     assert limit.states.args[0].limit[0] == 7
-    with pytest.raises(UserError, match="config.engine.limits: only the grammar knows blocks"):
+    with pytest.raises(ValueError, match="^limits: only the grammar knows blocks"):
         dataclasses.replace(settings.engine, grammar=False)
 
 
