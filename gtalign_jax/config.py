@@ -8,11 +8,12 @@ define, so each default stands in one place; `build` turns a part back into its 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ml_collections
@@ -56,6 +57,20 @@ def _plain(value: Any, kind: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ml_collections.ConfigDict):
         return build(kind, value, path)
     return tuple(value) if isinstance(value, list) else value
+
+
+def load_symbol(path: str, where: str) -> Callable[..., Any]:
+    """The function at `module:function`. where: the field or flag it was named in, for the UserError."""
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UserError(f"{where}={path!r}: write module:function")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+        raise UserError(f"{where}={path!r}: {' '.join(str(error).split())}") from error
+    if not callable(found):
+        raise UserError(f"{where}={path!r}: {name} is not a function")
+    return found
 
 
 def parse_command(

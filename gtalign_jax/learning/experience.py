@@ -15,6 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gtalign_jax.config import load_symbol
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning.advantages import (
     decoupled_advantages,
@@ -23,7 +24,7 @@ from gtalign_jax.learning.advantages import (
     group_advantages,
     whiten,
 )
-from gtalign_jax.learning.algorithm import AlgorithmConfig, load_function
+from gtalign_jax.learning.algorithm import AlgorithmConfig
 from gtalign_jax.learning.logprobs import Limit, token_logprobs
 from gtalign_jax.learning.losses import kl_estimate, soft_overlong_penalty, truncated_is_weight
 from gtalign_jax.learning.packing import in_packed_rows
@@ -220,7 +221,7 @@ def compute_advantages(
         return whiten(discounted_returns(token_reward, known, config.gamma), mask), None
     total = reward if token_penalty is None else reward - jnp.sum(token_penalty, axis=-1)
     if ":" in config.scale:
-        advantage = jnp.where(valid, load_function(config.scale, "scale")(total, valid), 0.0)
+        advantage = jnp.where(valid, load_symbol(config.scale, "config.algorithm.scale")(total, valid), 0.0)
     else:
         advantage = group_advantages(total, valid, config.scale, ddof=config.std_ddof, eps=config.std_eps)
     return advantage[..., None] * mask, None

@@ -8,7 +8,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from gtalign_jax.learning.algorithm import AlgorithmConfig, load_function
+from gtalign_jax.config import load_symbol
+from gtalign_jax.learning.algorithm import AlgorithmConfig
 from gtalign_jax.types import Array, Ratio
 
 # exp of a larger log-ratio is cut here: one broken token must not turn the whole step into inf.
@@ -132,7 +133,7 @@ def _objective(
             dual = (advantage < 0) & (ratio > config.dual_clip)
             objective = jnp.where(dual, config.dual_clip * advantage, objective)
     else:
-        objective = load_function(config.loss, "loss")(ratio, bounded, advantage, logp)
+        objective = load_symbol(config.loss, "config.algorithm.loss")(ratio, bounded, advantage, logp)
     share = {"clipped": low | high | dual, "clip_low": low, "clip_high": high, "clip_dual": dual}
     metrics = {f"ratio/{name}": x.astype(jnp.float32) for name, x in share.items()}
     return objective, metrics | {"ratio/mean": ratio}
