@@ -1,40 +1,15 @@
 """The game of one turn: payoff matrices [..., U, A, 2] and what follows from them.
 
 Axes: user move, assistant action, player (LLM first, then user). Functions take NumPy or JAX arrays of
-any leading shape and are pure; names and sizes come from a `Game`.
+any leading shape and are pure; the names are those of `game.moves`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax.numpy as jnp
 
+from gtalign_jax.game.moves import LLM, USER
 from gtalign_jax.types import Array
-
-LLM, USER = 0, 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Game:
-    """Names of the moves, in array order. `keys` are the matrix's JSON keys, in their written order."""
-
-    user_moves: tuple[str, ...] = ("VQ", "DQ")
-    actions: tuple[str, ...] = ("DA", "CQ", "AQ")
-    players: tuple[str, str] = ("LLM", "user")
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(sorted(f"{move}_{action}" for move in self.user_moves for action in self.actions))
-
-    def cell(self, key: str) -> tuple[int, int]:
-        """Array indices of a key such as `DQ_AQ`."""
-        move, action = key.split("_")
-        return self.user_moves.index(move), self.actions.index(action)
-
-
-GTALIGN = Game()
-USER_MOVES, ACTIONS, PLAYERS = GTALIGN.user_moves, GTALIGN.actions, GTALIGN.players
 
 
 def pareto_frontier(payoff: Array) -> Array:

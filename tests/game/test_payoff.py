@@ -4,28 +4,43 @@ import jax
 import numpy as np
 import pytest
 
-from gtalign_jax.game import payoff, pricing
-from gtalign_jax.game.payoff import LLM, USER
+from gtalign_jax.game import moves, payoff, pricing
+from gtalign_jax.game.moves import LLM, USER
 
 
 def matrix(cells: dict[str, tuple[float, float]]) -> np.ndarray:
     """[2, 3, 2] from (user, llm) pairs by key; other cells are (-5, -5)."""
     found = np.full((2, 3, 2), -5.0, np.float32)
     for key, (user, llm) in cells.items():
-        found[payoff.GTALIGN.cell(key)] = (llm, user)
+        found[moves.GTALIGN.cell(key)] = (llm, user)
     return found
 
 
 def key_of(table) -> str:
     move, action = payoff.welfare_optimal(table)
-    return f"{payoff.USER_MOVES[int(move)]}_{payoff.ACTIONS[int(action)]}"
+    return f"{moves.USER_MOVES[int(move)]}_{moves.ACTIONS[int(action)]}"
 
 
 def test_names_and_places():
-    assert payoff.GTALIGN.keys == ("DQ_AQ", "DQ_CQ", "DQ_DA", "VQ_AQ", "VQ_CQ", "VQ_DA")
-    assert payoff.GTALIGN.cell("DQ_AQ") == (1, 2)
-    wide = payoff.Game(user_moves=("a", "b", "c"), actions=("x", "y"))
+    assert moves.GTALIGN.keys == ("DQ_AQ", "DQ_CQ", "DQ_DA", "VQ_AQ", "VQ_CQ", "VQ_DA")
+    assert moves.GTALIGN.cell("DQ_AQ") == (1, 2)
+    wide = moves.Game(user_moves=("a", "b", "c"), actions=("x", "y"))
     assert len(wide.keys) == 6 and wide.cell("c_y") == (2, 1)
+    assert (moves.GTALIGN.shape, wide.shape) == ((2, 3, 2), (3, 2, 2))
+
+
+def test_a_name_is_split_where_its_game_says():
+    wide = moves.Game(user_moves=("ask", "tell"), actions=("wait", "reply"))
+    for game in (moves.GTALIGN, wide):
+        for move in game.user_moves:
+            for action in game.actions:
+                assert game.split(f"{move}_{action}") == (move, action)
+                assert game.split(action) == (None, action)
+    for name in ("AQUA", "XX_AQ", "_AQ", "VQ", "VQ_", "", "ask_wait"):
+        with pytest.raises(ValueError, match="no cell or action of a game with DQ_AQ, "):
+            moves.GTALIGN.split(name)
+    with pytest.raises(ValueError):
+        moves.GTALIGN.cell("AQ")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +86,7 @@ def test_cell_welfare_counts_gains_above_the_floor():
 
 def test_a_side_may_choose_for_itself():
     table = matrix({"VQ_DA": (1, 4), "DQ_AQ": (4, 1), "VQ_CQ": (3, 3)})
-    actions = {rule: payoff.ACTIONS[int(payoff.choose(table, rule))] for rule in ("welfare", "llm", "user")}
+    actions = {rule: moves.ACTIONS[int(payoff.choose(table, rule))] for rule in ("welfare", "llm", "user")}
     assert actions == {"welfare": "CQ", "llm": "DA", "user": "AQ"}
 
 
