@@ -16,12 +16,17 @@ def pareto_frontier(payoff: Array) -> Array:
     """Cells that no other cell dominates: bool [..., U, A] of payoff [..., U, A, 2].
 
     A cell dominates another when it is at least as good for both players and better for one; equal
-    cells do not dominate each other.
+    cells do not dominate each other. Every pair of cells is compared; of many points,
+    `game.pareto.frontier` sorts instead. A NumPy array stays one, in its own precision.
     """
-    points = payoff.reshape(*payoff.shape[:-3], -1, 2)
-    mine, other = points[..., :, None, :], points[..., None, :, :]
-    dominated = jnp.any(jnp.all(other >= mine, axis=-1) & jnp.any(other > mine, axis=-1), axis=-1)
-    return ~dominated.reshape(payoff.shape[:-1])
+    *batch, moves, actions, _ = payoff.shape
+    cells = payoff.reshape(*batch, moves * actions, 2)
+    # Matrices along the last axis: rows of a whole batch are what NumPy is quick at.
+    axes = len(batch) + 1, len(batch), *range(len(batch))
+    llm, user = cells.transpose(axes).copy()  # [C, ...] each
+    no_worse = (llm[:, None] >= llm) & (user[:, None] >= user)
+    dominated = (no_worse & ((llm[:, None] > llm) | (user[:, None] > user))).any(axis=0)
+    return ~dominated.transpose(*range(1, len(batch) + 1), 0).reshape(payoff.shape[:-1])
 
 
 def cell_welfare(payoff: Array, floor: float = -5.0) -> Array:
@@ -48,7 +53,7 @@ def welfare_optimal(payoff: Array, floor: float = -5.0) -> tuple[Array, Array]:
     for criterion, slack in criteria:
         value = jnp.where(best, flat(criterion), -jnp.inf)
         top = jnp.max(value, axis=-1, keepdims=True)
-        best &= value >= top - slack * (1.0 + jnp.abs(top))
+        best = best & (value >= top - slack * (1.0 + jnp.abs(top)))
     index = jnp.argmax(best, axis=-1).astype(jnp.int32)
     return index // shape[-1], index % shape[-1]
 

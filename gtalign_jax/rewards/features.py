@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ import numpy as np
 from gtalign_jax.chain.parse import Chain, named_choice
 from gtalign_jax.errors import UserError
 from gtalign_jax.game.moves import ACTIONS, GTALIGN, USER_MOVES
+from gtalign_jax.game.payoff import pareto_frontier
 from gtalign_jax.rewards import reading
 from gtalign_jax.rewards.judges.base import (
     ConsistencyJudge,
@@ -131,7 +131,8 @@ def frontier_consistency(payoff: np.ndarray, choice: Sequence[str | None]) -> np
     1: that cell is on the Pareto frontier, or, for an action, one of its cells is. 0.5: the cell is not,
     but the other cell of the same action is: the right action for a wrong reason. 0 otherwise.
     """
-    on_frontier = _frontier(np.asarray(payoff, np.float64))
+    # On the host, because a jitted call would compile anew for each batch size.
+    on_frontier = pareto_frontier(np.asarray(payoff, np.float64))
     names = [GTALIGN.split(c) if c else (None, ACTIONS[0]) for c in choice]
     index = np.array([ACTIONS.index(action) for _, action in names], int)
     moves = np.array([-1 if move is None else USER_MOVES.index(move) for move, _ in names], int)
@@ -140,21 +141,6 @@ def frontier_consistency(payoff: np.ndarray, choice: Sequence[str | None]) -> np
     cell_on = np.where(moves < 0, action_on, on_frontier[rows, moves, index])
     named = np.array([c is not None for c in choice], bool)
     return (named * np.where(cell_on, 1.0, 0.5 * action_on)).astype(np.float32)
-
-
-def _frontier(payoff: np.ndarray) -> np.ndarray:
-    """Cells that no other dominates, bool [B, 2, 3]: `game.payoff.pareto_frontier` in float64, for any B.
-
-    On the host, because a jitted call would compile anew for each batch size; cell by cell, because rows of
-    length B are what NumPy is quick at.
-    """
-    points = payoff.reshape(len(payoff), math.prod(payoff.shape[1:-1]), 2)
-    llm, user = np.ascontiguousarray(points.T)  # [C, B] each
-    on_frontier = np.ones(llm.shape, bool)
-    for cell, other in itertools.permutations(range(len(llm)), 2):
-        no_worse = (llm[other] >= llm[cell]) & (user[other] >= user[cell])
-        on_frontier[cell] &= ~(no_worse & ((llm[other] > llm[cell]) | (user[other] > user[cell])))
-    return on_frontier.T.reshape(payoff.shape[:-1])
 
 
 def _judged_consistency(

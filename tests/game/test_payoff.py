@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from gtalign_jax.game import moves, payoff, pricing
+from gtalign_jax.game import moves, pareto, payoff, pricing
 from gtalign_jax.game.moves import LLM, USER
 
 
@@ -41,6 +41,26 @@ def test_a_name_is_split_where_its_game_says():
             moves.GTALIGN.split(name)
     with pytest.raises(ValueError):
         moves.GTALIGN.cell("AQ")
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (300,), (4, 5), (0,)])
+@pytest.mark.parametrize("game", [moves.GTALIGN, moves.Game(user_moves=("a", "b", "c"), actions=("x", "y"))])
+def test_the_frontier_of_numpy_and_jax_arrays_is_that_of_point_sets(batch, game):
+    tables = np.random.default_rng(0).integers(-2, 3, (*batch, *game.shape)).astype(np.float64)
+    found = payoff.pareto_frontier(tables)
+    assert isinstance(found, np.ndarray) and found.shape == tables.shape[:-1] and found.dtype == bool
+    expected = [pareto.frontier(table.reshape(-1, 2)) for table in tables.reshape(-1, *game.shape)]
+    np.testing.assert_array_equal(found, np.reshape(np.array(expected, bool), found.shape))
+    for again in (payoff.pareto_frontier, jax.jit(payoff.pareto_frontier)):
+        np.testing.assert_array_equal(again(jax.numpy.asarray(tables)), found)
+
+
+def test_the_frontier_of_doubles_is_told_in_doubles():
+    table = np.zeros((2, 1, 2))
+    table[0] += 1e-12
+    assert payoff.pareto_frontier(table).tolist() == [[True], [False]]
+    assert payoff.pareto_frontier(1 + table).tolist() == [[True], [False]]
+    assert np.asarray(payoff.pareto_frontier(jax.numpy.asarray(1 + table))).all()  # float32 sees them equal
 
 
 @pytest.mark.parametrize(
