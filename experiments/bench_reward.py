@@ -35,6 +35,7 @@ import numpy as np
 
 from gtalign_jax.chain.prompt import format_chain
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.game.moves import KEYS
 from gtalign_jax.rewards.features import FeatureConfig, extract
 from gtalign_jax.rewards.judges.base import JudgeRequest, Verdict
 from gtalign_jax.rewards.judges.verdict import read_verdict
@@ -115,7 +116,6 @@ _FORMAT = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _QUOTES = {"“": '"', "”": '"', "‘": "'", "’": "'"}
-_CELLS = {f"{move}_{action}" for move in ("VQ", "DQ") for action in ("DA", "CQ", "AQ")}
 
 
 def peer_score(row: Row) -> dict[str, float]:
@@ -155,7 +155,7 @@ def peer_matrix(text: str | None) -> dict | None:
         value = json.loads(text or "")
     except ValueError:
         return None
-    if not isinstance(value, dict) or set(value) != _CELLS:
+    if not isinstance(value, dict) or set(value) != set(KEYS):
         return None
     for cell in value.values():
         if not isinstance(cell, dict) or set(cell) != {"LLM", "user"}:

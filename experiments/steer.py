@@ -15,10 +15,9 @@ from typing import Any
 
 import jax
 
-from gtalign_jax.chain.parse import KEYS
 from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
-from gtalign_jax.game.payoff import GTALIGN
+from gtalign_jax.game.moves import GTALIGN, KEYS
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.rollout.engine import BucketConfig, make_constraint
 from gtalign_jax.rollout.folder import load_engine

@@ -39,7 +39,7 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import folder_engine
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
-from gtalign_jax.run.settings import DataConfig, Settings, make_settings
+from gtalign_jax.run.settings import DataConfig, Settings, check_batches, make_settings
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     """Read the data, make or find the starting model, and prepare prompts and demonstrations."""
     settings = make_settings(config)
     mesh = make_mesh(settings.mesh)
-    _check_batches(settings, batch_shards(mesh))
+    check_batches(settings, batch_shards(mesh))
     _warn(settings)
     reward_fn = resolve_reward(config.reward.fn)
     stats = Counters()
@@ -160,21 +160,6 @@ def _warn(settings: Settings) -> None:
     trains_all = (settings.sft.steps or settings.align.steps) and not settings.lora.rank
     if settings.start.param_dtype == "bfloat16" and trains_all:
         log.warning("config.start.param_dtype: small updates are lost in bfloat16; set config.lora.rank")
-
-
-def _check_batches(settings: Settings, shards: int) -> None:
-    """Every batch of prompts must be split evenly over the mesh."""
-    for name in ("sft", "align"):
-        prompts, microbatches = getattr(settings, name).prompts, 1
-        if name == "sft":
-            microbatches = settings.sft.microbatches
-        else:
-            microbatches = settings.algorithm.minibatches * settings.algorithm.microbatches
-        if prompts % (microbatches * shards):
-            raise UserError(
-                f"config.{name}.prompts={prompts}: must be a multiple of {microbatches} (mini- and "
-                f"micro-batches) times {shards} (devices that split the batch)"
-            )
 
 
 def _check_budget(settings: Settings, train: PromptSet, shards: int) -> None:

@@ -242,3 +242,17 @@ def make_settings(config: ml_collections.ConfigDict) -> Settings:
             "config.align.overlap: dynamic_sampling refills after judging; switch one of them off"
         )
     return settings
+
+
+def check_batches(settings: Settings, shards: int) -> None:
+    """Refuse prompts of a phase that its updates, and `shards` devices in each, cannot share evenly."""
+    algorithm = settings.algorithm
+    parts = {"sft": settings.sft.microbatches, "align": algorithm.minibatches * algorithm.microbatches}
+    for name, count in parts.items():
+        section = getattr(settings, name)
+        if section.steps and section.prompts % (count * shards):
+            raise UserError(
+                f"config.{name}.prompts={section.prompts}: must be a multiple of {count} (mini- and "
+                f"micro-batches) times {shards} (devices that split the batch); lower them or "
+                "config.mesh.fsdp"
+            )

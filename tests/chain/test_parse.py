@@ -9,13 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtalign_jax.chain.parse import (
-    ACTIONS,
     BLOCKS,
-    KEYS,
     MAX_CHARS,
     MAX_ERRORS,
-    PLAYERS,
-    USER_MOVES,
     chosen_action,
     named_choice,
     parse_chain,
@@ -23,6 +19,7 @@ from gtalign_jax.chain.parse import (
     plain_chain,
 )
 from gtalign_jax.chain.prompt import format_chain, payoff_json
+from gtalign_jax.game.moves import ACTIONS, KEYS, PLAYERS, USER_MOVES
 
 MATRIX = np.arange(12.0).reshape(2, 3, 2) / 10
 GOOD = format_chain("Think.", MATRIX, "The frontier is DQ_AQ: choose DQ_AQ.", "Answer?")

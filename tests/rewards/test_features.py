@@ -1,6 +1,8 @@
 """From texts to features: lengths, verdict policies, consistency P, plain answers, worker processes."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -8,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtalign_jax.chain.parse import ACTIONS, KEYS, USER_MOVES
 from gtalign_jax.chain.prompt import format_chain
 from gtalign_jax.errors import UserError
+from gtalign_jax.game.moves import ACTIONS, KEYS, USER_MOVES
 from gtalign_jax.game.payoff import pareto_frontier
 from gtalign_jax.rewards.features import FeatureConfig, extract, frontier_consistency
 from gtalign_jax.rewards.judges.base import Verdict
@@ -39,6 +41,11 @@ def judge_of(score, seen=None):
         return [Verdict(score, "" if score is not None else "timeout")] * len(requests)
 
     return judge
+
+
+def test_worker_processes_do_not_load_jax():
+    code = "import sys, gtalign_jax.rewards.reading; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_what_is_read_from_one_chain():
