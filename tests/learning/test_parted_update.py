@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from gtalign_jax.learning.part_scores import make_parted_experience
+from gtalign_jax.learning.parted import make_parted_update, plan_update
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -19,8 +21,6 @@ from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
 from gtalign_jax.learning.experience import make_experience
 from gtalign_jax.learning.logprobs import Limit
 from gtalign_jax.learning.microbatches import Sizes, first_fit, plan_parts, row_shapes
-from gtalign_jax.learning.part_scores import make_parted_experience
-from gtalign_jax.learning.parted import make_parted_update, plan_update
 from gtalign_jax.learning.state import OptimizerConfig, init_state, make_optimizer
 from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, partition_spec, place_batch, spread

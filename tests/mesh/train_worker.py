@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from gtalign_jax.learning.part_scores import make_parted_experience
+from gtalign_jax.learning.parted import make_parted_update, plan_update
 
 from gtalign_jax.data import loader
 from gtalign_jax.learning.algorithm import PRESETS
 from gtalign_jax.learning.experience import make_experience
-from gtalign_jax.learning.part_scores import make_parted_experience
-from gtalign_jax.learning.parted import make_parted_update, plan_update
 from gtalign_jax.learning.sft import SftBatch, make_sft_update
 from gtalign_jax.learning.state import OptimizerConfig, init_learner, make_optimizer
 from gtalign_jax.learning.update import make_update
