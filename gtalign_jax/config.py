@@ -108,18 +108,6 @@ def parse_command(
     return config, {name: values[name].value for name in (*required, *optional)}
 
 
-def load_symbol(path: str, where: str) -> Callable[..., Any]:
-    """The function at `module:function`; where: the config field it comes from, for the error."""
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}={path!r}: {error}") from error
-    if not callable(found):
-        raise UserError(f"{where}={path!r}: {name} is not a function")
-    return found
-
-
 def to_json(config: ml_collections.ConfigDict) -> str:
     """The config as stable JSON, the text of `config.json`."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"

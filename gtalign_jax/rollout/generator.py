@@ -110,10 +110,13 @@ def hand_over(generator: Generator, engine: Engine, params: PyTree, due: bool = 
 
 def trainer_limit(generator: Generator, max_new_tokens: int) -> Limit | None:
     """What holds the trainer's distributions to the grammar, as it held the sampler's; None without one."""
-    if generator.constraint is None:
-        return None
+    return None if generator.constraint is None else limit_of(generator.constraint, max_new_tokens)
+
+
+def limit_of(constraint: Constraint, max_new_tokens: int) -> Limit:
+    """A constraint as the trainer is held to it."""
     # Host copies, which every program that is compiled with them takes as constants of a few megabytes.
-    tables = processes.fetch(generator.constraint)._replace(budget=np.int32(max_new_tokens))
+    tables = processes.fetch(constraint)._replace(budget=np.int32(max_new_tokens))
     states, logits = (functools.partial(f, tables) for f in (grammar.action_states, grammar.limited_logits))
     return Limit(states, logits)
 

@@ -36,7 +36,7 @@ from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.rollout.folder import folder_engine
+from gtalign_jax.rollout.folder import EngineOptions, folder_engine
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
 from gtalign_jax.run.settings import DataConfig, Settings, check_batches, make_settings
@@ -180,16 +180,15 @@ def load_start(job: Job) -> PyTree:
 
 def load_folder_engine(folder: pathlib.Path, settings: Settings, mesh: Mesh) -> Engine:
     """An engine for an HF folder at the run's sampling and buckets; parameters are loaded apart."""
-    return folder_engine(
-        folder,
+    options = EngineOptions(
         sampling=settings.sampling,
         buckets=settings.buckets,
         mesh=mesh,
         compact_every=settings.engine.compact_every,
         rows=settings.engine.rows,
-        chat=True,
         runtime=settings.start.runtime,
     )
+    return folder_engine(folder, options, chat=True)
 
 
 def start_folder(settings: Settings, workdir: pathlib.Path) -> pathlib.Path:
