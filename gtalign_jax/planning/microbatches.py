@@ -1,4 +1,4 @@
-"""The programs of learning in micro-batches by token count, of the largest shape (`rl.parted`).
+"""The programs of learning in micro-batches by token count, of the largest shape (`learning.parted`).
 
 How often a step calls them is counted for completions that all fill their budget. What is left out,
 advantages and sums of metrics, is small.
