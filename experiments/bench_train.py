@@ -10,7 +10,7 @@
     ragged   twice W's prompts with log-normal lengths: micro-batches by token count beside padded ones
     pack     chains of log-normal lengths: a supervised step on packed rows beside padded ones
 
-Ours are `sft.update.make_sft_update` and `rl.update.make_update`, as `experiments.train` calls them:
+Ours are `learning.sft.make_sft_update` and `learning.update.make_update`, as `experiments.train` calls them:
 `shared` has a group's prompt once, `rows` repeats it for every completion. The peer is transformers'
 Qwen2 in eager PyTorch on separate rows without padding, logits at the completions only, with the same
 weights, tokens, clipping and AdamW; that the first losses agree is checked. Every rate counts the tokens

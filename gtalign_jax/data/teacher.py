@@ -35,7 +35,6 @@ class TeacherConfig:
 
 
 MARGIN = 0.1  # a closer call would be noise to a small model
-IDEAL = TeacherConfig(1.0, 1.0, 0.0, 0.0, 1)
 
 _THOUGHTS = (
     "A direct answer ends the turn at once.",

@@ -101,22 +101,8 @@ class MeshConfig:
         return tuple(sizes)
 
 
-PRESETS = {
-    "single": MeshConfig(),
-    "gpu_node": MeshConfig(fsdp=-1),
-    "v5e-16": MeshConfig(fsdp=-1),
-    "v5e-256": MeshConfig(fsdp=-1, tensor=4),
-    "v5p-64": MeshConfig(fsdp=-1, tensor=4),
-    "two_slices": MeshConfig(fsdp=-1, tensor=4, slices=2),
-}
-
-
-def make_mesh(config: MeshConfig | str, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a config or preset name over the first devices that it needs (default: all)."""
-    if isinstance(config, str):
-        if config not in PRESETS:
-            raise UserError(f"mesh={config!r}: no such preset; use one of {', '.join(PRESETS)}")
-        config = PRESETS[config]
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a config over the first devices that it needs (default: of all)."""
     devices = jax.devices() if devices is None else list(devices)
     shape = config.shape(len(devices))
     types = (AxisType.Auto,) * len(MESH_AXES)

@@ -118,7 +118,7 @@ def welfare_parts(features: Features, c: RewardConfig) -> tuple[Array, Array, di
 
 def component_weights(config: RewardConfig) -> dict[str, float]:
     """The weight in U or L of each of `Reward.parts`, for decoupled normalisation (GDPO): each part is
-    normalised in its group, then the parts are summed with these weights (`rl.advantages`)."""
+    normalised in its group, then the parts are summed with these weights (`learning.advantages`)."""
     return {
         "format": config.llm_format,
         "payoff": config.llm_payoff,

@@ -107,7 +107,7 @@ class SftConfig:
 class AlignConfig:
     """Alignment: `steps` rollouts of `group_size` samples for each of `prompts` prompts.
 
-    algorithm: a preset of `rl.algorithm` or module:function. normalize: how rewards are made comparable
+    algorithm: a preset of `learning.algorithm` or module:function. normalize: how rewards are made comparable
     between the tasks of a batch, one of `rewards.normalize.METHODS`. untrained_blocks: blocks whose tokens
     earn no advantage, only the KL to the reference; with `analyze` among them the choice goes on following
     the matrix, so the reward is earned by writing the right matrix. rollout_prompts: how many prompts are
