@@ -52,7 +52,7 @@ assert FIRST in TEXT
 
 
 @pytest.mark.parametrize(
-    "text, reason",
+    ("text", "reason"),
     [
         ("", "payoff: not a JSON object"),
         ("[]", "payoff: unreadable at character 0"),

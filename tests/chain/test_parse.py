@@ -44,7 +44,7 @@ def test_a_missing_block_costs_the_format_and_is_named(name):
 
 
 @pytest.mark.parametrize(
-    "text, reason",
+    ("text", "reason"),
     [
         ("Sure. " + GOOD, "text: something stands outside the four blocks"),
         (GOOD + "\nBye.", "text: something stands outside the four blocks"),
@@ -91,7 +91,7 @@ def test_a_plain_answer_is_its_own_response():
 
 
 @pytest.mark.parametrize(
-    "analyze, choice",
+    ("analyze", "choice"),
     [
         ("DA 1.0 2.0, CQ 0.0 1.0: choose CQ.", "CQ"),
         ("The frontier is VQ_DA and DQ_AQ; I take DQ_AQ", "DQ_AQ"),

@@ -34,7 +34,7 @@ def test_the_papers_run():
 
 
 @pytest.mark.parametrize(
-    "name,message",
+    ("name", "message"),
     [
         ("grpoo", "use one of ppo_paper, ppo, grpo"),
         ("no_such_module:f", "No module named"),
@@ -55,7 +55,7 @@ def test_a_wrong_name_is_one_line(name, message):
 
 
 @pytest.mark.parametrize(
-    "fields,message",
+    ("fields", "message"),
     [
         (dict(advantage="vtrace"), "^advantage='vtrace': must be one of group, gae, returns"),
         (dict(scale="mean"), "must be one of std, none, rloo, batch, gdpo or module:function"),

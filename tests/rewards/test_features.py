@@ -79,7 +79,7 @@ def test_a_broken_chain_is_not_judged_and_earns_nothing():
 
 
 @pytest.mark.parametrize("score", [None, float("nan"), float("inf")])
-@pytest.mark.parametrize("policy, valid", [("drop", False), ("zero", True)])
+@pytest.mark.parametrize(("policy", "valid"), [("drop", False), ("zero", True)])
 def test_a_missing_verdict_follows_the_policy(score, policy, valid):
     batch = extract([chain()], [Asked()], judge_of(score), FeatureConfig(missing=policy))
     assert batch.features.valid[0] == valid
@@ -92,7 +92,7 @@ def test_a_judge_that_loses_verdicts_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "field, value, message",
+    ("field", "value", "message"),
     [
         ("missing", "skip", "must be drop or zero"),
         ("chain", "x", "gtalign or plain"),

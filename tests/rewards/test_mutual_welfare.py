@@ -131,7 +131,7 @@ def test_gradients_are_finite_everywhere(name):
 
 
 @pytest.mark.parametrize(
-    "llm, user, score",
+    ("llm", "user", "score"),
     [
         (1.0, 1.0, 0.0),
         (0.0, -0.0, 0.0),
@@ -245,7 +245,7 @@ def test_rewards_are_found_by_name_or_by_module(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, message",
+    ("name", "message"),
     [
         ("nope", "use one of cobb_douglas"),
         (":x", "write module:function"),
