@@ -80,14 +80,16 @@ def by_prompt(tree: PyTree, mesh: Mesh) -> PyTree:
 def by_prompt_where_possible(tree: PyTree, mesh: Mesh) -> PyTree:
     """As `by_prompt` for arrays whose first axis the mesh divides, whole elsewhere."""
     rows, whole = (NamedSharding(mesh, PartitionSpec(*part)) for part in ((RULES["batch"],), ()))
-    divides = lambda x: x.ndim > 0 and x.shape[0] % batch_shards(mesh) == 0
-    return placed(tree, jax.tree.map(lambda x: rows if divides(x) else whole, tree))
+
+    def place(x: jax.ShapeDtypeStruct) -> NamedSharding:
+        return rows if x.ndim > 0 and x.shape[0] % batch_shards(mesh) == 0 else whole
+
+    return placed(tree, jax.tree.map(place, tree))
 
 
 def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
     """Shapes with shardings."""
-    join = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
-    return jax.tree.map(join, shapes, shardings)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def abstract_params(model: ModelConfig, mesh: Mesh, adapters: LoraConfig | None = None) -> PyTree:
@@ -124,8 +126,9 @@ def abstract_state(
         params = shard_tree(axes, mesh, shapes.params)
         moments = shard_state(shapes.opt_state, params, mesh)
         if name in offload:
-            waits = lambda x, s: s.with_memory_kind("pinned_host") if x.ndim else s
-            moments = jax.tree.map(waits, shapes.opt_state, moments)
+            moments = jax.tree.map(
+                lambda x, s: s.with_memory_kind("pinned_host") if x.ndim else s, shapes.opt_state, moments
+            )
         return placed(shapes, shapes.replace(params=params, opt_state=moments))
 
     adapters = adapters or LoraConfig()
