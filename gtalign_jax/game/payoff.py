@@ -47,11 +47,11 @@ def welfare_optimal(payoff: Array, floor: float = -5.0) -> tuple[Array, Array]:
     decimal on [-5, 5] that is more than rounding and less than any true difference.
     """
     shape = payoff.shape[:-1]
-    flat = lambda x: x.reshape(*shape[:-2], -1)
-    best = flat(pareto_frontier(payoff))
+    flat = (*shape[:-2], -1)
+    best = pareto_frontier(payoff).reshape(flat)
     criteria = ((cell_welfare(payoff, floor), 1e-5), (payoff[..., USER], 0.0), (payoff[..., LLM], 0.0))
     for criterion, slack in criteria:
-        value = jnp.where(best, flat(criterion), -jnp.inf)
+        value = jnp.where(best, criterion.reshape(flat), -jnp.inf)
         top = jnp.max(value, axis=-1, keepdims=True)
         best = best & (value >= top - slack * (1.0 + jnp.abs(top)))
     index = jnp.argmax(best, axis=-1).astype(jnp.int32)

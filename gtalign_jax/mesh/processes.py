@@ -84,7 +84,10 @@ def global_batch(local: PyTree, count: int, mesh: Mesh) -> PyTree:
 
 def fetch(tree: PyTree) -> PyTree:
     """NumPy arrays of every leaf, whole, on every process (a collective: all must call it)."""
-    whole = lambda x: not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+
+    def whole(x: Any) -> bool:
+        return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+
     if all(whole(leaf) for leaf in jax.tree.leaves(tree)):
         return jax.device_get(tree)
     return jax.tree.map(

@@ -90,10 +90,11 @@ def by_prompt(tree: PyTree, mesh: Mesh) -> PyTree:
 def by_prompt_where_possible(tree: PyTree, mesh: Mesh) -> PyTree:
     """As `by_prompt` for arrays whose first axis the mesh divides, whole elsewhere."""
     rows, whole = (NamedSharding(mesh, PartitionSpec(*part)) for part in ((RULES["batch"],), ()))
-    shards = batch_shards(mesh)
-    return placed(
-        tree, jax.tree.map(lambda x: rows if x.ndim > 0 and x.shape[0] % shards == 0 else whole, tree)
-    )
+
+    def place(x: jax.ShapeDtypeStruct) -> NamedSharding:
+        return rows if x.ndim > 0 and x.shape[0] % batch_shards(mesh) == 0 else whole
+
+    return placed(tree, jax.tree.map(place, tree))
 
 
 def placed(shapes: PyTree, shardings: PyTree) -> PyTree:
