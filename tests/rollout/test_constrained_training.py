@@ -9,15 +9,18 @@ import pytest
 
 from gtalign_jax.learning.algorithm import AlgorithmConfig
 from gtalign_jax.learning.experience import make_experience
-from gtalign_jax.learning.logprobs import Limit, token_logprobs
+from gtalign_jax.learning.logprobs import token_logprobs
 from gtalign_jax.learning.update import policy_step_loss
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward_shared, init_params, unembed
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout import grammar
-from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout import generate, grammar
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.grammar import BlockLimits
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import SamplingConfig
+from gtalign_jax.types import Limit
 
 N, G, TEMPERATURE = 96, 2, 0.8
 ROOM = BlockLimits(thinking=5, payoff=20, analyze=5, response=6)
@@ -64,53 +67,55 @@ def limit(constraint) -> Limit:
 @pytest.fixture(scope="module")
 def rollout(engine, params, constraint):
     batch = engine_lib.prompt_batch(engine, [[5], [6, 7], [8, 9, 10], [11]])
-    budget = int(constraint.budget)
-    made = engine_lib.rollout(engine, params, batch, jax.random.key(1), G, budget, constraint=constraint)
+    request = Request(batch, jax.random.key(1), G, int(constraint.budget), constraint=constraint)
+    rollout = generate.rollout(engine, params, request)
     # Two tokens of one row count as forced, as steering's are: they are no actions.
-    return made.replace(action_mask=made.action_mask.at[1, 0, 3:5].set(False))
+    made = rollout.completions
+    made = made.replace(action_mask=made.action_mask.at[1, 0, 3:5].set(False))
+    return rollout.replace(completions=made)
 
 
 def _scored(params, rollout, engine, **options):
-    args = (rollout.prompt, rollout.prompt_length, rollout.completion)
+    args = (rollout.prompts.tokens, rollout.prompts.length, rollout.completions.tokens)
     return token_logprobs(params, engine.model_config, *args, temperature=TEMPERATURE, **options)
 
 
 def test_the_trainer_computes_the_samplers_logprobs(engine, params, rollout, limit):
-    run = jax.jit(
-        lambda p: _scored(p, rollout, engine, limit=limit.logits, at=limit.states(rollout), chunk=77)
-    )
+    made = rollout.completions
+    run = jax.jit(lambda p: _scored(p, rollout, engine, limit=limit.logits, at=limit.states(made), chunk=77))
     logp, entropy = run(params)
-    mask = np.asarray(rollout.action_mask)
+    mask = np.asarray(made.action_mask)
     assert np.isfinite(logp).all() and np.isfinite(entropy).all()
-    np.testing.assert_allclose(logp[mask], rollout.sampler_logp[mask], atol=1e-5)
+    np.testing.assert_allclose(logp[mask], made.logp[mask], atol=1e-5)
     free, _ = jax.jit(lambda p: _scored(p, rollout, engine))(params)
-    assert np.abs(free[mask] - rollout.sampler_logp[mask]).mean() > 0.1  # the grammar matters here
+    assert np.abs(free[mask] - made.logp[mask]).mean() > 0.1  # the grammar matters here
     # What was not chosen here is scored without the grammar.
     np.testing.assert_allclose(logp[~mask], free[~mask], atol=1e-5)
 
 
 def _dense(params, engine, constraint, rollout):
     """(logp, entropy) [P, G, N] with whole logits and no number that stands for minus infinity."""
-    config = engine.model_config
-    hidden = forward_shared(params, config, rollout.prompt, rollout.prompt_length, rollout.completion)
-    _, before = grammar.replay(constraint, rollout.completion, rollout.length)
-    flat = jnp.zeros((*rollout.completion.shape, config.vocab_size))
-    allowed = jnp.isfinite(grammar.masked_logits(constraint, before, flat)) | ~rollout.action_mask[..., None]
+    config, prompts, made = engine.model_config, rollout.prompts, rollout.completions
+    hidden = forward_shared(params, config, prompts.tokens, prompts.length, made.tokens)
+    _, before = grammar.replay(constraint, made.tokens, made.length)
+    flat = jnp.zeros((*made.tokens.shape, config.vocab_size))
+    allowed = jnp.isfinite(grammar.masked_logits(constraint, before, flat)) | ~made.action_mask[..., None]
     logits = unembed(params, config, hidden) / TEMPERATURE
     weight = jnp.where(allowed, jnp.exp(logits - logits.max(-1, keepdims=True)), 0.0)
     p = weight / weight.sum(-1, keepdims=True)
-    chosen = jnp.take_along_axis(p, rollout.completion[..., None], axis=-1)[..., 0]
+    chosen = jnp.take_along_axis(p, made.tokens[..., None], axis=-1)[..., 0]
     entropy = -jnp.sum(jnp.where(allowed, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0), axis=-1)
     return jnp.log(chosen), entropy
 
 
 def test_gradients_are_those_of_whole_logits(engine, params, constraint, rollout, limit):
-    weight = jax.random.normal(jax.random.key(2), (2, *rollout.completion.shape)) * rollout.action_mask
+    made = rollout.completions
+    weight = jax.random.normal(jax.random.key(2), (2, *made.tokens.shape)) * made.action_mask
 
     def loss(score):
         return lambda p: sum(jnp.sum(w * x) for w, x in zip(weight, score(p), strict=True))
 
-    at = limit.states(rollout)
+    at = limit.states(made)
     ours = loss(lambda p: _scored(p, rollout, engine, limit=limit.logits, at=at, chunk=50))
     tables = jax.tree.map(jnp.asarray, constraint)
     dense = loss(lambda p: _dense(p, engine, tables, rollout))
@@ -139,5 +144,5 @@ def test_the_update_sees_no_gap_to_the_constrained_sampler(engine, params, rollo
 
     weight, metrics = gap(limit)
     assert metrics["sampler/gap"] < 1e-5 and metrics["kl/ref"] < 1e-6 and metrics["kl/old"] < 1e-6
-    np.testing.assert_allclose(weight[rollout.action_mask], 1.0, atol=1e-4)
+    np.testing.assert_allclose(weight[rollout.completions.action_mask], 1.0, atol=1e-4)
     assert gap(None)[1]["sampler/gap"] > 0.1
