@@ -13,15 +13,17 @@ from gtalign_jax.align import optimizers, start_state
 from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import spread
+from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import generator as generator_lib
 from gtalign_jax.rollout.grammar import UNLIMITED
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.servers import EMBEDDED
 from gtalign_jax.run import checkpoint, groups
 from gtalign_jax.run.job import load_start, make_job
 from gtalign_jax.run.score import rollout_lines, score
 from gtalign_jax.run.settings import make_settings
 from gtalign_jax.run.step_metrics import rollout_metrics
-from gtalign_jax.types import Rollout
+from gtalign_jax.types import Completions, Rollout
 
 PROMPTS, GROUP = 4, 2
 FLAGS = [
@@ -51,7 +53,8 @@ class Teacher:
         self.chains = {tuple(row.prompt): row.completions for row in job.demonstrations}
         self.slots, self.calls, self.writing = job.settings.max_new_tokens, [], threading.Event()
 
-    def __call__(self, engine, params, prompts, key, group_size, max_new_tokens, *, constraint, first_row):
+    def __call__(self, engine, params, request):
+        prompts = request.prompts
         self.calls.append(params)
         if len(self.calls) > 1:
             self.writing.set()
@@ -59,7 +62,7 @@ class Teacher:
         tokens, length = loader.pad_completions([self.chains[ids] for ids in asked], self.slots)
         mask = np.arange(self.slots) < length[..., None]
         done, logp = np.ones_like(length, bool), np.where(mask, -float(params), 0).astype(np.float32)
-        return Rollout(prompts.tokens, prompts.length, tokens, length, done, logp, mask)
+        return Rollout(prompts, Completions(tokens, length, done, logp, mask))
 
 
 @pytest.fixture
@@ -67,6 +70,10 @@ def taught(job):
     teacher = Teacher(job)
     generator = dataclasses.replace(job.generator, rollout=teacher)
     return dataclasses.replace(job, generator=generator), teacher
+
+
+def shapes_of(completions):
+    return [(x.shape, x.dtype) for x in jax.tree.leaves(completions)]
 
 
 def test_step_k_is_judged_while_the_policy_before_its_update_writes_step_k_plus_1(taught):
@@ -79,13 +86,13 @@ def test_step_k_is_judged_while_the_policy_before_its_update_writes_step_k_plus_
     judge_by_rules = job.judge
     job = dataclasses.replace(job, judge=judge)
     waiting, seen = groups.no_completions(job.settings), []
-    shapes = {name: (x.shape, x.dtype) for name, x in waiting.items()}
+    shapes = shapes_of(waiting)
     for k in range(3):
         if k == 1:  # at the last step nothing is written
             teacher.writing.clear()
         sampled, _, waiting = groups.sample_ahead(job, 10.0 + k, k, waiting, last=k == 2)
-        assert {name: (x.shape, x.dtype) for name, x in waiting.items()} == shapes
-        seen.append(-sampled.rollout.sampler_logp[0, 0, 0])
+        assert shapes_of(waiting) == shapes
+        seen.append(-sampled.rollout.completions.logp[0, 0, 0])
         # Prompts, completions and items of a step belong together.
         want = score(dataclasses.replace(job, judge=judge_by_rules), *groups.write(job, 0.0, k))
         np.testing.assert_array_equal(sampled.scored.reward.welfare, want.reward.welfare)
@@ -96,7 +103,10 @@ def test_step_k_is_judged_while_the_policy_before_its_update_writes_step_k_plus_
 
 def test_what_waits_is_in_the_checkpoint(taught, tmp_path):
     job, _ = taught
-    fresh = lambda: start_state(job.settings, job.model, optimizers(job.settings), load_start(job))
+
+    def fresh():
+        return start_state(job.settings, job.model, optimizers(job.settings), load_start(job))
+
     state = fresh()
     _, _, waiting = groups.sample_ahead(job, 1.0, 0, state.waiting, last=False)
     state = spread(state.replace(waiting=spread(waiting, job.mesh)), job.mesh)
@@ -108,8 +118,9 @@ def test_what_waits_is_in_the_checkpoint(taught, tmp_path):
     manager.close()
     jax.tree.map(np.testing.assert_array_equal, found.waiting, waiting)
     again, _, _ = groups.sample_ahead(job, 2.0, step, found.waiting, last=True)
-    assert (again.rollout.sampler_logp[again.rollout.action_mask] == -1.0).all()
-    assert (again.rollout.completion == waiting["completion"]).all()
+    made = again.rollout.completions
+    assert (made.logp[made.action_mask] == -1.0).all()
+    assert (made.tokens == waiting.tokens).all()
 
 
 def test_overlap_and_refills_exclude_each_other():
@@ -125,14 +136,16 @@ def test_a_sample_that_did_not_come_back_is_in_no_mean(taught):
     rollout, items = groups.write(job, 1.0, 0)
     lost = np.zeros((PROMPTS, GROUP), bool)
     lost[1, 0] = True
-    cut = rollout.replace(
-        length=np.where(lost, 0, rollout.length),
-        finished=rollout.finished & ~lost,
-        action_mask=rollout.action_mask & ~lost[..., None],
+    made = rollout.completions
+    fewer = made.replace(
+        length=np.where(lost, 0, made.length),
+        finished=made.finished & ~lost,
+        action_mask=made.action_mask & ~lost[..., None],
     )
+    cut = rollout.replace(completions=fewer)
     scored = score(job, cut, items)
     assert (scored.batch.features.valid == ~lost.reshape(-1)).all()
-    untrained = np.zeros(cut.completion.shape, bool)
+    untrained = np.zeros(made.tokens.shape, bool)
     metrics = rollout_metrics(groups.Sampled(cut, scored, np.zeros(PROMPTS, bool), untrained))
     whole = score(job, rollout, items)
     kept = whole.reward.welfare[~lost.reshape(-1)]
@@ -141,7 +154,7 @@ def test_a_sample_that_did_not_come_back_is_in_no_mean(taught):
     before = rollout_metrics(groups.Sampled(rollout, whole, np.zeros(PROMPTS, bool), untrained))
     for name in ("reward/format", "length/truncated"):  # the teacher's chains are all alike in these
         assert metrics[name] == before[name]
-    assert metrics["length/mean"] == pytest.approx(rollout.length[~lost].mean())
+    assert metrics["length/mean"] == pytest.approx(made.length[~lost].mean())
     outputs = [line["output"] for line in rollout_lines(job, cut, scored, 0)]
     assert outputs == [t for t, gone in zip(whole.texts, lost.reshape(-1), strict=True) if not gone]
 
@@ -157,6 +170,16 @@ def test_one_switch_holds_sampler_and_trainer_to_the_grammar(job, tmp_path):
     assert generator_lib.trainer_limit(job.generator, 77) is None and job.generator.constraint is None
     with pytest.raises(UserError, match="config.engine.grammar: needs kind='embedded'"):
         dataclasses.replace(config, kind="vllm")
+
+
+def test_a_run_adds_its_grammar_to_what_is_asked(job):
+    prompts = engine_lib.prompt_batch(job.engine, job.train.tokens[:PROMPTS])
+    request = Request(prompts, jax.random.key(0), GROUP, 5, first_row=3)
+    held = dataclasses.replace(job.generator, rollout=lambda *args: args, constraint="tables")
+    engine, params, seen = generator_lib.generate(held, job.engine, "params", request)
+    assert engine is job.engine and params == "params"
+    assert seen.constraint == "tables" and seen.prompts is prompts and seen.key is request.key
+    assert (seen.group_size, seen.max_new_tokens, seen.first_row) == (GROUP, 5, 3)
 
 
 def test_limits_of_blocks_come_from_the_config(job, tmp_path):
