@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,12 +21,13 @@ from experiments.bench_common import Line, Run, Workload
 from gtalign_jax.data.loader import Demonstration
 from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.learning.algorithm import AlgorithmConfig
+from gtalign_jax.learning.microbatches import Plan
 from gtalign_jax.learning.parted import make_parted_update, plan_update
 from gtalign_jax.learning.sft import PackedBatch, SftBatch, make_sft_update
 from gtalign_jax.learning.state import OptimizerConfig, init_state, make_optimizer
 from gtalign_jax.learning.update import make_update
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
-from gtalign_jax.types import Experience, PyTree, Rollout
+from gtalign_jax.types import Completions, Experience, PromptBatch, PyTree, Rollout
 
 MEDIAN, SIGMA = 0.3, 0.5
 OPTIMIZER = OptimizerConfig(lr=1e-5)
@@ -39,9 +39,7 @@ def lengths(shape: tuple[int, ...], slots: int) -> np.ndarray:
     return np.clip(drawn.astype(np.int32), 1, slots)
 
 
-def timed(
-    update: Callable, params: PyTree, batch: PyTree, loss: str, firsts: list[float], **extra: Any
-) -> Run:
+def timed(update: Callable, params: PyTree, batch: PyTree, loss: str, firsts: list[float]) -> Run:
     """One update a call; the loss of the first is added to firsts."""
     mesh = make_mesh(MeshConfig())
     state = init_state(jax.random.key(0), params, make_optimizer(OPTIMIZER, 1000))
@@ -49,7 +47,7 @@ def timed(
     calls = itertools.count()
 
     def run() -> None:
-        held["state"], metrics = update(held["state"], placed, **extra)
+        held["state"], metrics = update(held["state"], placed)
         jax.block_until_ready(held["state"])
         if next(calls) == 0:
             firsts.append(float(metrics[loss].value))
@@ -82,10 +80,11 @@ def ragged(flags: argparse.Namespace) -> list[Line]:
     parted = AlgorithmConfig(microbatch_tokens=budget)
     firsts: list[float] = []
 
-    def make(config: AlgorithmConfig, make_it: Callable, **extra) -> Run:
+    def make(config: AlgorithmConfig, make_it: Callable, plan: Plan | None = None) -> Run:
         model, params = common.our_model(flags, remat=flags.remat)
         update = make_it(model, config, make_optimizer(OPTIMIZER, 1000), None, 1.0)
-        return timed(update, params, seen, "loss/policy", firsts, **extra)
+        update = update if plan is None else functools.partial(update, plan=plan)
+        return timed(update, params, seen, "loss/policy", firsts)
 
     plan = plan_update(parted, jax.random.key(0), rollout)
     makes = {
@@ -94,7 +93,7 @@ def ragged(flags: argparse.Namespace) -> list[Line]:
     }
     slots = sum(len(p.rows) * (size.slots + p.shape[0] * p.shape[1]) for p in plan.updates[0])
     line = {"case": "ragged", "variant": f"{slots} of {budget * size.prompts // 2} slots"}
-    tokens = int(rollout.length.sum() + rollout.prompt_length.sum())
+    tokens = int(rollout.completions.length.sum() + rollout.prompts.length.sum())
     named = {"unit": "real tokens/s", "peer_name": "ours, padded"}
     return compared(flags, makes, firsts, tokens, line | named)
 
@@ -108,9 +107,11 @@ def ragged_batch(size: Workload, vocab: int) -> tuple[Experience, Rollout]:
     full = np.full(size.prompts, size.slots, np.int32)
     zeros = np.zeros(mask.shape, np.float32)
     advantage = np.random.default_rng(2).normal(size=(*length.shape, 1)) * mask
-    scored = {"old_logp": zeros, "advantage": advantage.astype(np.float32)}  # old ones are not read
-    common_fields = (prompt, full, completion, length)
-    return Experience(*common_fields, mask, **scored), Rollout(*common_fields, length < size.new, zeros, mask)
+    prompts = PromptBatch(prompt, full)
+    completions = Completions(completion, length, length < size.new, zeros, mask)
+    # Old log-probabilities are not read.
+    seen = Experience(prompts, completions, old_logp=zeros, advantage=advantage.astype(np.float32))
+    return seen, Rollout(prompts, completions)
 
 
 # --- the cold start -------------------------------------------------------------------------------------
