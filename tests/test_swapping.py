@@ -1,7 +1,6 @@
 """Every algorithm with every reward, chosen by name, through a real alignment step; judges may fail."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -13,17 +12,18 @@ from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning.algorithm import PRESETS
 from gtalign_jax.learning.experience import make_experience
-from gtalign_jax.learning.update import make_update
+from gtalign_jax.learning.learner import experience_program, update_program
+from gtalign_jax.learning.spec import Spec
 from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.rewards.judges.base import Verdict
 from gtalign_jax.rewards.mutual_welfare import REWARDS, resolve_reward
-from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run import groups
 from gtalign_jax.run.job import load_start, make_job
 from gtalign_jax.run.score import rollout_lines, score
 from gtalign_jax.run.settings import make_settings
+from gtalign_jax.run.states import align_state, make_learner
 from gtalign_jax.run.step_metrics import rollout_metrics
-from gtalign_jax.types import Rollout
+from gtalign_jax.types import Batch, Completions, Models, PromptBatch, Rollout
 
 PROMPTS, GROUP = 4, 4
 FLAGS = [
@@ -65,15 +65,14 @@ def rollout(job):
     for row, ids in zip(prompt, prompts, strict=True):
         row[: len(ids)] = ids
     mask = np.arange(slots) < length[..., None]
-    return Rollout(
-        prompt=prompt,
-        prompt_length=np.array([len(ids) for ids in prompts], np.int32),
-        completion=tokens,
+    completions = Completions(
+        tokens=tokens,
         length=length,
         finished=np.ones_like(length, bool),
-        sampler_logp=np.where(mask, -6.0, 0.0).astype(np.float32),
+        logp=np.where(mask, -6.0, 0.0).astype(np.float32),
         action_mask=mask,
     )
+    return Rollout(PromptBatch(prompt, np.array([len(ids) for ids in prompts], np.int32)), completions)
 
 
 def items_of(job):
@@ -81,10 +80,14 @@ def items_of(job):
     return [by_prompt[tuple(row.prompt)] for row in job.demonstrations[:PROMPTS]]
 
 
-def sampled_with(job, rollout):
-    scored = score(job, rollout, items_of(job))
-    untrained = groups.untrained_tokens(rollout, job.untrained)
-    return groups.Sampled(rollout, scored, np.zeros(PROMPTS, bool), untrained)
+def asked(job, rollout):
+    """The prompts of the rollout as those of a step."""
+    return groups.StepPrompts(1, rollout.prompts, items_of(job))
+
+
+def compiled():
+    """How many programs there are of the experience and of the update."""
+    return np.array([experience_program._cache_size(), update_program._cache_size()])
 
 
 replaced = dataclasses.replace
@@ -94,38 +97,37 @@ replaced = dataclasses.replace
 def test_an_algorithm_takes_every_reward(preset, job, start, rollout, monkeypatch):
     batches = "--config.algorithm.minibatches=2" if PRESETS[preset].minibatches > 1 else "--config.seed=0"
     settings = make_settings(parse(f"--config.align.algorithm={preset}", batches))
+    learner, prompts = make_learner(settings, job.model, None), asked(job, rollout)
+    monkeypatch.setattr(align, "step_prompts", lambda job, k: prompts)
+    monkeypatch.setattr(align, "generate", lambda job, params, prompts: rollout)
+    monkeypatch.setattr(align, "refill_flat", lambda job, params, k, *groups: (*groups, {}))
     with jax.set_mesh(job.mesh):
-        both = align.optimizers(settings)
-        update = make_update(job.model, settings.algorithm, *both, 1.0)
-        fixed = {"model": job.model, "config": settings.algorithm, "temperature": 1.0}
-        experience = jax.jit(functools.partial(make_experience, **fixed))
+        before = compiled()
         for name in REWARDS:
             mine = replaced(job, settings=settings, reward_fn=resolve_reward(name))
-            sampled = sampled_with(mine, rollout)
-            assert np.ptp(sampled.scored.reward.welfare) > 0, name
-            monkeypatch.setattr(align, "sample_groups", lambda job, params, k, s=sampled: (s, {}))
-            state = spread(align.start_state(settings, job.model, both, start), job.mesh)
-            state, metrics = align.align_step(mine, start, experience, update, state, 1)
+            assert np.ptp(score(mine, rollout, prompts.items).reward.welfare) > 0, name
+            state = spread(align_state(settings, learner, start), job.mesh)
+            state, metrics = align.align_step(mine, learner, start, None, state, 1)
             assert float(metrics["update/skipped"].value) == 0.0, name
             moved = [
                 np.abs(np.asarray(a) - np.asarray(b)).max()
                 for a, b in zip(jax.tree.leaves(state.policy.params), jax.tree.leaves(start), strict=True)
             ]
             assert 0 < max(moved) < 1e-2, name
-    assert update._cache_size() == experience._cache_size() == 1
+    assert (compiled() - before).tolist() == [1, 1]
 
 
 def test_training_goes_on_when_the_judge_is_down(job, rollout):
     """Samples without a verdict leave the batch; with none left the policy stands still, and says so."""
     down = lambda requests: [Verdict(None, "http 503") for _ in requests]
-    sampled = sampled_with(replaced(job, judge=down), rollout)
-    reward, valid = align.training_reward(job, sampled.scored, rollout.length.shape)
-    judged = np.array([chain.reward_ok for chain in sampled.scored.batch.chains]).reshape(valid.shape)
+    scored = score(replaced(job, judge=down), rollout, items_of(job))
+    valid = groups.training_batch(job, rollout, scored).valid
+    judged = np.array([chain.reward_ok for chain in scored.batch.chains]).reshape(valid.shape)
     assert judged.any() and not valid[judged].any() and valid[~judged].all()
-    metrics = rollout_metrics(sampled)
+    metrics = rollout_metrics(rollout, scored)
     assert metrics["judge/missing"] == pytest.approx(judged.mean())
     assert metrics["reward/welfare"] == 0.0  # what is left are broken chains, which earn nothing
-    lines = rollout_lines(job, rollout, sampled.scored, 0)
+    lines = rollout_lines(job, rollout, scored, 0)
     for line, unknown in zip(lines, judged.reshape(-1), strict=True):
         assert [line[k] is None for k in ("score", "utility", "user_reward", "answer_reward")] == [
             unknown
@@ -135,47 +137,53 @@ def test_training_goes_on_when_the_judge_is_down(job, rollout):
 def test_normalising_per_task_changes_the_reward_not_the_record(job, rollout):
     settings = make_settings(parse("--config.align.normalize=zscore"))
     mine = replaced(job, settings=settings)
-    sampled = sampled_with(mine, rollout)
-    plain, _ = align.training_reward(job, sampled.scored, rollout.length.shape)
-    normal, _ = align.training_reward(mine, sampled.scored, rollout.length.shape)
+    scored = score(mine, rollout, items_of(job))
+    plain, normal = (groups.training_batch(each, rollout, scored).reward for each in (job, mine))
     assert not np.allclose(plain, normal)
-    assert rollout_metrics(sampled)["reward/welfare"] == pytest.approx(plain.mean(), abs=1e-6)
+    assert rollout_metrics(rollout, scored)["reward/welfare"] == pytest.approx(plain.mean(), abs=1e-6)
+
+
+def with_flat(scored, flat):
+    """Scored groups of which these [P] have equal rewards, and the others do not."""
+    welfare = np.where(np.array(flat)[:, None], 0.5, np.linspace(0.0, 1.0, GROUP)).astype(np.float32)
+    return replaced(scored, reward=scored.reward.replace(welfare=welfare.reshape(-1)))
 
 
 def test_refilling_replaces_flat_groups_and_keeps_rows_together(job, rollout):
-    first = replaced(sampled_with(job, rollout), flat=np.array([False, True, True, True]))
+    scored = score(job, rollout, items_of(job))
+    first = with_flat(scored, [False, True, True, True])
+    second = with_flat(scored, [True, False, False, True])
     backwards = jax.tree.map(lambda x: x[::-1].copy(), rollout)
-    second = replaced(first, rollout=backwards, flat=np.array([True, False, False, True]))
-    mixed = groups.refill(first, second)
+    flat = groups.flat_groups(rollout, first)
+    mixed, mixed_scored = groups.replace_groups(flat, (rollout, first), (backwards, second))
     source = [0, 2, 1, 3]  # group 1 is the second's group 1, which is the first's group 2, and so on
-    np.testing.assert_array_equal(mixed.rollout.completion, rollout.completion[source])
-    assert mixed.flat.tolist() == [False, False, False, True]
+    np.testing.assert_array_equal(mixed.completions.tokens, rollout.completions.tokens[source])
+    assert groups.flat_groups(mixed, mixed_scored).tolist() == [False, False, False, True]
     # The texts of the second were not reversed, so each comes from its own place.
-    assert mixed.scored.texts == first.scored.texts
-    assert len(mixed.scored.batch.chains) == PROMPTS * GROUP == len(mixed.scored.reward.welfare)
+    assert mixed_scored.texts == first.texts
+    assert len(mixed_scored.batch.chains) == PROMPTS * GROUP == len(mixed_scored.reward.welfare)
 
 
 def test_untrained_blocks_earn_no_advantage_but_stay_in_the_loss(job, rollout):
-    tokenizer = job.engine.tokenizer
-    inside = groups.untrained_tokens(rollout, job.untrained)
-    for p, g in np.ndindex(*rollout.length.shape):
-        text = tokenizer.decode(rollout.completion[p, g][inside[p, g] & rollout.action_mask[p, g]])
-        whole = tokenizer.decode(rollout.completion[p, g, : rollout.length[p, g]])
+    tokenizer, written = job.engine.tokenizer, rollout.completions
+    inside = groups.untrained_tokens(written, job.untrained)
+    for p, g in np.ndindex(*written.length.shape):
+        text = tokenizer.decode(written.tokens[p, g][inside[p, g] & written.action_mask[p, g]])
+        whole = tokenizer.decode(written.tokens[p, g, : written.length[p, g]])
         assert text == whole.partition("<analyze>")[2].partition("</analyze>")[0] + "</analyze>"
     reward = np.arange(PROMPTS * GROUP, dtype=np.float32).reshape(PROMPTS, GROUP)
-    args = (rollout, reward, np.ones_like(reward, bool), None, None, None, job.model)
-    seen = make_experience(*args, PRESETS["dr_grpo"], 1.0, untrained=inside)
-    np.testing.assert_array_equal(seen.action_mask, rollout.action_mask)
-    np.testing.assert_array_equal(np.asarray(seen.advantage) != 0, rollout.action_mask & ~inside)
+    batch = Batch(rollout, reward, np.ones_like(reward, bool), untrained=inside)
+    seen = make_experience(Spec(job.model, PRESETS["dr_grpo"]), Models(None), batch)
+    np.testing.assert_array_equal(seen.completions.action_mask, written.action_mask)
+    np.testing.assert_array_equal(np.asarray(seen.advantage) != 0, written.action_mask & ~inside)
 
 
 def test_generating_in_parts_draws_what_the_whole_batch_would(job, start):
-    key = jax.random.key(3)
-    prompts = engine_lib.prompt_batch(job.engine, job.train.tokens[:PROMPTS])
-    whole = groups.generate_in_parts(job, start, prompts, key)
+    prompts = groups.step_prompts(job, 3)
+    whole = groups.generate(job, start, prompts).completions
     halves = make_settings(parse(f"--config.align.rollout_prompts={PROMPTS // 2}"))
-    parts = groups.generate_in_parts(replaced(job, settings=halves), start, prompts, key)
-    np.testing.assert_array_equal(parts.completion, whole.completion)
-    np.testing.assert_allclose(parts.sampler_logp, whole.sampler_logp, atol=1e-5)
+    parts = groups.generate(replaced(job, settings=halves), start, prompts).completions
+    np.testing.assert_array_equal(parts.tokens, whole.tokens)
+    np.testing.assert_allclose(parts.logp, whole.logp, atol=1e-5)
     with pytest.raises(UserError, match="config.align.rollout_prompts=3: must divide prompts=4"):
         make_settings(parse("--config.align.rollout_prompts=3"))

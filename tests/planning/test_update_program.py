@@ -35,11 +35,12 @@ def update():
     config.algorithm.minibatches = MINIBATCHES
     settings = make_settings(config)
     mesh = make_mesh(MeshConfig(fsdp=FSDP, tensor=TENSOR))
-    state = programs.align_state(settings, MODEL, mesh)
-    experience = programs.experience_program(settings, MODEL, mesh, state, ())
+    learner = programs.planned_learner(settings, MODEL)
+    state = programs.planned_state(settings, learner, mesh)
+    experience = programs.experience_call(settings, learner, mesh, state, ())
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), experience.traced.out_info)
     seen = programs.by_prompt(shapes, mesh)
-    compiled = programs.update_program(settings, MODEL, mesh, state, seen, ()).lower().compile()
+    compiled = programs.update_call(settings, learner, mesh, state, seen, ()).lower().compile()
     return state, compiled, cost.collectives(hlo.parse(compiled.as_text()))
 
 
@@ -61,7 +62,7 @@ def test_parameters_and_moments_go_in_and_come_out_split_over_every_device(updat
             assert math.prod(after.shard_shape(leaf.shape)) * FSDP * TENSOR == math.prod(leaf.shape), (
                 leaf.shape
             )
-    assert checked >= 2 * 3 * 8  # two learners, each with parameters and two moments
+    assert checked >= 2 * 3 * 8  # two models, each with parameters and two moments
 
 
 def test_memory_holds_the_state_once(update):
