@@ -35,7 +35,7 @@ import numpy as np
 
 from experiments import bench_common as common
 from experiments import bench_limits as limits
-from experiments.bench_common import Line, Make, Run, Workload
+from experiments.bench_common import Contender, Line, Make, Workload
 from experiments.peers import launch
 from gtalign_jax.chain.grammar import chain_grammar
 from gtalign_jax.data.tokenizer import protocol_strings
@@ -80,7 +80,7 @@ def generate_args(
     return params, config, placed, SAMPLING, Rules(NEVER, constraint)
 
 
-def made(run: Run) -> Make:
+def made(run: Contender) -> Make:
     """A contender that needs no more making."""
     return lambda: run
 
@@ -93,13 +93,13 @@ def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
     if name == "batch64":
         size = dataclasses.replace(size, prompts=64 // size.group)
 
-    def ours() -> Run:
+    def ours() -> Contender:
         config, params = common.our_model(flags)
         return lambda: generate(config, params, size)
 
     with contextlib.ExitStack() as stack:
 
-        def peer() -> Run:
+        def peer() -> Contender:
             prompts = {"prompt": make_batch(size, fields["vocab_size"]).tokens}
             opened = launch.torch_peer("torch_generate.py", flags, prompts, group=size.group, new=size.new)
             return functools.partial(launch.full_round, stack.enter_context(opened), size)

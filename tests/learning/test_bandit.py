@@ -21,8 +21,10 @@ import pytest
 
 from gtalign_jax.learning.advantages import gae
 from gtalign_jax.learning.algorithm import PRESETS
-from gtalign_jax.learning.experience import compute_advantages
-from gtalign_jax.learning.losses import kl_estimate, policy_loss
+from gtalign_jax.learning.experience import Masks, Penalties, compute_advantages
+from gtalign_jax.learning.losses import Columns, kl_estimate, policy_loss
+from gtalign_jax.learning.scores import Scores
+from gtalign_jax.types import Batch
 
 GROUP = 3
 BINARY = np.array([1.0, 0.0, 0.0, 1.0])
@@ -64,17 +66,12 @@ def group_loss(params, config, group, reward, value, mask):
     logp = sequences(params, mask.shape[-1])[group][None]
     known = mask[None]
     old = jax.lax.stop_gradient(logp)
-    advantage, _ = compute_advantages(
-        config,
-        reward[None],
-        jnp.ones((1, len(group)), bool),
-        known,
-        known,
-        token_penalty=config.kl_coef * kl_estimate(old, old, config.kl_estimator),
-        old_value=value[None],
-        components=jnp.stack([0.25 * reward, 0.75 * reward])[:, None],
-    )
-    return policy_loss(logp, old, advantage, known, config, ref_logp=old)[0].value
+    parts = jnp.stack([0.25 * reward, 0.75 * reward])[:, None]
+    batch = Batch(None, reward[None], jnp.ones((1, len(group)), bool), components=parts)
+    penalties = Penalties(token=config.kl_coef * kl_estimate(old, old, config.kl_estimator))
+    scores = Scores(old, old, value[None], None)
+    advantage, _ = compute_advantages(config, batch, Masks(known, known), penalties, scores)
+    return policy_loss(logp, old, Columns(advantage, known, ref_logp=old), config)[0].value
 
 
 def exact_gradient(params, reward, length, mask=None):
