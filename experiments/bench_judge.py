@@ -17,6 +17,7 @@ import re
 import sys
 import time
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.remote.counters import Counters
@@ -80,7 +81,7 @@ def _requests(count: int, name: str) -> list[JudgeRequest]:
     return [JudgeRequest("math", "How many?", f"{text}{name} {i}: 42", "42") for i in range(count)]
 
 
-def _start(server_s: float):
+def _start(server_s: float) -> tuple[BaseProcess, Connection, int]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_run_server, args=(theirs, server_s), daemon=True)
@@ -88,7 +89,7 @@ def _start(server_s: float):
     return process, ours, ours.recv()
 
 
-def _stop(process, pipe: Connection) -> int:
+def _stop(process: BaseProcess, pipe: Connection) -> int:
     """The most requests the server held at once."""
     pipe.send("stop")
     peak = pipe.recv()

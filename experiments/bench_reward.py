@@ -191,7 +191,9 @@ def peer_bleu(candidate: str, reference: str) -> float:
 # The cases. --------------------------------------------------------------------------------------------
 
 
-def best_seconds(repeats: int, *runs: Callable[[], object], clock=time.perf_counter) -> list[float]:
+def best_seconds(
+    repeats: int, *runs: Callable[[], object], clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
     """Shortest time of each run over `repeats` rounds; the runs of a round follow one another."""
     seconds = [math.inf] * len(runs)
     for _ in range(repeats):

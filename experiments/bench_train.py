@@ -65,7 +65,10 @@ class Tokens:
     def separate(self) -> Tokens:
         """The same as P*G prompts with one completion each."""
         group = self.completion.shape[1]
-        own = lambda x: x.reshape(-1, 1, *x.shape[2:])
+
+        def own(x: np.ndarray) -> np.ndarray:
+            return x.reshape(-1, 1, *x.shape[2:])
+
         return Tokens(np.repeat(self.prompt, group, axis=0), own(self.completion), own(self.advantage))
 
 
@@ -215,7 +218,8 @@ def growth(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
         fields["num_hidden_layers"] *= factor
         config = dataclasses.replace(config, num_layers=config.num_layers * factor, source="")
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), config)
-    make = lambda: our_run(config, params, make_tokens(size, fields["vocab_size"]), False)
+    tokens = make_tokens(size, fields["vocab_size"])
+    make = functools.partial(our_run, config, params, tokens, False)
     seconds = common.time_rounds(flags.repeats, {"ours": make})["ours"]
     line = {"case": "growth", "variant": f"{name} x{factor}", "unit": "row tokens/s"}
     line |= common.compare(seconds, None, size.rows * (size.slots + size.new))

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 class UserError(ValueError):
@@ -31,7 +32,7 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
     """Turn a `UserError` raised by a script's main into one line on stderr and exit status 2."""
 
     @functools.wraps(main)
-    def run(*args, **kwargs) -> None:
+    def run(*args: Any, **kwargs: Any) -> None:
         try:
             main(*args, **kwargs)
         except UserError as error:

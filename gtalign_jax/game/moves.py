@@ -39,6 +39,8 @@ class Game:
     def cell(self, key: str) -> tuple[int, int]:
         """Array indices of a key such as `DQ_AQ`."""
         move, action = self.split(key)
+        if move is None:
+            raise ValueError(f"{key!r} is an action and no cell")
         return self.user_moves.index(move), self.actions.index(action)
 
 

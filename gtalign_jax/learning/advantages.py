@@ -30,7 +30,7 @@ def gae(
     reward, value = _floating(reward), _floating(value)
     after = jnp.zeros(reward.shape[:-1], value.dtype) if bootstrap is None else _floating(bootstrap)
 
-    def step(carry, column):
+    def step(carry: tuple[Array, Array], column: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
         next_value, next_advantage = carry
         r, v, m = column
         advantage = r + gamma * next_value - v + gamma * lam * next_advantage

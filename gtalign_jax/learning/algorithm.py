@@ -88,7 +88,7 @@ class AlgorithmConfig:
     microbatches: int = 1
     microbatch_tokens: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field, allowed in _CHOICES.items():
             value = getattr(self, field)
             if value not in allowed and not (field in _OPEN and ":" in value):

@@ -28,7 +28,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     offload: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule={self.schedule!r}: must be constant or cosine")
         if self.lr <= 0:

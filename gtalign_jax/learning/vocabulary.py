@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,10 +61,12 @@ def scores(head: Head, table: Array, hidden: Array, given: Given) -> tuple[Array
     return _scores_forward(head, table, hidden, given)[0]
 
 
-def _scores_forward(head: Head, table: Array, hidden: Array, given: Given):
+def _scores_forward(
+    head: Head, table: Array, hidden: Array, given: Given
+) -> tuple[tuple[Array, Array], tuple]:
     whole = _gathered(table, hidden)
 
-    def step(_, xs):
+    def step(_: None, xs: PyTree) -> tuple[None, _Read]:
         hidden, given = xs
         return None, _read(_logits(head, whole, hidden, given), given)
 
@@ -73,11 +75,11 @@ def _scores_forward(head: Head, table: Array, hidden: Array, given: Given):
     return (read.logp, read.entropy), (table, hidden, given, read)
 
 
-def _scores_backward(head: Head, saved: tuple, slopes: tuple[Array, Array]):
+def _scores_backward(head: Head, saved: tuple, slopes: tuple[Array, Array]) -> tuple[Array, Array, None]:
     table, hidden, given, read = saved
     whole = _gathered(table, hidden)
 
-    def step(d_table, xs):
+    def step(d_table: Array, xs: PyTree) -> tuple[Array, Array]:
         hidden, given, read, slopes = xs
         logits = _logits(head, whole, hidden, given)
         d_logits = _d_logits(head, logits, given, read, slopes, hidden.dtype)
@@ -104,10 +106,12 @@ def losses(
     return jnp.sum(loss(logp, entropy, columns)), logp, entropy
 
 
-def _losses_forward(head: Head, loss: TokenLoss, table: Array, hidden: Array, given: Given, columns):
+def _losses_forward(
+    head: Head, loss: TokenLoss, table: Array, hidden: Array, given: Given, columns: PyTree
+) -> tuple[tuple[Array, Array, Array], tuple[Array, Array]]:
     whole = _gathered(table, hidden)
 
-    def step(d_table, xs):
+    def step(d_table: Array, xs: PyTree) -> tuple[Array, PyTree]:
         hidden, given, columns = xs
         logits = _logits(head, whole, hidden, given)
         read = _read(logits, given)
@@ -122,7 +126,9 @@ def _losses_forward(head: Head, loss: TokenLoss, table: Array, hidden: Array, gi
     return (jnp.sum(added), logp, entropy), (_table_gradient(d_table, table), d_hidden)
 
 
-def _losses_backward(head: Head, loss: TokenLoss, saved: tuple[Array, Array], slopes: tuple):
+def _losses_backward(
+    head: Head, loss: TokenLoss, saved: tuple[Array, Array], slopes: tuple
+) -> tuple[Array, Array, None, None]:
     d_table, d_hidden = saved
     scaled = jax.tree.map(lambda x: (x * slopes[0]).astype(x.dtype), (d_table, d_hidden))
     return *scaled, None, None
@@ -176,7 +182,7 @@ def _sums_of_blocks(logits: Array, top: Array, tokens: Array) -> tuple[Array, Ar
     return *both, jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
 
 
-def _d_logits(head: Head, logits: Array, given: Given, read: _Read, slopes: tuple, dtype) -> Array:
+def _d_logits(head: Head, logits: Array, given: Given, read: _Read, slopes: tuple, dtype: Any) -> Array:
     """The gradient by the logits before the temperature, from those by log p and by the entropy."""
     d_logp, d_entropy = slopes
     slope = d_logp[..., None] + d_entropy[..., None] * (logits - read.mean[..., None])

@@ -77,7 +77,7 @@ class MeshConfig:
     context: int = 1
     slices: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in MESH_AXES:
             if (size := getattr(self, name)) < 1 and size != -1:
                 raise ValueError(f"{name}={size}: must be at least 1, or -1 for the devices that are left")

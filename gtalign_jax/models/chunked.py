@@ -57,7 +57,9 @@ def attend_chunked(query: Array, own: Keys, shared: Keys | None = None, *, block
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attention(q: Array, keys: tuple[tuple[Array, Array], ...], masks: tuple[Array, ...], block: int):
+def _attention(
+    q: Array, keys: tuple[tuple[Array, Array], ...], masks: tuple[Array, ...], block: int
+) -> Array:
     return _forward(q, keys, masks, block)[0]
 
 
@@ -67,7 +69,7 @@ def _forward(q: Array, keys: tuple, masks: tuple, block: int) -> tuple[Array, tu
     rows = (p, g, k, r, n)
     carry = (jnp.full(rows, _MASKED), jnp.zeros(rows), jnp.zeros((p, g, n, k, r, dim), jnp.float32))
 
-    def step(carry, xs, ndim):
+    def step(carry: tuple[Array, ...], xs: tuple[Array, ...], ndim: int) -> tuple[tuple, None]:
         top, total, out = carry
         k_block, v_block, mask = xs
         scores = _scores(q, k_block, mask, ndim)
@@ -93,7 +95,7 @@ def _backward(block: int, saved: tuple, d_out: Array) -> tuple:
     d_q = jnp.zeros(q.shape, jnp.float32)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
-    def step(d_q, xs, ndim):
+    def step(d_q: Array, xs: tuple[Array, ...], ndim: int) -> tuple[Array, tuple]:
         k_block, v_block, mask = xs
         to_scores, to_query = _SPECS[ndim]
         weights = jnp.exp(_scores(q, k_block, mask, ndim) - lse[..., None])

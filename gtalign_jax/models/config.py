@@ -64,7 +64,7 @@ class RuntimeConfig:
     decode_layout: str = "auto"
     attention: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r}: must be one of {', '.join(known)}")
@@ -101,7 +101,7 @@ class ModelConfig:
     runtime: RuntimeConfig = RuntimeConfig()
     source: str = dataclasses.field(default="", compare=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"family={self.family!r}: must be one of {', '.join(FAMILIES)}")
         if self.num_heads % self.num_kv_heads:

@@ -41,7 +41,7 @@ class LoraConfig:
     alpha: float = 16.0
     targets: tuple[str, ...] = TARGETS
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.rank < 0:
             raise ValueError(f"rank={self.rank}: must be 0 (no adapters) or more")
         if self.alpha <= 0:

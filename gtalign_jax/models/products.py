@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+from gtalign_jax.types import Array, PyTree
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -76,6 +76,6 @@ def _gated_backward(saved: tuple[Array, Array], d: Array) -> tuple[Array, Array]
 gated.defvjp(_gated_forward, _gated_backward)
 
 
-def settled(arrays):
+def settled(arrays: PyTree) -> PyTree:
     """The same arrays, on a CPU written out in order before anything reads them."""
     return jax.lax.platform_dependent(arrays, cpu=jax.lax.optimization_barrier, default=lambda x: x)

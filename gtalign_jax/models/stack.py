@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from gtalign_jax.mesh.sharding import constrain
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layers import BATCH, Block
+from gtalign_jax.types import PyTree
 
 Params = dict[str, Any]
 
@@ -42,7 +43,7 @@ def run_layers(params: Params, config: ModelConfig, layer: Callable, x: Any) -> 
     stacked = not isinstance(layers, tuple)
     x = jax.tree.map(lambda y: constrain(y, *BATCH, "length", "width"), x)
 
-    def step(x, scanned, last=False):
+    def step(x: PyTree, scanned: tuple, last: bool = False) -> tuple[PyTree, PyTree]:
         layer_params, window = scanned
         return layer(functools.partial(Block(config).apply, {"params": layer_params}), x, window, last)
 

@@ -29,8 +29,8 @@ from gtalign_jax.models.fused import attend
 from gtalign_jax.models.layers import BATCH, Block, RMSNorm
 from gtalign_jax.models.rope import rope_tables
 from gtalign_jax.models.stack import run_layers, split_layers, window_of
+from gtalign_jax.types import Array, PyTree
 
-Array = jax.Array
 Params = dict[str, Any]
 
 
@@ -131,7 +131,7 @@ def forward(
     def layer(block: Callable, x: Array, window: Array | None, last: bool) -> tuple[Array, None]:
         del last  # every state is asked for
 
-        def self_attention(q, k, v):
+        def self_attention(q: Array, k: Array, v: Array) -> tuple[Array, PyTree]:
             keys = Keys(
                 k, v, visible(index, index, window)[None, None] & same, causal=window is None and same is True
             )
@@ -161,7 +161,7 @@ def forward_shared(
     group = completion.shape[1]
     steps = jnp.arange(completion.shape[2], dtype=jnp.int32) if segments is None else segments.positions
 
-    def layer(block: Callable, x: tuple[Array, Array], window: Array | None, last: bool):
+    def layer(block: Callable, x: tuple[Array, Array], window: Array | None, last: bool) -> tuple:
         x_prompt, x_own = x
         x_prompt, keys = _prompt_layer(block, x_prompt, prompt_length, config, window, last)
         kind = config.runtime.attention
@@ -190,7 +190,7 @@ def _prompt_layer(
     pos = jnp.arange(x.shape[2], dtype=jnp.int32)
     tables = rope_tables(config.rope, config.head_dim, pos[None, None])
 
-    def self_attention(q, k, v):
+    def self_attention(q: Array, k: Array, v: Array) -> tuple[Array, PyTree]:
         keys = Keys(k, v, visible(pos, pos, window)[None, None], causal=window is None)
         return attend(q, keys, kind=config.runtime.attention), (k[:, 0], v[:, 0])
 
@@ -229,7 +229,7 @@ def _attention_on_both(
         own_mask &= segments.ids[..., :, None] == segments.ids[..., None, :]
     shared = Keys(*keys, shared_mask, length=prompt_length if plain else None)
 
-    def attend_both(q, k, v):
+    def attend_both(q: Array, k: Array, v: Array) -> tuple[Array, None]:
         own = Keys(k, v, own_mask, causal=plain and segments is None)
         return attend(q, own, shared, kind=kind), None
 
@@ -241,7 +241,7 @@ def prefill(
 ) -> tuple[Array, PromptCache]:
     """(logits [P, V] of the token after each prompt, its cache) for right-padded prompt [P, S]."""
 
-    def layer(block: Callable, x: Array, window: Array | None, last: bool):
+    def layer(block: Callable, x: Array, window: Array | None, last: bool) -> tuple[Array, PyTree]:
         return _prompt_layer(block, x, prompt_length, config, window, last)
 
     x, keys = run_layers(params, config, layer, embed(params, config, prompt)[:, None])
@@ -289,7 +289,14 @@ def decode_step(
         filled = (prompt_pos < prompt_cache.length[:, None])[:, None, None, :]
         shared = Keys(prompt_k, prompt_v, visible(position, prompt_pos, window) & filled)
 
-        def attend_cached(q, k, v, i=i, window=window, shared=shared):
+        def attend_cached(
+            q: Array,
+            k: Array,
+            v: Array,
+            i: int = i,
+            window: Array | None = window,
+            shared: Keys = shared,
+        ) -> tuple[Array, PyTree]:
             stored = tuple(
                 jax.lax.dynamic_update_slice_in_dim(old, new, t % slots, axis=2)
                 for old, new in zip(cache.layers[i], (k, v), strict=True)

@@ -58,7 +58,7 @@ class FeatureConfig:
     code_fences: bool = False
     workers: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         known = {"missing": ("drop", "zero"), "chain": ("gtalign", "plain"), "frontier": ("solver", "judge")}
         for name, choices in known.items():
             if (value := getattr(self, name)) not in choices:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -45,7 +46,7 @@ def _program(function: Callable, static: Sequence[str] = (), donate: Sequence[st
     """jit that counts its traces under the function's name."""
 
     @functools.wraps(function)
-    def traced(*args, **kwargs):
+    def traced(*args: Any, **kwargs: Any) -> Any:
         _TRACED[function.__name__] += 1
         return function(*args, **kwargs)
 

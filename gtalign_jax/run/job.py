@@ -11,6 +11,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import ml_collections
@@ -222,7 +223,7 @@ def _make_model(
     save_model(params, config, folder, tokenizer)
 
 
-def save_model(params: PyTree, config: ModelConfig, folder: pathlib.Path, tokenizer) -> None:
+def save_model(params: PyTree, config: ModelConfig, folder: pathlib.Path, tokenizer: Any) -> None:
     """An HF folder with its tokenizer and end and padding tokens in the generation config.
 
     Adapters are merged into it.

@@ -47,7 +47,7 @@ class CheckpointConfig:
     keep_best: int = 0
     best: str = "reward/welfare"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.checkpoint.{name}={getattr(self, name)}: must be at least 1")

@@ -42,7 +42,7 @@ class DataConfig:
     test_per_task: int = 64
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.source not in ("synthetic", "gtalign"):
             raise ValueError(f"source={self.source!r}: must be synthetic or gtalign")
 
@@ -66,7 +66,7 @@ class StartConfig(RuntimeConfig):
     param_dtype: str = ""
     warm_up: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.param_dtype not in ("", "float32", "bfloat16"):
             raise ValueError(f"param_dtype={self.param_dtype!r}: must be float32 or bfloat16")
         _ = self.runtime  # which refuses a wrong value of the other fields
@@ -98,7 +98,7 @@ class SftConfig:
     microbatches: int = 1
     pack: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pack < 0:
             raise ValueError(f"pack={self.pack}: must be 0 or the length of a row")
 
@@ -127,7 +127,7 @@ class AlignConfig:
     overlap: bool = False
     dump_every: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.prompts % self.prompts_at_once:
             raise ValueError(f"rollout_prompts={self.rollout_prompts}: must divide prompts={self.prompts}")
         if self.normalize not in METHODS:
@@ -150,7 +150,7 @@ class EvalConfig:
     temperature: float = 1.0
     seed: int = 1234
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or positive")
 
@@ -163,7 +163,7 @@ class SteerConfig:
     price: float = 6.0
     tries: int = 6
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
 

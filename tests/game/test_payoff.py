@@ -39,7 +39,7 @@ def test_a_name_is_split_where_its_game_says():
     for name in ("AQUA", "XX_AQ", "_AQ", "VQ", "VQ_", "", "ask_wait"):
         with pytest.raises(ValueError, match="no cell or action of a game with DQ_AQ, "):
             moves.GTALIGN.split(name)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="AQ"):
         moves.GTALIGN.cell("AQ")
 
 

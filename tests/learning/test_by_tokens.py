@@ -118,11 +118,12 @@ def values(metrics):
     return {name: float(ratio.value) for name, ratio in metrics.items()}
 
 
-def two_steps(config, start, batch, model, *, optimizer=SGD, limit=None, base=None, budget=0, shards=1):
+def two_steps(config, start, batch, model, *, optimizer=SGD, limit=None, base=None, cut=(0, 1)):
     """(state, metrics of each, programs compiled by the second) after the updates of two rollouts.
 
-    start: (state, reference). budget: token slots of a micro-batch; 0: the update of all at once.
+    start: (state, reference). cut: (token slots of a micro-batch, shards); 0 slots: the update of all at once.
     """
+    budget, shards = cut
     config = dataclasses.replace(config, microbatch_tokens=budget)
     learner = Learner(Spec(model, config, 0.9, limit), Optimizers(optimizer, SGD))
     (state, reference), found = start, []
@@ -181,11 +182,11 @@ def test_adapters_held_to_a_grammar(model, params, batch, monkeypatch):
     limit = Limit(lambda completions: (completions.tokens + jnp.arange(4)) % 2, close)
     mesh = make_mesh(MeshConfig())
     start = lambda: begin(GRPO, model, trained, jax.tree.map(lambda x: 0.5 * x, trained))
-    run = lambda **budget: two_steps(
-        GRPO, *spread((start(), batch), mesh), model, base=spread(base, mesh), limit=limit, **budget
+    run = lambda **cut: two_steps(
+        GRPO, *spread((start(), batch), mesh), model, base=spread(base, mesh), limit=limit, **cut
     )
     whole, metrics, _ = run()
-    state, found, compiled = run(budget=BUDGET)
+    state, found, compiled = run(cut=(BUDGET, 1))
     same(state, whole, found, metrics)
     assert compiled == 0
     assert largest(state.policy.params, trained) > 1e-4
@@ -198,7 +199,7 @@ def test_brakes_slow_parts_and_moments_in_the_hosts_memory(model, params, refere
     here, away = (make_optimizer(OptimizerConfig(lr=0.01, offload=away), 8) for away in (False, True))
     start = lambda optimizer: begin(BRAKES, model, params, reference, optimizer)
     whole, metrics, _ = two_steps(BRAKES, start(here), batch, model, optimizer=here)
-    state, found, _ = two_steps(BRAKES, start(away), batch, model, optimizer=away, budget=BUDGET)
+    state, found, _ = two_steps(BRAKES, start(away), batch, model, optimizer=away, cut=(BUDGET, 1))
     same(state, whole, found, metrics)
     assert 0 < float(found[0]["update/stopped"].value) < 1
     assert float(state.kl_coef) == pytest.approx(float(whole.kl_coef))
@@ -215,7 +216,7 @@ def test_ppo_on_eight_devices_is_ppo_on_one(model, params, reference, batch):
     with jax.set_mesh(mesh):
         split = [jax.tree.map(lay, axes, tree, is_leaf=is_names) for tree in (params, reference)]
         start = spread(begin(PPO, model, *split), mesh)
-        budget = {"budget": 2 * (3 + 2 * 5), "shards": 2}
-        many, found, compiled = two_steps(PPO, start, place_batch(batch, mesh), model, **budget)
+        cut = (2 * (3 + 2 * 5), 2)
+        many, found, compiled = two_steps(PPO, start, place_batch(batch, mesh), model, cut=cut)
     same(many, one, found, metrics)
     assert compiled == 0
