@@ -121,7 +121,7 @@ def values(metrics):
 def two_steps(config, start, batch, model, *, optimizer=SGD, limit=None, base=None, cut=(0, 1)):
     """(state, metrics of each, programs compiled by the second) after the updates of two rollouts.
 
-    start: (state, reference). cut: (token slots of a micro-batch, shards); 0 slots: the update of all at once.
+    start: (state, reference). cut: (token slots of a micro-batch, shards); 0 slots: all at once.
     """
     budget, shards = cut
     config = dataclasses.replace(config, microbatch_tokens=budget)
