@@ -12,22 +12,24 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
 from experiments import bench_common as common
-from experiments.bench_common import Line, Run, Workload
+from experiments.bench_common import Contender, Line, Workload
 from gtalign_jax.data.loader import Demonstration
 from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.learning.algorithm import AlgorithmConfig
-from gtalign_jax.learning.parted import make_parted_update, plan_update
-from gtalign_jax.learning.sft import PackedBatch, SftBatch, make_sft_update
-from gtalign_jax.learning.state import OptimizerConfig, init_state, make_optimizer
-from gtalign_jax.learning.update import make_update
+from gtalign_jax.learning.by_tokens import schedule_of
+from gtalign_jax.learning.learner import Learner
+from gtalign_jax.learning.microbatches import Schedule
+from gtalign_jax.learning.sft import PackedBatch, SftBatch, SftSetup, sft_update
+from gtalign_jax.learning.spec import Spec
+from gtalign_jax.learning.state import Optimizer, OptimizerConfig, init_model, init_state, make_optimizer
+from gtalign_jax.learning.update import Optimizers
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
-from gtalign_jax.types import Experience, PyTree, Rollout
+from gtalign_jax.types import Completions, Experience, PromptBatch, PyTree
 
 MEDIAN, SIGMA = 0.3, 0.5
 OPTIMIZER = OptimizerConfig(lr=1e-5)
@@ -40,16 +42,16 @@ def lengths(shape: tuple[int, ...], slots: int) -> np.ndarray:
 
 
 def timed(
-    update: Callable, params: PyTree, batch: PyTree, loss: str, firsts: list[float], **extra: Any
-) -> Run:
+    update: Callable, params: PyTree, optimizer: Optimizer, batch: PyTree, loss: str, firsts: list[float]
+) -> Contender:
     """One update a call; the loss of the first is added to firsts."""
     mesh = make_mesh(MeshConfig())
-    state = init_state(jax.random.key(0), params, make_optimizer(OPTIMIZER, 1000))
+    state = init_state(jax.random.key(0), init_model(params, optimizer))
     placed, held = spread(jax.device_put(batch), mesh), {"state": spread(state, mesh)}
     calls = itertools.count()
 
     def run() -> None:
-        held["state"], metrics = update(held["state"], placed, **extra)
+        held["state"], metrics = update(held["state"], placed)
         jax.block_until_ready(held["state"])
         if next(calls) == 0:
             firsts.append(float(metrics[loss].value))
@@ -76,31 +78,33 @@ def ragged(flags: argparse.Namespace) -> list[Line]:
     """The policy's update by token count, and in padded micro-batches of as many slots: two prompts each."""
     size = common.workload("W", flags.shape)
     size = dataclasses.replace(size, prompts=2 * size.prompts)
-    seen, rollout = ragged_batch(size, common.SHAPES[flags.shape]["vocab_size"])
+    seen = ragged_batch(size, common.SHAPES[flags.shape]["vocab_size"])
     budget = 2 * (size.slots + size.group * size.new)
     padded = AlgorithmConfig(microbatches=size.prompts // 2)
-    parted = AlgorithmConfig(microbatch_tokens=budget)
+    by_count = AlgorithmConfig(microbatch_tokens=budget)
     firsts: list[float] = []
 
-    def make(config: AlgorithmConfig, make_it: Callable, **extra) -> Run:
+    def make(config: AlgorithmConfig, schedule: Schedule | None) -> Contender:
         model, params = common.our_model(flags, remat=flags.remat)
-        update = make_it(model, config, make_optimizer(OPTIMIZER, 1000), None, 1.0)
-        return timed(update, params, seen, "loss/policy", firsts, **extra)
+        optimizer = make_optimizer(OPTIMIZER, 1000)
+        learner = Learner(Spec(model, config), Optimizers(optimizer))
+        update = functools.partial(learner.update, schedule=schedule)
+        return timed(update, params, optimizer, seen, "loss/policy", firsts)
 
-    plan = plan_update(parted, jax.random.key(0), rollout)
+    schedule = schedule_of(by_count, jax.random.key(0), size.slots, seen.completions)
     makes = {
-        "ours": functools.partial(make, parted, make_parted_update, plan=plan),
-        "peer": functools.partial(make, padded, make_update),
+        "ours": functools.partial(make, by_count, schedule),
+        "peer": functools.partial(make, padded, None),
     }
-    slots = sum(len(p.rows) * (size.slots + p.shape[0] * p.shape[1]) for p in plan.updates[0])
+    slots = sum(len(p.rows) * (size.slots + p.shape[0] * p.shape[1]) for p in schedule.updates[0])
     line = {"case": "ragged", "variant": f"{slots} of {budget * size.prompts // 2} slots"}
-    tokens = int(rollout.length.sum() + rollout.prompt_length.sum())
+    tokens = int(seen.completions.length.sum() + seen.prompts.length.sum())
     named = {"unit": "real tokens/s", "peer_name": "ours, padded"}
     return compared(flags, makes, firsts, tokens, line | named)
 
 
-def ragged_batch(size: Workload, vocab: int) -> tuple[Experience, Rollout]:
-    """Scored completions of every length, and the rollout they are planned from."""
+def ragged_batch(size: Workload, vocab: int) -> Experience:
+    """Scored completions of every length, host arrays."""
     prompt = common.random_tokens((size.prompts, size.slots), vocab)
     completion = common.random_tokens((size.prompts, size.group, size.new), vocab, seed=1)
     length = lengths((size.prompts, size.group), size.new)
@@ -108,9 +112,10 @@ def ragged_batch(size: Workload, vocab: int) -> tuple[Experience, Rollout]:
     full = np.full(size.prompts, size.slots, np.int32)
     zeros = np.zeros(mask.shape, np.float32)
     advantage = np.random.default_rng(2).normal(size=(*length.shape, 1)) * mask
-    scored = {"old_logp": zeros, "advantage": advantage.astype(np.float32)}  # old ones are not read
-    common_fields = (prompt, full, completion, length)
-    return Experience(*common_fields, mask, **scored), Rollout(*common_fields, length < size.new, zeros, mask)
+    prompts = PromptBatch(prompt, full)
+    completions = Completions(completion, length, length < size.new, zeros, mask)
+    # Old log-probabilities are not read.
+    return Experience(prompts, completions, old_logp=zeros, advantage=advantage.astype(np.float32))
 
 
 # --- the cold start -------------------------------------------------------------------------------------
@@ -122,13 +127,14 @@ def pack(flags: argparse.Namespace) -> list[Line]:
     packed, padded = packed_batches(size, vocab)
     firsts: list[float] = []
 
-    def make(batch: PackedBatch | SftBatch) -> Run:
+    def make(batch: PackedBatch | SftBatch) -> Contender:
         model, params = common.our_model(flags, remat=flags.remat)
-        update = make_sft_update(model, make_optimizer(OPTIMIZER, 1000))
-        return timed(update, params, batch, "loss/sft", firsts)
+        optimizer = make_optimizer(OPTIMIZER, 1000)
+        update = functools.partial(sft_update, SftSetup(model, optimizer))
+        return timed(update, params, optimizer, batch, "loss/sft", firsts)
 
     makes = {"ours": functools.partial(make, packed), "peer": functools.partial(make, padded)}
-    slots = padded.prompt.size + padded.completion.size
+    slots = padded.prompts.tokens.size + padded.tokens.size
     line = {"case": "pack", "variant": f"{packed.tokens.size} of {slots} slots"}
     named = {"unit": "real tokens/s", "peer_name": "ours, padded"}
     return compared(flags, makes, firsts, int((packed.segments > 0).sum()), line | named)
@@ -155,7 +161,7 @@ def packed_batches(size: Workload, vocab: int) -> tuple[PackedBatch, SftBatch]:
     completion, length = padded([c for _, c in chains], size.new)
     mask = np.arange(size.new) < length[:, None]
     packed = PackedBatch(rows.tokens, rows.segments, rows.positions, rows.learn)
-    return packed, SftBatch(prompt, prompt_length, completion[:, None], mask[:, None])
+    return packed, SftBatch(PromptBatch(prompt, prompt_length), completion[:, None], mask[:, None])
 
 
 def padded(rows: list[np.ndarray], slots: int) -> tuple[np.ndarray, np.ndarray]:

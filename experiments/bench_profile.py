@@ -30,6 +30,7 @@ from experiments import bench_limits as limits
 from experiments import bench_rollout, bench_train
 from experiments.bench_common import Line
 from gtalign_jax.errors import exit_on_user_error
+from gtalign_jax.learning.sft import sft_update
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
 from gtalign_jax.planning import hlo
 from gtalign_jax.rollout import programs
@@ -40,7 +41,10 @@ MOST = 8
 
 def products(module: hlo.Module) -> set[str]:
     """The instructions that are, or hold, a matrix product."""
-    is_product = lambda line: line.opcode == "dot" or "matmul" in line.attributes.lower()
+
+    def is_product(line: hlo.Instruction) -> bool:
+        return line.opcode == "dot" or "matmul" in line.attributes.lower()
+
     holding = {name for name, lines in module.computations.items() if any(map(is_product, lines.values()))}
 
     def holds(line: hlo.Instruction) -> bool:
@@ -100,15 +104,14 @@ def train(flags: argparse.Namespace, *, shared: bool) -> list[Line]:
     config, params = common.our_model(flags)
     size = common.workload("W", flags.shape)
     tokens = bench_train.make_tokens(size, config.vocab_size)
-    update, start = bench_train.make_step(config, policy=False)
-    mesh = make_mesh(MeshConfig())
+    setup, mesh = bench_train.sft_setup(config), make_mesh(MeshConfig())
     made = bench_train.make_batch(tokens if shared else tokens.separate(), policy=False)
     batch = spread(jax.device_put(made), mesh)
-    held = {"state": spread(start(params), mesh)}
-    text = update.lower(held["state"], batch).compile().as_text()
+    held = {"state": spread(bench_train.start_state(params, setup.optimizer), mesh)}
+    text = sft_update.lower(setup, held["state"], batch).compile().as_text()
 
     def run() -> None:
-        held["state"], _ = update(held["state"], batch)
+        held["state"], _ = sft_update(setup, held["state"], batch)
         jax.block_until_ready(held["state"])
 
     flops = limits.step_flops(common.SHAPES[flags.shape], size, shared=shared)

@@ -10,7 +10,7 @@
     ragged   twice W's prompts with log-normal lengths: micro-batches by token count beside padded ones
     pack     chains of log-normal lengths: a supervised step on packed rows beside padded ones
 
-Ours are `sft.update.make_sft_update` and `rl.update.make_update`, as `experiments.train` calls them:
+Ours are `learning.sft.sft_update` and the update of `learning.learner`, as `experiments.train` calls them:
 `shared` has a group's prompt once, `rows` repeats it for every completion. The peer is transformers'
 Qwen2 in eager PyTorch on separate rows without padding, logits at the completions only, with the same
 weights, tokens, clipping and AdamW; that the first losses agree is checked. Every rate counts the tokens
@@ -33,17 +33,19 @@ import numpy as np
 from experiments import bench_common as common
 from experiments import bench_lengths
 from experiments import bench_limits as limits
-from experiments.bench_common import Line, Run, Workload
+from experiments.bench_common import Contender, Line, Workload
 from experiments.peers import launch
 from gtalign_jax.errors import exit_on_user_error
 from gtalign_jax.learning.algorithm import AlgorithmConfig
-from gtalign_jax.learning.sft import SftBatch, make_sft_update
-from gtalign_jax.learning.state import OptimizerConfig, init_state, make_optimizer
-from gtalign_jax.learning.update import make_update
+from gtalign_jax.learning.learner import Learner
+from gtalign_jax.learning.sft import SftBatch, SftSetup, sft_update
+from gtalign_jax.learning.spec import Spec
+from gtalign_jax.learning.state import Optimizer, OptimizerConfig, init_model, init_state, make_optimizer
+from gtalign_jax.learning.update import Optimizers
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
-from gtalign_jax.types import Experience, PyTree, TrainState
+from gtalign_jax.types import Completions, Experience, PromptBatch, PyTree, TrainState
 
 OPTIMIZER = OptimizerConfig(lr=1e-5)
 ALGORITHM = AlgorithmConfig()
@@ -80,37 +82,41 @@ def make_tokens(size: Workload, vocab: int) -> Tokens:
 
 def make_batch(tokens: Tokens, policy: bool) -> SftBatch | Experience:
     """What the supervised or the policy update sees of these tokens."""
-    length = np.full(len(tokens.prompt), tokens.prompt.shape[1], np.int32)
-    everywhere = np.ones(tokens.completion.shape, bool)
+    prompts = PromptBatch(tokens.prompt, np.full(len(tokens.prompt), tokens.prompt.shape[1], np.int32))
+    everywhere, none = np.ones(tokens.completion.shape, bool), np.zeros(tokens.completion.shape, np.float32)
     if not policy:
-        return SftBatch(tokens.prompt, length, tokens.completion, everywhere)
-    return Experience(
-        prompt=tokens.prompt,
-        prompt_length=length,
-        completion=tokens.completion,
+        return SftBatch(prompts, tokens.completion, everywhere)
+    completions = Completions(
+        tokens=tokens.completion,
         length=np.full(tokens.advantage.shape, tokens.completion.shape[-1], np.int32),
+        finished=np.ones(tokens.advantage.shape, bool),
+        logp=none,  # compared with the trainer's, for two metrics
         action_mask=everywhere,
-        old_logp=np.zeros(tokens.completion.shape, np.float32),  # one update a rollout: not read
+    )
+    return Experience(
+        prompts,
+        completions,
+        old_logp=none,  # one update a rollout: not read
         advantage=np.where(everywhere, tokens.advantage[..., None], 0.0).astype(np.float32),
     )
 
 
-def make_step(config: ModelConfig, policy: bool) -> tuple[Callable, Callable[[PyTree], TrainState]]:
-    """(the jitted update, what makes its state from parameters)."""
-    optimizer = make_optimizer(OPTIMIZER, 1000)
-    start = lambda params: init_state(jax.random.key(0), params, optimizer)
-    if policy:
-        return make_update(config, ALGORITHM, optimizer, None, 1.0), start
-    return make_sft_update(config, optimizer), start
+def sft_setup(config: ModelConfig) -> SftSetup:
+    return SftSetup(config, make_optimizer(OPTIMIZER, 1000))
 
 
-def our_run(config: ModelConfig, params: PyTree, tokens: Tokens, policy: bool) -> Run:
+def start_state(params: PyTree, optimizer: Optimizer) -> TrainState:
+    return init_state(jax.random.key(0), init_model(params, optimizer))
+
+
+def our_run(config: ModelConfig, params: PyTree, tokens: Tokens, policy: bool) -> Contender:
     """One update a call; returns its loss."""
-    update, start = make_step(config, policy)
-    mesh = make_mesh(MeshConfig())
+    setup, mesh = sft_setup(config), make_mesh(MeshConfig())
+    learner = Learner(Spec(config, ALGORITHM), Optimizers(setup.optimizer))
+    update = learner.update if policy else functools.partial(sft_update, setup)
     # Laid out as in training, or the second call would compile again for the state that the first returns.
     batch = spread(jax.device_put(make_batch(tokens, policy)), mesh)
-    held = {"state": spread(start(params), mesh)}
+    held = {"state": spread(start_state(params, setup.optimizer), mesh)}
 
     def run() -> float:
         held["state"], metrics = update(held["state"], batch)
@@ -154,7 +160,7 @@ def against_peer(name: str, variant: str, flags: argparse.Namespace, policy: boo
     losses: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
 
-        def peer() -> Run:
+        def peer() -> Contender:
             process = stack.enter_context(torch_process(flags, tokens, policy))
             return lambda: process()["loss"]
 
@@ -179,7 +185,7 @@ def share_of_limit(ours: float, fields: dict, size: Workload, dtype: str, *, sha
     return {"limit": round(limit, 1), "share": round(ours / limit, 3)}
 
 
-def keep_first_loss(losses: dict[str, float], name: str, make: common.Make) -> Run:
+def keep_first_loss(losses: dict[str, float], name: str, make: common.Make) -> Contender:
     """The contender, with the loss of its first round kept."""
     run = make()
 
@@ -224,10 +230,11 @@ def memory(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
         size = dataclasses.replace(size, prompts=factor)
     elif name == "vocabulary":
         config = dataclasses.replace(config, vocab_size=config.vocab_size * factor, source="")
-    update, start = make_step(config, policy=False)
+    setup = sft_setup(config)
     params = jax.eval_shape(functools.partial(init_params, config=config), jax.random.key(0))
+    state = jax.eval_shape(functools.partial(start_state, optimizer=setup.optimizer), params)
     batch = make_batch(make_tokens(size, config.vocab_size), policy=False)
-    sizes = update.lower(jax.eval_shape(start, params), batch).compile().memory_analysis()
+    sizes = sft_update.lower(setup, state, batch).compile().memory_analysis()
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     return [
         {

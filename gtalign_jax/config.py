@@ -59,6 +59,20 @@ def _plain(value: Any, kind: Any, path: str) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def load_symbol(path: str, where: str) -> Callable[..., Any]:
+    """The function at `module:function`. where: the field or flag it was named in, for the UserError."""
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UserError(f"{where}={path!r}: write module:function")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+        raise UserError(f"{where}={path!r}: {' '.join(str(error).split())}") from error
+    if not callable(found):
+        raise UserError(f"{where}={path!r}: {name} is not a function")
+    return found
+
+
 def parse_command(
     argv: Sequence[str], required: Mapping[str, str], optional: Mapping[str, str] | None = None
 ) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
@@ -92,18 +106,6 @@ def parse_command(
         if not values[name].value:
             raise UserError(f"--{name} is missing ({required.get(name, 'configs/NAME.py[:variant]')})")
     return config, {name: values[name].value for name in (*required, *optional)}
-
-
-def load_symbol(path: str, where: str) -> Callable[..., Any]:
-    """The function at `module:function`; where: the config field it comes from, for the error."""
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}={path!r}: {error}") from error
-    if not callable(found):
-        raise UserError(f"{where}={path!r}: {name} is not a function")
-    return found
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

@@ -94,6 +94,25 @@ def test_naming_leaves_what_is_named_already():
         raise UserError("P.jsonl: not found")
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("math:nope", "module 'math' has no attribute 'nope'"),
+        ("math:pi", "pi is not a function"),
+        ("no_such_module_here:f", "No module named 'no_such_module_here'"),
+        ("math", "write module:function"),
+        (":f", "write module:function"),
+        ("broken_for_test:f", r"invalid syntax \(broken_for_test.py, line 1\)"),
+    ],
+)
+def test_a_symbol_that_is_not_there_is_one_line(tmp_path, monkeypatch, path, message):
+    (tmp_path / "broken_for_test.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"^config.algorithm.loss='{path}': {message}$"):
+        config.load_symbol(path, "config.algorithm.loss")
+    assert config.load_symbol("math:sqrt", "config.algorithm.loss")(9) == 3
+
+
 def test_user_error_exits_with_status_two(capsys):
     @exit_on_user_error
     def main():

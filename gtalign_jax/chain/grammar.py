@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gtalign_jax.chain.matrix import KEYS, PLAYERS
 from gtalign_jax.chain.parse import BLOCKS
+from gtalign_jax.game.moves import KEYS, PLAYERS
 
 BYTES = 256
 _TAGS = tuple(f"<{slash}{name}>".encode() for name in BLOCKS for slash in ("", "/"))
@@ -126,17 +126,16 @@ def _matrix(build: _Builder, at: int) -> int:
 
 def _number(build: _Builder, at: int) -> int:
     """-5.0 to 5.0 with one decimal, without -0.0."""
-    digits = lambda low, high: range(ord(str(low)), ord(str(high)) + 1)
     end, minus, small, zero, five = (build.state() for _ in range(5))
     points = [build.state() for _ in range(3)]
     build.edge(at, ord("-"), minus)
     for state in (at, minus):
-        for digit in digits(0, 4):
+        for digit in b"01234":
             build.edge(state, digit, small)
         build.edge(state, ord("5"), five)
     build.edge(minus, ord("0"), zero)
     for state, point, last in zip(
-        (small, zero, five), points, (digits(0, 9), digits(1, 9), digits(0, 0)), strict=True
+        (small, zero, five), points, (b"0123456789", b"123456789", b"0"), strict=True
     ):
         build.edge(state, ord("."), point)
         for digit in last:

@@ -32,7 +32,7 @@ class PackedRows:
 class PackedStream:
     """Batches of `rows` rows of `slots` tokens, by number; in order they are made as they are asked for."""
 
-    def __init__(self, data: Sequence[Demonstration], rows: int, slots: int, seed: int):
+    def __init__(self, data: Sequence[Demonstration], rows: int, slots: int, seed: int) -> None:
         """UserError when a chain is longer than a row: nothing is cut."""
         self._chains = [(d.prompt, completion) for d in data for completion in d.completions]
         longest = max(len(prompt) + len(completion) for prompt, completion in self._chains)
@@ -71,12 +71,12 @@ class PackedStream:
 
 
 def _joined(rows: Sequence[dict[str, np.ndarray]]) -> PackedRows:
-    stack = lambda name: np.stack([row[name] for row in rows])
-    segments = stack("tokens_segment_ids").astype(np.int32)
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    segments = stacked["tokens_segment_ids"].astype(np.int32)
     return PackedRows(
-        tokens=stack("tokens"),
+        tokens=stacked["tokens"],
         segments=segments,
-        positions=stack("tokens_positions").astype(np.int32),
-        learn=stack("learn").astype(bool),
+        positions=stacked["tokens_positions"].astype(np.int32),
+        learn=stacked["learn"].astype(bool),
         chains=int(segments.max(-1).sum()),
     )

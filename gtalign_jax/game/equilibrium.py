@@ -9,7 +9,8 @@ from __future__ import annotations
 import flax.struct
 import jax.numpy as jnp
 
-from gtalign_jax.game.payoff import LLM, USER, cell_welfare
+from gtalign_jax.game.moves import LLM, USER
+from gtalign_jax.game.payoff import cell_welfare
 from gtalign_jax.game.vertices import Vertices, best_reply_vertices
 from gtalign_jax.types import Array
 
@@ -54,10 +55,9 @@ def mixed_nash(payoff: Array, unit: float = UNIT) -> Equilibria:
     all equilibria are among `value`. Each is listed once. E = 30 for 2 x 3.
     """
     users, llms = _vertices(payoff, unit)
-    fits = lambda weights, replies: jnp.all(replies | (weights <= 0), axis=-1)
     mask = users.valid[..., :, None] & llms.valid[..., None, :]
-    mask &= fits(llms.weights[..., None, :, :], users.replies[..., :, None, :])
-    mask &= fits(users.weights[..., :, None, :], llms.replies[..., None, :, :])
+    mask &= _only_replies(llms.weights[..., None, :, :], users.replies[..., :, None, :])
+    mask &= _only_replies(users.weights[..., :, None, :], llms.replies[..., None, :, :])
     x, y = users.strategies, llms.strategies
     slots = (*mask.shape[:-2], mask.shape[-2] * mask.shape[-1])
     x = jnp.broadcast_to(x[..., :, None, :], (*mask.shape, x.shape[-1])).reshape(*slots, -1)
@@ -71,6 +71,11 @@ def mixed_nash(payoff: Array, unit: float = UNIT) -> Equilibria:
         mask=mask,
         degenerate=_many_replies(users) | _many_replies(llms),
     )
+
+
+def _only_replies(weights: Array, replies: Array) -> Array:
+    """Whether all moves that are played, of [..., moves], are best replies."""
+    return jnp.all(replies | (weights <= 0), axis=-1)
 
 
 def _vertices(payoff: Array, unit: float) -> tuple[Vertices, Vertices]:
@@ -101,8 +106,7 @@ def stackelberg(payoff: Array, optimistic: bool = True) -> tuple[Array, Array]:
     user, llm = payoff[..., USER], payoff[..., LLM]
     sign = 1.0 if optimistic else -1.0
     reply = jnp.argmax(jnp.where(best_responses(payoff)[0], sign * llm, -jnp.inf), axis=-2)
-    at_reply = lambda x: jnp.take_along_axis(x, reply[..., None, :], axis=-2)[..., 0, :]
-    own, theirs = at_reply(llm), at_reply(user)
+    own, theirs = (jnp.take_along_axis(x, reply[..., None, :], axis=-2)[..., 0, :] for x in (llm, user))
     best = own >= jnp.max(own, axis=-1, keepdims=True)
     action = jnp.argmax(jnp.where(best, theirs, -jnp.inf), axis=-1)
     move = jnp.take_along_axis(reply, action[..., None], axis=-1)[..., 0]

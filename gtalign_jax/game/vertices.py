@@ -80,8 +80,8 @@ def _mixed_candidates(opponent: Array, k: int) -> tuple[Array, Array, Array]:
     earlier = np.tril(np.ones((len(ties), len(ties)), bool), -1)
     # Two tie sets that the same strategy satisfies describe one vertex: keep the first.
     valid &= ~jnp.any(contains & valid[..., None, :] & earlier, axis=-1)
-    flat = lambda x, tail: x.reshape(*opponent.shape[:-2], -1, *tail)
-    return flat(weights, (m,)), flat(replies, (n,)), flat(valid, ())
+    flat = (*opponent.shape[:-2], -1)
+    return weights.reshape(*flat, m), replies.reshape(*flat, n), valid.reshape(flat)
 
 
 def _members(sets: np.ndarray, n: int) -> np.ndarray:
@@ -92,8 +92,8 @@ def _members(sets: np.ndarray, n: int) -> np.ndarray:
 def _null_weights(differences: Array) -> Array:
     """w [..., k] with sum_i w_i d[..., i, :] = 0 for d [..., k, k-1]: cofactors, their sum positive."""
     k = differences.shape[-2]
-    without = lambda i: differences[..., [row for row in range(k) if row != i], :]
-    minors = [(-1) ** i * _determinant(without(i)) for i in range(k)]
+    others = [[row for row in range(k) if row != i] for i in range(k)]
+    minors = [(-1) ** i * _determinant(differences[..., rest, :]) for i, rest in enumerate(others)]
     found = jnp.stack(minors, axis=-1)
     return jnp.where(jnp.sum(found, axis=-1, keepdims=True) < 0, -found, found)
 

@@ -6,10 +6,8 @@ docs/algorithms.md writes each preset out as equations.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Callable
-from typing import Any
 
+from gtalign_jax.config import load_symbol
 from gtalign_jax.errors import UserError, naming
 
 _CHOICES = {
@@ -173,23 +171,10 @@ def resolve_algorithm(name: str) -> AlgorithmConfig:
     if ":" not in name:
         known = ", ".join(PRESETS)
         raise UserError(f"config.align.algorithm={name!r}: use one of {known}, or module:function")
-    make = load_function(name, "")
+    make = load_symbol(name, "config.align.algorithm")
     with naming(f"config.align.algorithm={name!r}: "):
         config = make()
     if not isinstance(config, AlgorithmConfig):
         kind = type(config).__name__
         raise UserError(f"config.align.algorithm={name!r}: must return an AlgorithmConfig, not {kind}")
     return config
-
-
-def load_function(path: str, field: str) -> Callable[..., Any]:
-    """The function at `module:function`; field: the AlgorithmConfig field it comes from, for the error."""
-    where = f"algorithm.{field}={path!r}" if field else f"config.align.algorithm={path!r}"
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error
-    if not callable(found):
-        raise UserError(f"{where}: {name} is not a function")
-    return found

@@ -103,12 +103,12 @@ class Fold(NamedTuple):
 class FoldPrograms:
     """start(batch, *args): zeros. add(shape, carry, batch, rows, start, *args): a micro-batch's result in it.
 
-    compiled: the shapes of batches for which every `add` is there.
+    compiled: the shapes of prompts and completions for which every `add` is there.
     """
 
     start: Callable[..., PyTree]
     add: Callable[..., PyTree]
-    compiled: set[tuple[int, ...]] = dataclasses.field(default_factory=set)
+    compiled: set[tuple[tuple[int, ...], ...]] = dataclasses.field(default_factory=set)
 
 
 def fold(
@@ -125,10 +125,10 @@ def compile_fold(
     made: FoldPrograms, parts: Sequence[MicroBatch], batch: Experience | Rollout, *args: PyTree
 ) -> None:
     """Make the programs that `fold` calls for micro-batches of these shapes, once for each shape of batch."""
-    shape = batch.prompts.tokens.shape
-    if shape in made.compiled:
+    shapes = batch.prompts.tokens.shape, batch.completions.tokens.shape
+    if shapes in made.compiled:
         return
-    made.compiled.add(shape)
+    made.compiled.add(shapes)
     carry = made.start(batch, *args)
     for part in parts:
         made.add.lower(part.shape, carry, batch, part.rows, part.start, *args).compile()
@@ -240,7 +240,7 @@ def update_by_tokens(
     schedule: Schedule,
 ) -> tuple[TrainState, Metrics]:
     """`update.update` by the micro-batches of a schedule (`schedule_of`). The state's arrays are donated."""
-    compile_update(spec, state, experience, base, schedule)
+    compile_sums(spec, state, experience, base, schedule)
     rng, step, stopped = _begin(state.rng, state.step)
     carry, found = (state.replace(rng=rng, step=step), stopped), []
     steps = jitted_steps(spec.algorithm, optimizers)
@@ -257,9 +257,40 @@ def update_by_tokens(
 
 
 def compile_update(
+    spec: Spec,
+    optimizers: Optimizers,
+    state: TrainState,
+    experience: Experience,
+    base: PyTree | None,
+    schedule: Schedule,
+) -> None:
+    """Make all that `update_by_tokens` runs, which consumes nothing and runs no gradient."""
+    compile_sums(spec, state, experience, base, schedule)
+    _, step, stopped = _begin(state.rng, state.step)
+    steps = Steps(*map(_ahead, jitted_steps(spec.algorithm, optimizers)))
+    zeros = _sums_over(spec, (), experience, base)
+    (after, _), metrics = learn_minibatch((state.replace(step=step), stopped), zeros, steps)
+    found = [metrics] * len(schedule.updates)
+    _ahead(_finish)(found, state.kl_coef, experience.completions.length.size, spec.algorithm)
+    if state.reference is not None:
+        _ahead(_refresh)(state.reference, after.policy.params, step, spec.algorithm)
+
+
+def _ahead(program: Callable[..., Any]) -> Callable[..., PyTree]:
+    """The program compiled instead of run: what it gives are the shapes and layouts of its results."""
+
+    def compiled(*args: Any) -> PyTree:
+        traced = program.trace(*args)
+        layout = traced.lower().compile().output_shardings
+        return jax.tree.map(lambda x, where: x.update(sharding=where), traced.out_info, layout)
+
+    return compiled
+
+
+def compile_sums(
     spec: Spec, state: TrainState, experience: Experience, base: PyTree | None, schedule: Schedule
 ) -> None:
-    """Make what `update_by_tokens` runs that depends on the shapes of rows and prompts; runs no gradient."""
+    """Make the programs of `update_by_tokens` that depend on the shapes of rows and prompts."""
     params = state.policy.params
     made = sum_programs(spec, policy_sums, params)
     compile_fold(made, schedule.empty, experience, params, base, state.kl_coef)

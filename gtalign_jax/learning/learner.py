@@ -96,4 +96,4 @@ class Learner:
         if schedule is None:  # kept by the program, which will find it
             update_program.lower(self.spec, self.optimizers, state, seen, models.base).compile()
         else:
-            by_tokens.compile_update(self.spec, state, seen, models.base, schedule)
+            by_tokens.compile_update(self.spec, self.optimizers, state, seen, models.base, schedule)

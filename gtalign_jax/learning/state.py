@@ -60,7 +60,7 @@ class Streamed:
     """An optimizer whose moments wait in the host's memory, to be taken from there a parameter at a time.
 
     whole: what needs all gradients at once and keeps nothing (the clipping). each: what treats every
-    parameter by itself. `rl.gradients.apply` makes the step.
+    parameter by itself. `gradients.apply` makes the step.
     """
 
     whole: optax.GradientTransformation

@@ -133,7 +133,10 @@ def _from_names(
     env: Mapping[str, str], source: str, address: Sequence[str], count: Sequence[str], index: Sequence[str]
 ) -> Cluster | None:
     """A cluster from the first variable of each group that is set; None when there is no address."""
-    pick = lambda names: next((name for name in names if env.get(name)), None)
+
+    def pick(names: Sequence[str]) -> str | None:
+        return next((name for name in names if env.get(name)), None)
+
     if pick(address) is None:
         return None
     values = {}

@@ -84,7 +84,10 @@ def global_batch(local: PyTree, count: int, mesh: Mesh) -> PyTree:
 
 def fetch(tree: PyTree) -> PyTree:
     """NumPy arrays of every leaf, whole, on every process (a collective: all must call it)."""
-    whole = lambda x: not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+
+    def whole(x: Any) -> bool:
+        return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
+
     if all(whole(leaf) for leaf in jax.tree.leaves(tree)):
         return jax.device_get(tree)
     return jax.tree.map(
@@ -142,9 +145,3 @@ def total(numbers: Mapping[str, float]) -> dict[str, float]:
         for key, value in mine.items():
             summed[key] = summed.get(key, 0.0) + value
     return summed
-
-
-def barrier(name: str) -> None:
-    """Wait until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -101,22 +101,8 @@ class MeshConfig:
         return tuple(sizes)
 
 
-PRESETS = {
-    "single": MeshConfig(),
-    "gpu_node": MeshConfig(fsdp=-1),
-    "v5e-16": MeshConfig(fsdp=-1),
-    "v5e-256": MeshConfig(fsdp=-1, tensor=4),
-    "v5p-64": MeshConfig(fsdp=-1, tensor=4),
-    "two_slices": MeshConfig(fsdp=-1, tensor=4, slices=2),
-}
-
-
-def make_mesh(config: MeshConfig | str, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a config or preset name over the first devices that it needs (default: all)."""
-    if isinstance(config, str):
-        if config not in PRESETS:
-            raise UserError(f"mesh={config!r}: no such preset; use one of {', '.join(PRESETS)}")
-        config = PRESETS[config]
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a config over the first devices that it needs (default: of all)."""
     devices = jax.devices() if devices is None else list(devices)
     shape = config.shape(len(devices))
     types = (AxisType.Auto,) * len(MESH_AXES)
@@ -172,8 +158,7 @@ def shard_tree(axes: PyTree, mesh: Mesh, shapes: PyTree | None = None) -> PyTree
     divide is a UserError naming the parameter, except K/V heads, which are then replicated. Without
     it, shardings are what the table says and such a dimension is refused when the array is placed.
     """
-    is_names = lambda x: isinstance(x, tuple) and all(isinstance(name, str) for name in x)
-    named, structure = jax.tree.flatten_with_path(axes, is_leaf=is_names)
+    named, structure = jax.tree.flatten_with_path(axes, is_leaf=_is_names)
     sized = [None] * len(named) if shapes is None else structure.flatten_up_to(shapes)
     shardings = []
     for (path, names), leaf in zip(named, sized, strict=True):
@@ -184,6 +169,11 @@ def shard_tree(axes: PyTree, mesh: Mesh, shapes: PyTree | None = None) -> PyTree
             _check_divides(jax.tree_util.keystr(path), names, shape, mesh)
         shardings.append(NamedSharding(mesh, partition_spec(names, shape, mesh)))
     return structure.unflatten(shardings)
+
+
+def _is_names(x: Any) -> bool:
+    """Whether this is a leaf of a tree of axis names."""
+    return isinstance(x, tuple) and all(isinstance(name, str) for name in x)
 
 
 def shard_state(state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
@@ -215,8 +205,12 @@ def spread(tree: PyTree, mesh: Mesh) -> PyTree:
     which a checkpoint would otherwise bring back to one device.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
-    on_mesh = lambda x: isinstance(x, jax.Array) and getattr(x.sharding, "mesh", None) == mesh
-    return jax.tree.map(lambda x: x if on_mesh(x) else jax.device_put(x, everywhere), tree)
+
+    def place(x: Any) -> jax.Array:
+        on_mesh = isinstance(x, jax.Array) and getattr(x.sharding, "mesh", None) == mesh
+        return x if on_mesh else jax.device_put(x, everywhere)
+
+    return jax.tree.map(place, tree)
 
 
 def batch_shards(mesh: Mesh) -> int:
@@ -253,10 +247,12 @@ def gather_for_decode(params: PyTree, axes: PyTree, dtype: str) -> PyTree:
     axes: their logical axis names; a leaf that has none there (an adapter's) stays as it is. Called once,
     before the loop, so that no step gathers a weight; a device then holds 1 / tensor of the model.
     """
-    is_names = lambda x: isinstance(x, tuple) and all(isinstance(name, str) for name in x)
-    known = dict(jax.tree.leaves_with_path(axes, is_leaf=is_names))
+    known = dict(jax.tree.leaves_with_path(axes, is_leaf=_is_names))
+
+    def place(path: tuple, x: jax.Array) -> jax.Array:
+        return constrain(x.astype(dtype), *known[path]) if path in known else x
+
     with decode_layout():
-        place = lambda path, x: constrain(x.astype(dtype), *known[path]) if path in known else x
         return jax.tree.map_with_path(place, params)
 
 

@@ -49,8 +49,8 @@ def attend(query: Array, own: Keys, shared: Keys | None = None) -> Array:
 def joined(shared: Keys, own: Keys, n: int) -> Keys:
     """The prompt's keys before each sample's own, for n queries: a copy of few heads; scores have all."""
     p, g = own.k.shape[:2]
-    over_group = lambda x: jnp.broadcast_to(x[:, None], (p, g, *x.shape[1:]))
-    k, v = (jnp.concatenate([over_group(shared[i]), own[i]], axis=2) for i in (0, 1))
+    old = (jnp.broadcast_to(x[:, None], (p, g, *x.shape[1:])) for x in (shared.k, shared.v))
+    k, v = (jnp.concatenate(pair, axis=2) for pair in zip(old, (own.k, own.v), strict=True))
     masks = [jnp.broadcast_to(x.mask, (p, g, n, x.k.shape[-3])) for x in (shared, own)]
     return Keys(k, v, jnp.concatenate(masks, axis=-1))
 

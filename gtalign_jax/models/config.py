@@ -107,10 +107,6 @@ class ModelConfig:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}")
 
-    @property
-    def queries_per_kv(self) -> int:
-        return self.num_heads // self.num_kv_heads
-
 
 def read_config(folder: str | pathlib.Path, runtime: RuntimeConfig = RuntimeConfig()) -> ModelConfig:
     """The model of an HF folder's `config.json`, to be computed as `runtime` says."""

@@ -41,12 +41,13 @@ class FeatureWeights:
 
 def feature_weights(params: Params, config: ModelConfig) -> FeatureWeights:
     """The weights of plain parameters, transposed and joined; done once for a generation."""
-    cast = lambda x: x.astype(config.runtime.compute_dtype)
-    layers = tuple(_layer_weights(jax.tree.map(cast, layer)) for layer in split_layers(params)["layers"])
+    dtype = config.runtime.compute_dtype
+    layers = (jax.tree.map(lambda x: x.astype(dtype), layer) for layer in split_layers(params)["layers"])
+    layers = tuple(map(_layer_weights, layers))
     return FeatureWeights(
-        embedding=cast(params["embedding"]),
-        unembedding=cast(params["embedding" if config.tie_embeddings else "unembedding"]),
-        final_norm=cast(params["final_norm"]["scale"]),
+        embedding=params["embedding"].astype(dtype),
+        unembedding=params["embedding" if config.tie_embeddings else "unembedding"].astype(dtype),
+        final_norm=params["final_norm"]["scale"].astype(dtype),
         layers=layers,
     )
 
@@ -87,9 +88,9 @@ def prompt_cache(cache: PromptCache) -> PromptCache:
 
 def init_decode_cache(config: ModelConfig, prompts: int, group: int, slots: int) -> RowCache:
     """An empty cache."""
-    front = (prompts * group, config.num_kv_heads)
-    empty = lambda *shape: jnp.zeros((*front, *shape), config.runtime.compute_dtype)
-    pairs = [(empty(config.head_dim, slots), empty(slots, config.head_dim)) for _ in range(config.num_layers)]
+    front, dtype = (prompts * group, config.num_kv_heads), config.runtime.compute_dtype
+    sizes = ((*front, config.head_dim, slots), (*front, slots, config.head_dim))
+    pairs = [tuple(jnp.zeros(size, dtype) for size in sizes) for _ in range(config.num_layers)]
     return RowCache(tuple(pairs))
 
 

@@ -58,10 +58,9 @@ def attend_library(
     """
     p, g, n = query.shape[:3]
     keys = own if shared is None else attention.joined(shared, own, n)
-    rows = lambda x: x.reshape(p * g, *x.shape[2:])
-    k, v = rows(keys.k), rows(keys.v)
-    mask = rows(jnp.broadcast_to(keys.mask, (p, g, n, keys.k.shape[2])))[:, None]
-    out = jax.nn.dot_product_attention(rows(query), k, v, mask=mask, implementation=implementation)
+    mask = jnp.broadcast_to(keys.mask, (p, g, n, keys.k.shape[2]))
+    q, k, v, mask = (x.reshape(p * g, *x.shape[2:]) for x in (query, keys.k, keys.v, mask))
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation=implementation)
     return out.reshape(query.shape)
 
 

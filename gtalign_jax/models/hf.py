@@ -64,15 +64,15 @@ def load_params(folder: pathlib.Path, config: ModelConfig, shardings: PyTree | N
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
-    load = lambda entry, leaf, sharding: _load_leaf(entry, leaf, sharding, tensors)
+    load = functools.partial(_load_leaf, tensors)
     return jax.tree.map(load, table, shapes, shardings, is_leaf=is_entry)
 
 
 def _load_leaf(
+    tensors: Mapping[str, Tensor],
     entry: Entry | tuple[Entry, ...],
     leaf: jax.ShapeDtypeStruct,
     sharding: Sharding,
-    tensors: Mapping[str, Tensor],
 ) -> jax.Array:
     """One parameter on the devices of this host."""
     arrays = []
@@ -256,7 +256,10 @@ def _gathered(shard: Sequence[tuple[Entry, jax.Array, int | None]], dtype: str) 
 @functools.lru_cache(maxsize=4)
 def _replicate(mesh: Mesh) -> Any:
     """(leaf, layer or None) → the layer's array on every device of the mesh."""
-    pick = lambda x, i: x if i is None else jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+    def pick(x: jax.Array, i: int | None) -> jax.Array:
+        return x if i is None else jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
     return jax.jit(pick, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 

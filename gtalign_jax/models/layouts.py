@@ -82,9 +82,10 @@ def spread_caches(
     """Both caches with their rows and K/V heads split over the current mesh, by the rules in force."""
     if isinstance(cache, RowCache):
         return prompt_cache, cache
-    lay = lambda tree, *names: jax.tree.map(lambda x: constrain(x, *names, "keys", "kv", "head_dim"), tree)
-    layers = lay(prompt_cache.layers, BATCH[0])
-    return prompt_cache.replace(layers=layers), cache.replace(layers=lay(cache.layers, *BATCH))
+    axes = ("keys", "kv", "head_dim")
+    prompts = jax.tree.map(lambda x: constrain(x, BATCH[0], *axes), prompt_cache.layers)
+    rows = jax.tree.map(lambda x: constrain(x, *BATCH, *axes), cache.layers)
+    return prompt_cache.replace(layers=prompts), cache.replace(layers=rows)
 
 
 def prefill(

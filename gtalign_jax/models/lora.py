@@ -130,8 +130,10 @@ def split(params: Params) -> tuple[Params, Params | None]:
     }
     if not found:
         return params, None
-    rest = lambda part: {leaf: x for leaf, x in part.items() if leaf not in TRAINED}
-    layers = {name: rest(part) for name, part in params["layers"].items()}
+    layers = {
+        name: {leaf: x for leaf, x in part.items() if leaf not in TRAINED}
+        for name, part in params["layers"].items()
+    }
     return {"layers": found}, params | {"layers": layers}
 
 
@@ -186,8 +188,10 @@ def _merge_layer(out: NamedSharding | None) -> Callable[..., Array]:
     """(kernel, a, b, scale, layer) → that layer of kernel + scale a b, summed in float32."""
 
     def merge(kernel: Array, a: Array, b: Array, scale: Array, layer: Array) -> Array:
-        pick = lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
-        added = pick(scale) * jnp.tensordot(pick(a), pick(b), 1, precision=jax.lax.Precision.HIGHEST)
-        return (pick(kernel).astype(jnp.float32) + added).astype(kernel.dtype)
+        own, a, b, scale = (
+            jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (kernel, a, b, scale)
+        )
+        added = scale * jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
+        return (own.astype(jnp.float32) + added).astype(kernel.dtype)
 
     return jax.jit(merge, out_shardings=out)

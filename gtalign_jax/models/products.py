@@ -47,7 +47,10 @@ project.defvjp(_project_forward, _project_backward)
 def _summed(dy: Array, rows: int) -> Array:
     """dy summed over its first `rows` axes; a product on a CPU, where a sum would compute dy once more."""
     axes = tuple(range(rows))
-    product = lambda dy: jnp.tensordot(jnp.ones(dy.shape[:rows], dy.dtype), dy, (axes, axes))
+
+    def product(dy: Array) -> Array:
+        return jnp.tensordot(jnp.ones(dy.shape[:rows], dy.dtype), dy, (axes, axes))
+
     return jax.lax.platform_dependent(dy, cpu=product, default=lambda dy: dy.sum(axes))
 
 

@@ -32,14 +32,13 @@ def attend_group(
     """
     p, g, n, heads, _ = query.shape
     if prompt_k is None:  # rows without a prompt have nothing in common
-        fold = lambda x: x.reshape(p * g, 1, *x.shape[2:])
-        query, k, v = map(fold, (query, k, v))
+        query, k, v = (x.reshape(p * g, 1, *x.shape[2:]) for x in (query, k, v))
         slots, samples, segments = 0, 1, None
     else:
         slots, samples = prompt_k.shape[1], g
     # [P, heads, slots of all samples, H], slots in the padded length of the kernel.
-    flat = lambda x: x.reshape(x.shape[0], -1, *x.shape[3:])
-    q, k, v = (flat(x) for x in (query * query.shape[-1] ** -0.5, k, v))
+    scaled = query * query.shape[-1] ** -0.5
+    q, k, v = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (scaled, k, v))
     if slots:
         k, v = (jnp.concatenate(pair, axis=1) for pair in ((prompt_k, k), (prompt_v, v)))
         real = (jnp.arange(k.shape[1]) >= slots) | (jnp.arange(k.shape[1]) < length[:, None])

@@ -68,8 +68,11 @@ def init_params(key: Array, config: ModelConfig) -> Params:
 def logical_axes(config: ModelConfig) -> Params:
     """A tree like the parameters whose leaves are tuples of logical axis names."""
     boxed = jax.eval_shape(functools.partial(_boxed_params, config=config), jax.random.key(0))
-    is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)
-    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
+    return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=_is_box)
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, nn.meta.AxisMetadata)
 
 
 def _boxed_params(key: Array, config: ModelConfig) -> Params:
@@ -81,8 +84,10 @@ def _boxed_params(key: Array, config: ModelConfig) -> Params:
     shape = (config.vocab_size, config.hidden_size)
     x = jnp.zeros((1, 1, 1, config.hidden_size), config.runtime.compute_dtype)
     tables = rope_tables(config.rope, config.head_dim, jnp.zeros((1, 1, 1), jnp.int32))
-    attend_nothing = lambda q, k, v: (q, None)
-    init_layer = lambda k: Block(config).init(k, x, tables, attend_nothing)["params"]
+
+    def init_layer(k: Array) -> Params:
+        return Block(config).init(k, x, tables, lambda q, k, v: (q, None))["params"]
+
     layers = jax.vmap(init_layer)(jax.random.split(layer_key, config.num_layers))
     params = {
         "embedding": table_init(embed_key, shape, dtype),
@@ -95,8 +100,7 @@ def _boxed_params(key: Array, config: ModelConfig) -> Params:
 
 
 def _name_leading_axis(boxed: Params, name: str) -> Params:
-    is_box = lambda x: isinstance(x, nn.meta.AxisMetadata)
-    return jax.tree.map(lambda box: box.replace(names=(name, *box.names)), boxed, is_leaf=is_box)
+    return jax.tree.map(lambda box: box.replace(names=(name, *box.names)), boxed, is_leaf=_is_box)
 
 
 # --- the four passes ----------------------------------------------------------------------------
@@ -249,7 +253,10 @@ def init_decode_cache(config: ModelConfig, prompts: int, group: int, slots: int)
     """An empty cache for `slots` completion tokens of `group` samples of each prompt."""
     shape = (prompts, group, slots, config.num_kv_heads, config.head_dim)
     axes = (*BATCH, "keys", "kv", "head_dim")
-    empty = lambda: constrain(jnp.zeros(shape, config.runtime.compute_dtype), *axes)
+
+    def empty() -> Array:
+        return constrain(jnp.zeros(shape, config.runtime.compute_dtype), *axes)
+
     return DecodeCache(tuple((empty(), empty()) for _ in range(config.num_layers)))
 
 

@@ -25,7 +25,7 @@ _READS_PART = ("dynamic-slice", "slice", "gather")
 class Collective:
     """kind, bytes of the larger side of one execution on one device, devices in a group, executions.
 
-    where: the source operation's path, for messages. looped: it runs inside a loop.
+    where: the source operation's path, for messages.
     """
 
     kind: str
@@ -33,7 +33,6 @@ class Collective:
     group: int
     times: float
     where: str
-    looped: bool
     shape: tuple[int, ...]
 
 
@@ -77,7 +76,6 @@ def _collective(module: Module, name: str, line: Instruction, kind: str, times: 
         group=_group_size(line),
         times=times,
         where=where[1] if where else line.name,
-        looped=times > 1,
         shape=max((s for _, s, _ in shapes(line.type)), key=math.prod, default=()),
     )
 
@@ -161,8 +159,8 @@ def _taps(size: int, kernel: int, out: int, stride: int, low: int, base: int, di
 
 def _valid_taps(size: int, kernel: int, out: int, options: dict[str, str]) -> int:
     low = int(options.get("pad", "0_0").split("_")[0])
-    number = lambda key: int(options.get(key, "1"))
-    return _taps(size, kernel, out, number("stride"), low, number("lhs_dilate"), number("rhs_dilate"))
+    stride, base, dilation = (int(options.get(key, "1")) for key in ("stride", "lhs_dilate", "rhs_dilate"))
+    return _taps(size, kernel, out, stride, low, base, dilation)
 
 
 def traffic(module: Module) -> float:
@@ -187,19 +185,23 @@ def traffic(module: Module) -> float:
     return total
 
 
+def _in_main(name: str, lines: dict[str, Instruction]) -> float:
+    """Bytes of an operand in main memory."""
+    return nbytes(lines[name].type, True) if name in lines else 0.0
+
+
 def _moved(module: Module, line: Instruction, lines: dict[str, Instruction]) -> float:
-    main = lambda name: nbytes(lines[name].type, True) if name in lines else 0.0
     if line.opcode == "fusion":
         body = module.computations.get(dict(CALLED.findall(line.attributes)).get("calls", ""), {})
         return _moved_by_fusion(line, lines, body)
     if line.opcode in _READS_PART:
         return 2 * nbytes(line.type, True)
     if line.opcode == "dynamic-update-slice":
-        return 2 * main(line.operands[1])
+        return 2 * _in_main(line.operands[1], lines)
     if line.opcode in ("copy-start", "slice-start"):
         # Between main and on-chip memory: what arrives. The source is named in the result, too.
         return min(BYTES[d] * math.prod(size) for d, size, _ in shapes(line.type) if size)
-    return nbytes(line.type, True) + sum(main(name) for name in line.operands)
+    return nbytes(line.type, True) + sum(_in_main(name, lines) for name in line.operands)
 
 
 def _moved_by_fusion(line: Instruction, lines: dict[str, Instruction], body: dict[str, Instruction]) -> float:

@@ -157,7 +157,10 @@ def _quantile(b: Batch, values: Array, q: float) -> Array:
     ordered, _, starts = _sorted(b, values)
     place = q * (b.count - 1)
     low = jnp.floor(place)
-    at = lambda i: ordered[jnp.minimum(starts + i.astype(jnp.int32), len(values) - 1)]
+
+    def at(i: Array) -> Array:
+        return ordered[jnp.minimum(starts + i.astype(jnp.int32), len(values) - 1)]
+
     between = at(low) + (place - low) * (at(jnp.ceil(place)) - at(low))
     return between[b.segment]
 
@@ -171,7 +174,10 @@ def _ranks(b: Batch) -> tuple[Array, Array]:
     first = jax.lax.cummax(jnp.where(new, place, 0))
     ends = jnp.concatenate([new[1:], jnp.ones(1, bool)])
     last = jax.lax.cummin(jnp.where(ends, place, len(rows)), reverse=True)
-    back = lambda x: jnp.zeros_like(x).at[rows].set(x - starts[segment])
+
+    def back(x: Array) -> Array:
+        return jnp.zeros_like(x).at[rows].set(x - starts[segment])
+
     return back(first), back(last + 1)
 
 

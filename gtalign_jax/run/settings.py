@@ -107,7 +107,7 @@ class SftConfig:
 class AlignConfig:
     """Alignment: `steps` rollouts of `group_size` samples for each of `prompts` prompts.
 
-    algorithm: a preset of `rl.algorithm` or module:function. normalize: how rewards are made comparable
+    algorithm: a preset of `learning.algorithm` or module:function. normalize: how rewards are made comparable
     between the tasks of a batch, one of `rewards.normalize.METHODS`. untrained_blocks: blocks whose tokens
     earn no advantage, only the KL to the reference; with `analyze` among them the choice goes on following
     the matrix, so the reward is earned by writing the right matrix. rollout_prompts: how many prompts are
@@ -242,3 +242,17 @@ def make_settings(config: ml_collections.ConfigDict) -> Settings:
             "config.align.overlap: dynamic_sampling refills after judging; switch one of them off"
         )
     return settings
+
+
+def check_batches(settings: Settings, shards: int) -> None:
+    """Refuse prompts of a phase that its updates, and `shards` devices in each, cannot share evenly."""
+    algorithm = settings.algorithm
+    parts = {"sft": settings.sft.microbatches, "align": algorithm.minibatches * algorithm.microbatches}
+    for name, count in parts.items():
+        section = getattr(settings, name)
+        if section.steps and section.prompts % (count * shards):
+            raise UserError(
+                f"config.{name}.prompts={section.prompts}: must be a multiple of {count} (mini- and "
+                f"micro-batches) times {shards} (devices that split the batch); lower them or "
+                "config.mesh.fsdp"
+            )

@@ -7,7 +7,7 @@ import pytest
 
 from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.transformer import init_params
-from gtalign_jax.types import Rollout
+from gtalign_jax.types import Completions, PromptBatch, Rollout
 
 PROMPTS, GROUP, WIDTH, SLOTS = 8, 2, 4, 3
 
@@ -45,15 +45,18 @@ def rollout():
     length = rng.integers(1, WIDTH + 1, size=shape)
     finished = rng.random(shape) > 0.3
     mask = np.arange(WIDTH) < length[..., None]
-    return Rollout(
-        prompt=jnp.asarray(rng.integers(0, 13, size=(PROMPTS, SLOTS)), jnp.int32),
-        prompt_length=jnp.asarray(rng.integers(1, SLOTS + 1, size=PROMPTS), jnp.int32),
-        completion=jnp.asarray(rng.integers(0, 13, size=(*shape, WIDTH)), jnp.int32),
+    prompts = PromptBatch(
+        tokens=jnp.asarray(rng.integers(0, 13, size=(PROMPTS, SLOTS)), jnp.int32),
+        length=jnp.asarray(rng.integers(1, SLOTS + 1, size=PROMPTS), jnp.int32),
+    )
+    completions = Completions(
+        tokens=jnp.asarray(rng.integers(0, 13, size=(*shape, WIDTH)), jnp.int32),
         length=jnp.asarray(length, jnp.int32),
         finished=jnp.asarray(finished),
-        sampler_logp=jnp.asarray(np.where(mask, -rng.exponential(size=(*shape, WIDTH)), 0.0), jnp.float32),
+        logp=jnp.asarray(np.where(mask, -rng.exponential(size=(*shape, WIDTH)), 0.0), jnp.float32),
         action_mask=jnp.asarray(mask),
     )
+    return Rollout(prompts, completions)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Updates of adapters alone: the base is shared and stays, on one device and on eight."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gtalign_jax.learning import gradients
 from gtalign_jax.learning.algorithm import PRESETS
 from gtalign_jax.learning.experience import make_experience
-from gtalign_jax.learning.sft import SftBatch, make_sft_update
-from gtalign_jax.learning.state import init_state
-from gtalign_jax.learning.update import make_update, on_base, policy_step_loss
+from gtalign_jax.learning.learner import Learner
+from gtalign_jax.learning.sft import SftBatch, SftSetup, sft_update
+from gtalign_jax.learning.spec import Spec
+from gtalign_jax.learning.state import init_model, init_state
+from gtalign_jax.learning.update import Optimizers, policy_loss_of
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, partition_spec, place_batch, spread
 from gtalign_jax.models import lora
 from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.models.lora import LoraConfig
+from gtalign_jax.types import Batch, Models
 
 LORA = LoraConfig(rank=2, alpha=4.0)
 ADAM, SGD = optax.adam(0.01), optax.sgd(0.1)
@@ -39,24 +41,22 @@ def whole(params, model):
 
 
 @pytest.fixture(scope="module")
-def programs(model):
-    make = functools.partial(make_experience, model=model, config=CONFIG, temperature=0.9)
-    return jax.jit(make), make_update(model, CONFIG, ADAM, SGD, 0.9)
+def learner(model):
+    return Learner(Spec(model, CONFIG, temperature=0.9), Optimizers(ADAM, SGD))
 
 
 def start(whole, model):
     """The state at step 0: policy, critic and reference are copies of the adapters."""
     copy = lambda: jax.tree.map(jnp.copy, lora.split(whole)[0])
-    critic = (init_value_model(copy(), model), SGD)
-    return init_state(jax.random.key(7), copy(), ADAM, critic, reference=copy())
+    critic = init_model(init_value_model(copy(), model), SGD)
+    return init_state(jax.random.key(7), init_model(copy(), ADAM), critic, reference=copy())
 
 
-def two_steps(programs, state, base, *scored):
+def two_steps(learner, state, base, batch):
     """(state, metrics) after the updates of two rollouts."""
-    experience, update = programs
     for _ in range(2):
-        models = (state.policy.params, state.reference, state.critic.params)
-        state, metrics = update(state, experience(*scored, *models, base=base), base)
+        models = Models(state.policy.params, state.reference, state.critic.params, base)
+        state, metrics = learner.update(state, learner.experience(models, batch), base)
     return state, metrics
 
 
@@ -68,14 +68,14 @@ def host(tree):
     return jax.tree.map(np.array, tree)
 
 
-def test_adapters_learn_and_the_base_stays(whole, model, programs, rollout, reward, valid):
+def test_adapters_learn_and_the_base_stays(whole, model, learner, rollout, reward, valid):
     trained, base = lora.split(whole)
     before = host(base)
-    state, metrics = two_steps(programs, start(whole, model), base, rollout, reward, valid)
+    state, metrics = two_steps(learner, start(whole, model), base, Batch(rollout, reward, valid))
     jax.tree.map(np.testing.assert_array_equal, before, base)  # neither changed nor given away
     assert jax.tree.structure(state.policy.params) == jax.tree.structure(trained)
-    for learner in (state.policy.params, state.critic.params["trunk"]):
-        moved = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), learner, trained)
+    for params in (state.policy.params, state.critic.params["trunk"]):
+        moved = jax.tree.map(lambda x, y: float(jnp.abs(x - y).max()), params, trained)
         assert min(jax.tree.leaves(moved)) > 0, moved
     assert np.any(np.asarray(state.critic.params["head"]))
     size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
@@ -84,10 +84,10 @@ def test_adapters_learn_and_the_base_stays(whole, model, programs, rollout, rewa
     assert float(metrics["kl/ref"].value) > 0
 
 
-def test_eight_devices_are_one(whole, model, programs, rollout, reward, valid):
+def test_eight_devices_are_one(whole, model, learner, rollout, reward, valid):
     """Base and adapters split over fsdp and tensor, prompts over data and fsdp: 1e-5 after two updates."""
     base = lora.split(whole)[1]
-    one, metrics = two_steps(programs, start(whole, model), base, rollout, reward, valid)
+    one, metrics = two_steps(learner, start(whole, model), base, Batch(rollout, reward, valid))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     lay = lambda names, x: jax.device_put(x, NamedSharding(mesh, partition_spec(names, x.shape, mesh)))
     is_names = lambda x: isinstance(x, tuple)
@@ -95,9 +95,9 @@ def test_eight_devices_are_one(whole, model, programs, rollout, reward, valid):
     with jax.set_mesh(mesh):
         split = jax.tree.map(lay, axes, whole, is_leaf=is_names)
         assert split["layers"]["query"]["lora_b"].sharding.spec == PartitionSpec(None, None, "tensor", None)
-        scored = place_batch((rollout, reward, valid), mesh)
+        batch = place_batch(Batch(rollout, reward, valid), mesh)
         state = spread(start(split, model), mesh)
-        many, many_metrics = two_steps(programs, state, lora.split(split)[1], *scored)
+        many, many_metrics = two_steps(learner, state, lora.split(split)[1], batch)
     for name in ("policy", "critic"):
         got, want = getattr(many, name).params, getattr(one, name).params
         assert largest(got, want) < 1e-5, name
@@ -114,10 +114,15 @@ def test_the_gradient_is_the_merged_models_through_a_and_b(whole, model, rollout
         name: part | ({"kernel": part["kernel"][0][None]} if name in lora.TARGETS else {})
         for name, part in merged["layers"].items()
     }
-    make = functools.partial(make_experience, model=model, config=config, temperature=0.9)
-    seen = jax.jit(make)(rollout, reward, valid, trained, None, None, base=base)
-    loss = functools.partial(policy_step_loss, model=model, config=config, temperature=0.9)
-    gradient = jax.jit(lambda params, base: gradients.accumulate(on_base(loss, base), params, seen, 1)[0])
+    spec = Spec(model, config, temperature=0.9)
+    make = jax.jit(make_experience, static_argnums=0)
+    seen = make(spec, Models(trained, base=base), Batch(rollout, reward, valid))
+
+    @jax.jit
+    def gradient(params, base):
+        sums = gradients.accumulate(policy_loss_of(spec, base, None), params, seen, 1)
+        return gradients.mean_gradient(sums)
+
     ours, full = gradient(trained, base)["layers"], gradient(merged, None)["layers"]
     for name in lora.TARGETS:
         a, b = (np.asarray(trained["layers"][name][leaf][0], np.float64) for leaf in lora.TRAINED)
@@ -132,12 +137,12 @@ def test_the_gradient_is_the_merged_models_through_a_and_b(whole, model, rollout
 def test_the_cold_start_trains_adapters_too(whole, model, rollout):
     trained, base = lora.split(whole)
     before = host(base)
-    batch = SftBatch(rollout.prompt, rollout.prompt_length, rollout.completion, rollout.action_mask)
-    state = init_state(jax.random.key(0), jax.tree.map(jnp.copy, trained), ADAM)
-    update = make_sft_update(model, ADAM)
+    batch = SftBatch(rollout.prompts, rollout.completions.tokens, rollout.completions.action_mask)
+    setup = SftSetup(model, ADAM)
+    state = init_state(jax.random.key(0), init_model(jax.tree.map(jnp.copy, trained), ADAM))
     losses = []
     for _ in range(4):
-        state, metrics = update(state, batch, base)
+        state, metrics = sft_update(setup, state, batch, base)
         losses.append(float(metrics["loss/sft"].value))
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] - 0.01
     jax.tree.map(np.testing.assert_array_equal, before, base)

@@ -3,7 +3,7 @@
 import pytest
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig, load_function, resolve_algorithm
+from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig, resolve_algorithm
 
 
 def mine():
@@ -34,7 +34,7 @@ def test_the_papers_run():
 
 
 @pytest.mark.parametrize(
-    "name,message",
+    ("name", "message"),
     [
         ("grpoo", "use one of ppo_paper, ppo, grpo"),
         ("no_such_module:f", "No module named"),
@@ -45,7 +45,7 @@ def test_the_papers_run():
             f"{__name__}:not_a_choice",
             "config.align.algorithm='.*:not_a_choice': ratio='word': must",
         ),
-        (":mine", "algorithm"),
+        (":mine", "config.align.algorithm=':mine': write module:function"),
     ],
 )
 def test_a_wrong_name_is_one_line(name, message):
@@ -55,7 +55,7 @@ def test_a_wrong_name_is_one_line(name, message):
 
 
 @pytest.mark.parametrize(
-    "fields,message",
+    ("fields", "message"),
     [
         (dict(advantage="vtrace"), "^advantage='vtrace': must be one of group, gae, returns"),
         (dict(scale="mean"), "must be one of std, none, rloo, batch, gdpo or module:function"),
@@ -75,9 +75,3 @@ def test_a_wrong_field_is_one_line(fields, message):
     with pytest.raises(ValueError, match=message) as caught:
         AlgorithmConfig(**fields)
     assert "\n" not in str(caught.value)
-
-
-def test_load_function_names_the_field():
-    with pytest.raises(UserError, match="algorithm.loss='math:nope'"):
-        load_function("math:nope", "loss")
-    assert load_function("math:sqrt", "loss")(9) == 3

@@ -21,8 +21,10 @@ import pytest
 
 from gtalign_jax.learning.advantages import gae
 from gtalign_jax.learning.algorithm import PRESETS
-from gtalign_jax.learning.experience import compute_advantages
-from gtalign_jax.learning.losses import kl_estimate, policy_loss
+from gtalign_jax.learning.experience import Masks, Penalties, compute_advantages
+from gtalign_jax.learning.losses import Columns, kl_estimate, policy_loss
+from gtalign_jax.learning.scores import Scores
+from gtalign_jax.types import Batch
 
 GROUP = 3
 BINARY = np.array([1.0, 0.0, 0.0, 1.0])
@@ -64,17 +66,12 @@ def group_loss(params, config, group, reward, value, mask):
     logp = sequences(params, mask.shape[-1])[group][None]
     known = mask[None]
     old = jax.lax.stop_gradient(logp)
-    advantage, _ = compute_advantages(
-        config,
-        reward[None],
-        jnp.ones((1, len(group)), bool),
-        known,
-        known,
-        token_penalty=config.kl_coef * kl_estimate(old, old, config.kl_estimator),
-        old_value=value[None],
-        components=jnp.stack([0.25 * reward, 0.75 * reward])[:, None],
-    )
-    return policy_loss(logp, old, advantage, known, config, ref_logp=old)[0].value
+    parts = jnp.stack([0.25 * reward, 0.75 * reward])[:, None]
+    batch = Batch(None, reward[None], jnp.ones((1, len(group)), bool), components=parts)
+    penalties = Penalties(token=config.kl_coef * kl_estimate(old, old, config.kl_estimator))
+    scores = Scores(old, old, value[None], None)
+    advantage, _ = compute_advantages(config, batch, Masks(known, known), penalties, scores)
+    return policy_loss(logp, old, Columns(advantage, known, ref_logp=old), config)[0].value
 
 
 def exact_gradient(params, reward, length, mask=None):
@@ -106,14 +103,14 @@ def expected_gradient_of(name, reward):
     return direction(PARAMS, PRESETS[name], reward, 2)
 
 
-@pytest.mark.parametrize("name,factor", [("rloo", 1 / 2), ("dr_grpo", (GROUP - 1) / GROUP / 2)])
+@pytest.mark.parametrize(("name", "factor"), [("rloo", 1 / 2), ("dr_grpo", (GROUP - 1) / GROUP / 2)])
 def test_unscaled_advantages_are_exact_for_any_reward(name, factor):
     reward = np.array([0.2, 1.0, -0.4, 0.9])
     got = expected_gradient_of(name, reward)
     np.testing.assert_allclose(got, factor * exact_gradient(PARAMS, reward, 2), atol=1e-6)
 
 
-@pytest.mark.parametrize("name,factor", [("rloo", 1 / 2), ("dr_grpo", (GROUP - 1) / GROUP / 2)])
+@pytest.mark.parametrize(("name", "factor"), [("rloo", 1 / 2), ("dr_grpo", (GROUP - 1) / GROUP / 2)])
 def test_constant_aggregation_is_exact_for_any_length(name, factor):
     """A first 0 ends the sequence: the second token of (0, 0) is not there, and (0, 1) is not drawn."""
     mask = np.array([[True, False], [True, True], [True, True], [True, True]])

@@ -1,7 +1,6 @@
 """What becomes of a scored rollout: masks, baselines, KL and length in the reward, the critic's values."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +11,23 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.learning import experience
 from gtalign_jax.learning.advantages import gae, group_advantages, whiten
 from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
+from gtalign_jax.learning.experience import Masks, Penalties
 from gtalign_jax.learning.logprobs import token_logprobs
+from gtalign_jax.learning.scores import Scores
+from gtalign_jax.learning.spec import Spec
+from gtalign_jax.learning.vocabulary import Head
 from gtalign_jax.models.heads import init_value_model, token_values
-from gtalign_jax.types import Reward
+from gtalign_jax.types import Batch, Models, Reward
 
 
 @pytest.fixture(scope="module")
 def make(model, params, reference, rollout, valid):
     """make_experience of a config and a reward."""
+    program = jax.jit(experience.make_experience, static_argnums=0)
 
-    def run(config, reward, critic=None, **extra):
-        f = functools.partial(experience.make_experience, model=model, config=config, temperature=0.7)
-        return jax.jit(f)(rollout, reward, valid, params, reference, critic, **extra)
+    def run(config, reward, critic=None, components=None, kl_coef=None):
+        batch = Batch(rollout, reward, valid, components)
+        return program(Spec(model, config, 0.7), Models(params, reference, critic), batch, kl_coef)
 
     return run
 
@@ -31,35 +35,35 @@ def make(model, params, reference, rollout, valid):
 @pytest.fixture(scope="module")
 def logps(model, params, reference, rollout):
     """Trainer's and reference's logprobs."""
-    args = (rollout.prompt, rollout.prompt_length, rollout.completion)
-    f = jax.jit(lambda p: token_logprobs(p, model, *args, temperature=0.7)[0])
+    args = (rollout.prompts, rollout.completions.tokens, Head(0.7))
+    f = jax.jit(lambda p: token_logprobs(p, model, *args)[0])
     return np.asarray(f(params)), np.asarray(f(reference))
 
 
 def test_a_missing_reward_is_in_no_statistic(make, rollout, reward, valid):
     """NaN stands where there is no verdict: nothing else becomes NaN, its partner has no baseline."""
     got = make(PRESETS["dr_grpo"], reward.at[2, 1].set(jnp.nan))
-    mask = np.asarray(rollout.action_mask)
+    mask = np.asarray(rollout.completions.action_mask)
     assert np.isfinite(got.advantage).all()
-    assert not got.action_mask[2, 1].any() and not got.advantage[2].any()
+    assert not got.completions.action_mask[2, 1].any() and not got.advantage[2].any()
     want = np.asarray(group_advantages(reward, valid, "none"))[..., None] * mask
     np.testing.assert_allclose(got.advantage, want, atol=1e-6)
     assert got.ref_logp is None and got.returns is None and got.is_weight is None
 
 
 def test_truncated_rows_are_masked_but_stay_in_the_baseline(make, rollout, reward, valid):
-    got = make(AlgorithmConfig(scale="none", drop_truncated=True), reward)
-    keep = np.asarray(rollout.action_mask) & np.asarray(rollout.finished & valid)[..., None]
-    assert (np.asarray(got.action_mask) == keep).all()
+    got, written = make(AlgorithmConfig(scale="none", drop_truncated=True), reward), rollout.completions
+    keep = np.asarray(written.action_mask) & np.asarray(written.finished & valid)[..., None]
+    assert (np.asarray(got.completions.action_mask) == keep).all()
     want = np.asarray(group_advantages(reward, valid, "none"))[..., None] * keep
     np.testing.assert_allclose(got.advantage, want, atol=1e-6)
-    assert not np.asarray(rollout.finished).all()
+    assert not np.asarray(written.finished).all()
 
 
 def test_kl_in_the_reward(make, rollout, reward, valid, logps):
     """k1 times the coefficient comes off each row's reward before its group is centred."""
     config = AlgorithmConfig(scale="none", kl_coef=0.5, kl_place="reward", kl_estimator="k1")
-    mask = np.asarray(rollout.action_mask & valid[..., None])
+    mask = np.asarray(rollout.completions.action_mask & valid[..., None])
     for coef, extra in ((0.5, {}), (0.125, {"kl_coef": jnp.asarray(0.125)})):  # a controller's replaces it
         got = make(config, reward, **extra)
         total = np.asarray(reward) - coef * np.sum((logps[0] - logps[1]) * mask, axis=-1)
@@ -71,15 +75,15 @@ def test_kl_in_the_reward(make, rollout, reward, valid, logps):
 def test_long_rows_lose_reward(make, rollout, reward, valid):
     """Budget 4, margin half of it: 3 tokens lose half of the penalty, 4 all of it."""
     config = AlgorithmConfig(scale="none", overlong_penalty=0.6, overlong_margin=0.5, max_tokens=4)
-    got = make(config, reward)
-    ramp = np.array([0.0, 0.0, 0.0, 0.3, 0.6])[np.asarray(rollout.length)]
-    want = np.asarray(group_advantages(reward - ramp, valid, "none"))[..., None] * rollout.action_mask
+    got, written = make(config, reward), rollout.completions
+    ramp = np.array([0.0, 0.0, 0.0, 0.3, 0.6])[np.asarray(written.length)]
+    want = np.asarray(group_advantages(reward - ramp, valid, "none"))[..., None] * written.action_mask
     np.testing.assert_allclose(got.advantage, np.where(valid[..., None], want, 0.0), atol=1e-6)
 
 
 def test_importance_weights(make, rollout, reward, logps):
     got = make(AlgorithmConfig(is_cap=1.5), reward)
-    want = np.minimum(np.exp(logps[0] - np.asarray(rollout.sampler_logp)), 1.5)
+    want = np.minimum(np.exp(logps[0] - np.asarray(rollout.completions.logp)), 1.5)
     np.testing.assert_allclose(got.is_weight, want, rtol=1e-5)
 
 
@@ -94,14 +98,13 @@ def test_gae_of_a_critic(make, model, rollout, reward, valid, critic):
     """Truncated rows go on with the value after their last token, also in the last column of the bucket."""
     config = AlgorithmConfig(advantage="gae", gamma=0.9, lam=0.8, bootstrap_truncated=True)
     got = make(config, reward, critic)
-    mask = rollout.action_mask & valid[..., None]
-    longer = jnp.pad(rollout.completion, ((0, 0), (0, 0), (0, 3)), constant_values=5)
-    value = jax.jit(token_values, static_argnums=1)(
-        critic, model, rollout.prompt, rollout.prompt_length, longer
-    )
-    last = jnp.arange(4) == rollout.length[..., None] - 1
-    after = jnp.take_along_axis(value, rollout.length[..., None], -1)[..., 0]
-    after = jnp.where(rollout.finished, 0.0, after)
+    mask = rollout.completions.action_mask & valid[..., None]
+    prompts = rollout.prompts
+    longer = jnp.pad(rollout.completions.tokens, ((0, 0), (0, 0), (0, 3)), constant_values=5)
+    value = jax.jit(token_values, static_argnums=1)(critic, model, prompts.tokens, prompts.length, longer)
+    last = jnp.arange(4) == rollout.completions.length[..., None] - 1
+    after = jnp.take_along_axis(value, rollout.completions.length[..., None], -1)[..., 0]
+    after = jnp.where(rollout.completions.finished, 0.0, after)
     want, returns = gae(last * reward[..., None], value[..., :4], mask, 0.9, 0.8, after)
     np.testing.assert_allclose(got.returns, returns, atol=1e-5)
     np.testing.assert_allclose(got.advantage, whiten(want, mask), atol=1e-5)
@@ -109,7 +112,7 @@ def test_gae_of_a_critic(make, model, rollout, reward, valid, critic):
 
 
 def test_a_fresh_critic_says_zero(model, params, rollout):
-    args = (rollout.prompt, rollout.prompt_length, rollout.completion)
+    args = (rollout.prompts.tokens, rollout.prompts.length, rollout.completions.tokens)
     assert not jax.jit(token_values, static_argnums=1)(init_value_model(params, model), model, *args).any()
 
 
@@ -123,7 +126,7 @@ def test_gdpo_takes_the_parts_of_a_reward(make, rollout, valid):
     got = make(config, jnp.zeros(valid.shape), components=parts)
     # `format` is 1 - `user`: normalised, its advantage is the opposite one, and its weight is larger.
     want = whiten(group_advantages(-parts[0], valid, "std"), valid)
-    np.testing.assert_allclose(got.advantage, want[..., None] * got.action_mask, atol=1e-3)
+    np.testing.assert_allclose(got.advantage, want[..., None] * got.completions.action_mask, atol=1e-3)
     with pytest.raises(UserError, match="no part 'wit'; this reward has user, llm, welfare, format"):
         experience.reward_components(scored, ("wit",))
     with pytest.raises(UserError, match="components"):
@@ -135,8 +138,9 @@ def test_gdpo_counts_length_as_one_more_component(valid):
     overlong = jnp.zeros(valid.shape).at[:, 0].set(0.4)
     known = jnp.ones((*valid.shape, 1), bool)
     equal = jnp.ones((1, *valid.shape))
+    batch, penalties = Batch(None, equal[0], valid, equal), Penalties(overlong=overlong)
     got, _ = jax.jit(experience.compute_advantages, static_argnums=0)(
-        config, equal[0], valid, known, known, components=equal, overlong=overlong
+        config, batch, Masks(known, known), penalties, Scores(None, None, None, None)
     )
     pairs = np.asarray(valid).all(-1)
     assert (got[pairs, 0] < 0).all() and (got[pairs, 1] > 0).all() and not got[~pairs].any()
@@ -150,7 +154,7 @@ def rank_scale(reward, valid):
 
 def test_a_users_own_scale(make, reward, valid):
     got = make(AlgorithmConfig(scale=f"{__name__}:rank_scale"), reward)
-    want = np.where(valid, rank_scale(reward, valid), 0.0)[..., None] * got.action_mask
+    want = np.where(valid, rank_scale(reward, valid), 0.0)[..., None] * got.completions.action_mask
     np.testing.assert_array_equal(got.advantage, want)
 
 
@@ -164,13 +168,15 @@ def test_the_reward_sits_on_the_last_action():
 def test_every_preset_makes_experience(name, rollout, reward, valid):
     """Finite, zero outside the mask, the same for a reward shifted by a constant."""
     config, shape = PRESETS[name], (*valid.shape, 4)
-    known = rollout.action_mask & valid[..., None]
+    known = rollout.completions.action_mask & valid[..., None]
     one = dataclasses.replace(config, lam=1.0)
-    run = jax.jit(
-        lambda r: experience.compute_advantages(
-            one, r, valid, known, known, old_value=jnp.zeros(shape), components=jnp.stack([r, 2 * r])
-        )[0]
-    )
+    scores = Scores(None, None, jnp.zeros(shape), None)
+
+    @jax.jit
+    def run(reward):
+        batch = Batch(None, reward, valid, components=jnp.stack([reward, 2 * reward]))
+        return experience.compute_advantages(one, batch, Masks(known, known), Penalties(), scores)[0]
+
     first, second = run(reward), run(reward + 1.0)
     assert np.isfinite(first).all() and first.any() and not np.asarray(first)[~np.asarray(known)].any()
     np.testing.assert_allclose(first, second, atol=2e-3)

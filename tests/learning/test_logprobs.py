@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gtalign_jax.learning import logprobs, vocabulary
-from gtalign_jax.learning.vocabulary import Reading
+from gtalign_jax.learning.vocabulary import Head
 from gtalign_jax.models.config import ModelConfig
 
 P, G, N, D, V = 2, 3, 5, 8, 23
@@ -24,7 +24,7 @@ def inputs(dtype=jnp.float32):
 
 
 def score(table, hidden, tokens, temperature, chunk):
-    scored = logprobs._scores({"embedding": table}, CONFIG, hidden, tokens, Reading(temperature, chunk))
+    scored = logprobs._scores({"embedding": table}, CONFIG, hidden, tokens, Head(temperature, chunk))
     return scored.logp, scored.entropy
 
 
@@ -62,10 +62,10 @@ def test_the_gradient_of_a_loss_by_token(chunk):
     """Of sum_i a_i (log p_i)^2 + b_i H_i, three times over, which the loss's own pass does not know."""
     table, hidden, tokens, (a, b) = inputs()
     loss = lambda logp, entropy, columns: columns[0] * logp**2 + columns[1] * entropy
-    objective, reading = logprobs.Objective(loss, (a, b)), Reading(0.7, chunk)
+    objective, head = logprobs.Objective(loss, (a, b)), Head(0.7, chunk)
 
     def scored(table, hidden):
-        return logprobs._scores({"embedding": table}, CONFIG, hidden, tokens, reading, None, objective)
+        return logprobs._scores({"embedding": table}, CONFIG, hidden, tokens, head, None, objective)
 
     found = jax.jit(scored)(table, hidden)
     logp, entropy, all_logp = whole(table, hidden, tokens, 0.7)
@@ -114,8 +114,8 @@ def test_logits_of_one_chunk_exist_at_a_time(known):
         if not known:
             return sum(x.sum() for x in score(table, hidden, given, 1.0, chunk))
         objective = logprobs.Objective(lambda logp, entropy, _: logp + entropy, ())
-        reading = Reading(1.0, chunk)
-        return logprobs._scores({"embedding": table}, CONFIG, hidden, given, reading, None, objective).total
+        head = Head(1.0, chunk)
+        return logprobs._scores({"embedding": table}, CONFIG, hidden, given, head, None, objective).total
 
     def temporaries(tokens, vocabulary=4096, chunk=64):
         table = jax.ShapeDtypeStruct((vocabulary, 16), jnp.float32)

@@ -9,8 +9,9 @@ import pytest
 
 from gtalign_jax.learning import losses
 from gtalign_jax.learning.algorithm import AlgorithmConfig
+from gtalign_jax.learning.losses import Columns
 
-policy_loss = jax.jit(losses.policy_loss, static_argnums=4)
+policy_loss = jax.jit(losses.policy_loss, static_argnums=3)
 
 
 @dataclasses.dataclass
@@ -65,9 +66,8 @@ def loss_by_loop(b, config, logp=None, width=None):
 
 def ours(b, config, logp=None):
     logp = b.logp if logp is None else logp
-    return policy_loss(
-        logp, b.old, b.advantage, b.mask, config, ref_logp=b.ref, entropy=b.entropy, is_weight=b.weight
-    )
+    columns = Columns(b.advantage, b.mask, ref_logp=b.ref, is_weight=b.weight)
+    return policy_loss(logp, b.old, columns, config, b.entropy)
 
 
 CONFIGS = {
@@ -114,7 +114,7 @@ def test_gspo_with_token_advantages_weighs_each_token_with_its_own():
     b = Batch(6)
     b.advantage = np.random.default_rng(1).normal(size=b.shape)
     config = AlgorithmConfig(ratio="sequence", clip_low=0.99, clip_high=99.0)
-    loss = lambda x: policy_loss(x, b.old, b.advantage, b.mask, config)[0].value
+    loss = lambda x: policy_loss(x, b.old, Columns(b.advantage, b.mask), config)[0].value
     length = np.maximum(b.mask.sum(-1, keepdims=True), 1)
     s = np.exp(((b.logp - b.old) * b.mask).sum(-1, keepdims=True) / length)
     want = -s * b.advantage * b.mask / b.mask.sum()
@@ -123,7 +123,7 @@ def test_gspo_with_token_advantages_weighs_each_token_with_its_own():
 
 def test_cispo_keeps_every_gradient_and_bounds_its_weight():
     b, config = Batch(5), AlgorithmConfig(loss="cispo", clip_low=1.0, clip_high=0.2)
-    loss = lambda x: policy_loss(x, b.old, b.advantage, b.mask, config)[0].value
+    loss = lambda x: policy_loss(x, b.old, Columns(b.advantage, b.mask), config)[0].value
     weight = np.minimum(np.exp(b.logp - b.old), 1.2)
     want = -weight * b.advantage * b.mask / b.mask.sum()
     np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(b.logp)), want, atol=1e-6)
@@ -135,7 +135,7 @@ def test_which_side_was_clipped():
     ratio = np.array([[0.5, 0.5, 1.5, 1.5, 4.0]])
     advantage = np.array([[-1.0, 1.0, 1.0, -1.0, -1.0]])
     config = AlgorithmConfig(dual_clip=3.0)
-    total, m = policy_loss(np.log(ratio), 0 * ratio, advantage, np.ones((1, 5), bool), config)
+    total, m = policy_loss(np.log(ratio), 0 * ratio, Columns(advantage, np.ones((1, 5), bool)), config)
     got = {
         name: float(m[f"ratio/{name}"].value) for name in ("clip_low", "clip_high", "clip_dual", "clipped")
     }
@@ -147,7 +147,7 @@ def test_on_policy_gradient_is_the_score_function():
     """Ratio 1: the gradient of every loss is -A grad logp, whatever the clip range."""
     b = Batch(8)
     for config in (AlgorithmConfig(), AlgorithmConfig(loss="cispo"), AlgorithmConfig(ratio="sequence")):
-        loss = lambda x, c=config: policy_loss(x, b.logp, b.advantage, b.mask, c)[0].value
+        loss = lambda x, c=config: policy_loss(x, b.logp, Columns(b.advantage, b.mask), c)[0].value
         want = -b.advantage * b.mask / b.mask.sum()
         np.testing.assert_allclose(jax.grad(loss)(jnp.asarray(b.logp)), want, atol=1e-6)
 
@@ -164,16 +164,16 @@ def test_an_extreme_ratio_stays_finite():
     config = AlgorithmConfig(kl_coef=0.1)
     logp = jnp.array([[-200.0, -1.0]])
     old, ones = jnp.array([[-1.0, -200.0]]), jnp.ones((1, 2))
-    loss = lambda x: policy_loss(x, old, -ones, ones > 0, config, ref_logp=old)[0].value
+    loss = lambda x: policy_loss(x, old, Columns(-ones, ones > 0, ref_logp=old), config)[0].value
     value, grad = jax.value_and_grad(loss)(logp)
     assert np.isfinite(value) and np.isfinite(grad).all()
 
 
 def test_kl_coef_of_a_controller_replaces_the_configured_one():
     b, config = Batch(3), AlgorithmConfig(kl_coef=0.5)
-    args = (b.logp, b.old, b.advantage, b.mask)
-    ones = policy_loss(*args, dataclasses.replace(config, kl_coef=0.125), ref_logp=b.ref)[0]
-    other = policy_loss(*args, config, ref_logp=b.ref, kl_coef=jnp.asarray(0.125))[0]
+    columns = Columns(b.advantage, b.mask, ref_logp=b.ref)
+    ones = policy_loss(b.logp, b.old, columns, dataclasses.replace(config, kl_coef=0.125))[0]
+    other = policy_loss(b.logp, b.old, columns._replace(kl_coef=jnp.asarray(0.125)), config)[0]
     np.testing.assert_allclose(other.value, ones.value, rtol=1e-6)
 
 
@@ -251,6 +251,6 @@ def bonus_for_likely_tokens(ratio, bounded, advantage, logp):
 def test_a_users_own_objective():
     b = Batch(1)
     config = AlgorithmConfig(loss=f"{__name__}:bonus_for_likely_tokens")
-    got = policy_loss(b.logp, b.old, b.advantage, b.mask, config)[0].value
+    got = policy_loss(b.logp, b.old, Columns(b.advantage, b.mask), config)[0].value
     want = -np.mean((np.exp(b.logp - b.old) * b.advantage + 2 * b.logp)[b.mask])
     np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -9,11 +9,12 @@ import pytest
 from gtalign_jax.data.loader import Demonstration, pad_completions
 from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.learning.logprobs import packed_scores
-from gtalign_jax.learning.sft import PackedBatch, SftBatch, make_sft_update
-from gtalign_jax.learning.state import init_state
+from gtalign_jax.learning.sft import PackedBatch, SftBatch, SftSetup, sft_update
+from gtalign_jax.learning.state import init_model, init_state
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, place_batch, spread
 from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.transformer import init_params
+from gtalign_jax.types import PromptBatch
 
 ROWS, SLOTS, STEP = 8, 12, 0.1
 MODEL = ModelConfig(
@@ -62,8 +63,9 @@ def chains(batch):
 
 def stepped(params, batch, microbatches=1):
     """(what a step of plain gradient descent moved, metrics)."""
-    state = init_state(jax.random.key(0), jax.tree.map(jnp.copy, params), optax.sgd(STEP))
-    state, metrics = make_sft_update(MODEL, optax.sgd(STEP), microbatches)(state, batch)
+    sgd = optax.sgd(STEP)
+    state = init_state(jax.random.key(0), init_model(jax.tree.map(jnp.copy, params), sgd))
+    state, metrics = sft_update(SftSetup(MODEL, sgd, microbatches), state, batch)
     return jax.tree.map(lambda x: np.array(x), state.policy.params), metrics
 
 
@@ -73,7 +75,7 @@ def test_packed_gradients_are_those_of_the_chains(params, batch):
     prompt, prompt_length = (x[:, 0] for x in pad_completions([[p] for p, _ in apart], 4))
     completion, length = pad_completions([[c] for _, c in apart], 5)
     mask = np.arange(5) < length[..., None]
-    want, metrics = stepped(params, SftBatch(prompt, prompt_length, completion, mask))
+    want, metrics = stepped(params, SftBatch(PromptBatch(prompt, prompt_length), completion, mask))
     ends = [stepped(params, batch), stepped(params, batch, 2)]
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):

@@ -10,7 +10,7 @@ import numpy as np
 
 from gtalign_jax.learning import advantages
 from gtalign_jax.learning.algorithm import PRESETS
-from gtalign_jax.learning.losses import aggregate, policy_loss
+from gtalign_jax.learning.losses import Columns, aggregate, policy_loss
 
 # Two prompts, four samples. Group 1: mean 0.5, deviations (-.5, .5, -.5, .5), sample std
 # sqrt(1 / 3) = 0.57735027. Group 2: mean 0.4, deviations (-.3, -.1, .1, .3), sample std
@@ -73,7 +73,7 @@ MASK = jnp.array([[True, True, False, False], [True, False, False, False]])
 
 def loss(preset, **changes):
     config = dataclasses.replace(PRESETS[preset], **changes)
-    return float(policy_loss(LOGP, OLD, ADVANTAGE, MASK, config)[0].value)
+    return float(policy_loss(LOGP, OLD, Columns(ADVANTAGE, MASK), config)[0].value)
 
 
 def test_grpo_loss_is_the_mean_of_row_means():
@@ -103,8 +103,7 @@ def test_dual_clip_of_verl():
     got = policy_loss(
         jnp.log(jnp.array([[5.0]])),
         jnp.zeros((1, 1)),
-        jnp.array([[-2.0]]),
-        jnp.ones((1, 1), bool),
+        Columns(jnp.array([[-2.0]]), jnp.ones((1, 1), bool)),
         PRESETS["ppo_paper"],
     )[0]
     np.testing.assert_allclose(got.value, 6.0, rtol=1e-6)

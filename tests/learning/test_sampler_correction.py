@@ -1,7 +1,6 @@
 """A sampler that computes other probabilities than the trainer: measured, and corrected in expectation."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -10,10 +9,13 @@ import numpy as np
 import pytest
 
 from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
-from gtalign_jax.learning.experience import compute_advantages, make_experience
+from gtalign_jax.learning.experience import Masks, Penalties, compute_advantages, make_experience
 from gtalign_jax.learning.logprobs import token_logprobs
-from gtalign_jax.learning.losses import policy_loss, truncated_is_weight
-from gtalign_jax.learning.update import policy_step_loss
+from gtalign_jax.learning.losses import Columns, policy_loss, truncated_is_weight
+from gtalign_jax.learning.scores import Scores
+from gtalign_jax.learning.spec import Spec
+from gtalign_jax.learning.step_losses import policy_step_loss
+from gtalign_jax.types import Batch, Models
 
 ARMS, GROUP = 4, 3
 PARAMS = np.array([0.3, -0.7, 1.1, 0.0])
@@ -21,6 +23,7 @@ SAMPLER = np.log(np.array([0.55, 0.2, 0.05, 0.2]))  # far from softmax(PARAMS): 
 REWARD = np.array([0.2, 1.0, -0.4, 0.9])
 # The baseline is made of the other samples, so an update's expectation is the gradient itself.
 RLOO = dataclasses.replace(PRESETS["rloo"], max_tokens=1)
+NOTHING = Scores(None, None, None, None)
 
 
 def expected_gradient(cap):
@@ -32,11 +35,12 @@ def expected_gradient(cap):
         logp = jax.nn.log_softmax(params)[group][None, :, None]
         old = jax.lax.stop_gradient(logp)
         reward = jnp.asarray(REWARD, jnp.float32)[group][None]
-        advantage, _ = compute_advantages(RLOO, reward, known[..., 0], known, known)
+        batch = Batch(None, reward, known[..., 0])
+        advantage, _ = compute_advantages(RLOO, batch, Masks(known, known), Penalties(), NOTHING)
         weight = None
         if cap:
             weight = truncated_is_weight(old, jnp.asarray(SAMPLER, jnp.float32)[group][None, :, None], cap)
-        return policy_loss(logp, old, advantage, known, RLOO, is_weight=weight)[0].value
+        return policy_loss(logp, old, Columns(advantage, known, is_weight=weight), RLOO)[0].value
 
     grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(jnp.asarray(PARAMS, jnp.float32), outcomes)
     chance = np.exp(SAMPLER)[outcomes].prod(axis=-1)
@@ -75,30 +79,27 @@ def test_a_cap_trades_variance_for_the_bias_it_is_known_to_have():
 
 def test_gap_and_weights_of_a_sampler_that_is_off_by_a_known_amount(model, params, rollout, reward, valid):
     """The server's numbers are the trainer's less delta, and one sample's request failed."""
-    temperature, delta, cap = 0.7, 0.25, 1.2
-    args = (rollout.prompt, rollout.prompt_length, rollout.completion)
-    true = jax.jit(lambda p: token_logprobs(p, model, *args, temperature=temperature)[0])(params)
+    delta, cap, written = 0.25, 1.2, rollout.completions
+    spec = Spec(model, AlgorithmConfig(is_cap=cap, scale="none"), temperature=0.7)
+    true = jax.jit(lambda p: token_logprobs(p, model, rollout.prompts, written.tokens, spec.head)[0])(params)
     failed = jnp.zeros(valid.shape, bool).at[1, 0].set(True)
-    length = jnp.where(failed, 0, rollout.length)
-    mask = jnp.arange(rollout.completion.shape[-1]) < length[..., None]
-    sampled = rollout.replace(
+    length = jnp.where(failed, 0, written.length)
+    mask = jnp.arange(written.tokens.shape[-1]) < length[..., None]
+    sampled = written.replace(
         length=length,
         action_mask=mask,
-        finished=rollout.finished & ~failed,
-        completion=jnp.where(mask, rollout.completion, 0),
-        sampler_logp=jnp.where(mask, true - delta, 0.0),
+        finished=written.finished & ~failed,
+        tokens=jnp.where(mask, written.tokens, 0),
+        logp=jnp.where(mask, true - delta, 0.0),
     )
-    config = AlgorithmConfig(is_cap=cap, scale="none")
-    made = jax.jit(functools.partial(make_experience, model=model, config=config, temperature=temperature))(
-        sampled, reward, valid & ~failed, params, None, None
-    )
+    batch = Batch(rollout.replace(completions=sampled), reward, valid & ~failed)
+    made = jax.jit(make_experience, static_argnums=0)(spec, Models(params), batch)
     known = mask & valid[..., None]
     np.testing.assert_allclose(made.is_weight[known], min(np.exp(delta), cap), rtol=1e-5)
-    assert not made.advantage[1, 0].any() and not made.action_mask[1, 0].any()
-    loss = functools.partial(policy_step_loss, model=model, config=config, temperature=temperature)
+    assert not made.advantage[1, 0].any() and not made.completions.action_mask[1, 0].any()
 
     def total(params):
-        ratio, metrics = loss(params, made)
+        ratio, metrics = policy_step_loss(params, made, spec=spec)
         return ratio.total, metrics
 
     (value, metrics), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)
@@ -113,19 +114,18 @@ def test_a_rollout_one_update_old_has_its_samplers_logprobs_for_old_ones(
     model, params, reference, rollout, reward, valid
 ):
     """`reference` sampled, `params` are trained: the clipped ratio is between the two."""
-    temperature = 0.7
-    args = (rollout.prompt, rollout.prompt_length, rollout.completion)
-    logp = jax.jit(lambda p: token_logprobs(p, model, *args, temperature=temperature)[0])
-    old, mask = logp(reference), rollout.action_mask
-    sampled = rollout.replace(sampler_logp=jnp.where(mask, old, 0.0))
-    config = AlgorithmConfig(scale="none")
-    fixed = {"model": model, "config": config, "temperature": temperature, "old_from_sampler": True}
-    made = make_experience(sampled, reward, valid, params, None, None, **fixed)
+    spec = Spec(model, AlgorithmConfig(scale="none"), temperature=0.7, old_from_sampler=True)
+    written = rollout.completions
+    logp = jax.jit(lambda p: token_logprobs(p, model, rollout.prompts, written.tokens, spec.head)[0])
+    old, mask = logp(reference), written.action_mask
+    sampled = written.replace(logp=jnp.where(mask, old, 0.0))
+    batch = Batch(rollout.replace(completions=sampled), reward, valid)
+    made = make_experience(spec, Models(params), batch)
     known = mask & valid[..., None]
-    np.testing.assert_array_equal(made.old_logp, sampled.sampler_logp)
+    np.testing.assert_array_equal(made.old_logp, sampled.logp)
 
     def total(params):
-        ratio, metrics = policy_step_loss(params, made, **fixed)
+        ratio, metrics = policy_step_loss(params, made, spec=spec)
         return ratio.total, metrics
 
     (value, metrics), grads = jax.jit(jax.value_and_grad(total, has_aux=True))(params)

@@ -8,10 +8,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gtalign_jax.learning import gradients
-from gtalign_jax.learning.state import AlignState, OptimizerConfig, init_learner, init_state, make_optimizer
+from gtalign_jax.learning.state import OptimizerConfig, init_model, init_state, make_optimizer
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
 from gtalign_jax.run import checkpoint
-from gtalign_jax.types import TrainState
+from gtalign_jax.types import Completions
 
 
 def rates(config, steps):
@@ -53,16 +53,19 @@ def test_wrong_settings_are_refused(fields):
 
 def test_a_plain_state_and_one_with_slow_parts():
     params, sgd = {"w": jnp.ones((2, 2))}, optax.sgd(0.1)
-    plain = init_state(jax.random.key(0), params, sgd)
-    assert type(plain) is TrainState and plain.critic is None and int(plain.step) == 0
-    state = init_state(jax.random.key(0), params, sgd, (params, sgd), kl_coef=0.25, reference=params)
-    assert type(state) is AlignState and float(state.kl_coef) == 0.25
+    plain = init_state(jax.random.key(0), init_model(params, sgd))
+    assert plain.critic is None and int(plain.step) == 0
+    assert plain.kl_coef is None and plain.reference is None and plain.waiting is None
+    model, waiting = init_model(params, sgd), Completions(*[np.zeros((1, 1, 1))] * 5)
+    state = init_state(jax.random.key(0), model, model, kl_coef=0.25, reference=params, waiting=waiting)
+    assert float(state.kl_coef) == 0.25 and state.kl_coef.dtype == jnp.float32
     assert state.reference["w"] is not params["w"]
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state.waiting))
 
 
 def test_the_reference_in_a_state_survives_donation():
     params, sgd = {"w": jnp.ones((2, 2))}, optax.sgd(0.1)
-    state = init_state(jax.random.key(0), params, sgd, reference=params)
+    state = init_state(jax.random.key(0), init_model(params, sgd), reference=params)
     step = jax.jit(lambda s: s.replace(policy=jax.tree.map(lambda x: x + 1, s.policy)), donate_argnums=0)
     state = step(step(state))
     np.testing.assert_array_equal(state.policy.params["w"], 3.0)
@@ -75,21 +78,21 @@ SPLIT = PartitionSpec("fsdp")
 
 
 def stepped(offload, steps=3):
-    """(a learner on eight devices after some steps, compilations)."""
+    """(a model on eight devices after some steps, compilations)."""
     mesh = make_mesh(MeshConfig(fsdp=8))
     optimizer = make_optimizer(OptimizerConfig(lr=0.1, offload=offload), steps)
     params = {"w": jax.device_put(jnp.arange(16.0).reshape(8, 2), NamedSharding(mesh, SPLIT))}
-    learner = spread(init_learner(params, optimizer), mesh)
+    model = spread(init_model(params, optimizer), mesh)
     step = jax.jit(
         lambda x: gradients.apply(x, jax.tree.map(jnp.cos, x.params), optimizer)[0], donate_argnums=0
     )
     for _ in range(steps):
-        learner = step(learner)
-    return learner, step._cache_size()
+        model = step(model)
+    return model, step._cache_size()
 
 
-def moments(learner):
-    return [x for x in jax.tree.leaves(learner.opt_state) if x.ndim]
+def moments(model):
+    return [x for x in jax.tree.leaves(model.opt_state) if x.ndim]
 
 
 def test_moments_in_host_memory_change_nothing_but_their_place():
@@ -106,19 +109,19 @@ def test_moments_in_host_memory_change_nothing_but_their_place():
 
 def test_a_streamed_step_that_is_not_finite_changes_nothing():
     optimizer = make_optimizer(OptimizerConfig(lr=0.1, offload=True), 1)
-    learner = init_learner({"a": jnp.ones((2, 2)), "b": jnp.ones(3)}, optimizer)
+    model = init_model({"a": jnp.ones((2, 2)), "b": jnp.ones(3)}, optimizer)
     grads = {"a": jnp.ones((2, 2)), "b": jnp.array([1.0, jnp.nan, 1.0])}
-    after, metrics = jax.jit(lambda x: gradients.apply(x, grads, optimizer))(learner)
-    jax.tree.map(np.testing.assert_array_equal, after, learner)
+    after, metrics = jax.jit(lambda x: gradients.apply(x, grads, optimizer))(model)
+    jax.tree.map(np.testing.assert_array_equal, after, model)
     assert metrics["update/skipped"].value == 1.0
 
 
 def test_a_restored_state_waits_in_host_memory_again(tmp_path):
-    learner, _ = stepped(True, 1)
+    model, _ = stepped(True, 1)
     manager = checkpoint.open_manager(tmp_path, keep=1)
-    checkpoint.save(manager, 1, learner, {})
+    checkpoint.save(manager, 1, model, {})
     manager.wait_until_finished()
     restored = checkpoint.restore(manager, 1, stepped(True, 0)[0])
     manager.close()
-    jax.tree.map(np.testing.assert_array_equal, restored, learner)
+    jax.tree.map(np.testing.assert_array_equal, restored, model)
     assert {x.sharding.memory_kind for x in moments(restored)} == {"pinned_host"}

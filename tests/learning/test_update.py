@@ -13,13 +13,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning import gradients
 from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
-from gtalign_jax.learning.experience import make_experience
+from gtalign_jax.learning.learner import Learner
 from gtalign_jax.learning.logprobs import token_logprobs
 from gtalign_jax.learning.losses import aggregate
-from gtalign_jax.learning.state import init_state
-from gtalign_jax.learning.update import make_update, minibatch_rows, policy_step_loss, value_step_loss
+from gtalign_jax.learning.spec import Spec
+from gtalign_jax.learning.state import init_model, init_state
+from gtalign_jax.learning.step_losses import policy_step_loss, value_step_loss
+from gtalign_jax.learning.update import Optimizers, minibatch_rows
+from gtalign_jax.learning.vocabulary import Head
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.heads import init_value_model
+from gtalign_jax.types import Batch, Models
 
 SGD = optax.sgd(optax.constant_schedule(0.1))  # a schedule counts the steps that were taken
 GRPO = PRESETS["grpo"]
@@ -33,21 +37,20 @@ SLOW = AlgorithmConfig(
 
 @pytest.fixture(scope="module")
 def setting(model, params, reference, rollout, reward, valid):
-    """start(config) -> (fresh state, its experience, jitted update); one compilation a config."""
+    """start(config) -> (fresh state, its experience, update); one compilation a config."""
     copy = lambda tree: jax.tree.map(jnp.copy, tree)
 
     @functools.cache
-    def compiled(config, optimizer):
-        make = functools.partial(make_experience, model=model, config=config, temperature=0.9)
+    def learning(config):
+        learner = Learner(Spec(model, config, temperature=0.9), Optimizers(SGD, SGD))
         value = init_value_model(params, model) if config.needs_critic else None
-        seen = jax.jit(make)(rollout, reward, valid, params, reference, value)
-        return seen, make_update(model, config, optimizer, SGD, 0.9)
+        seen = learner.experience(Models(params, reference, value), Batch(rollout, reward, valid))
+        return seen, learner.update
 
-    def start(config, optimizer=SGD, **slow):
-        critic = (init_value_model(copy(params), model), SGD) if config.needs_critic else None
-        return init_state(jax.random.key(7), copy(params), optimizer, critic, **slow), *compiled(
-            config, optimizer
-        )
+    def start(config, **slow):
+        critic = init_model(init_value_model(copy(params), model), SGD) if config.needs_critic else None
+        state = init_state(jax.random.key(7), init_model(copy(params), SGD), critic, **slow)
+        return state, *learning(config)
 
     return start
 
@@ -88,10 +91,10 @@ def test_the_gradient_that_comes_with_the_scores(setting, model, config, monkeyp
     shift = jnp.asarray(np.random.default_rng(2).normal(size=seen.old_logp.shape), jnp.float32)
     seen = seen.replace(old_logp=seen.old_logp + shift, is_weight=jnp.exp(shift))
     coef = jnp.asarray(0.3) if config.kl_coef else None
-    fixed = {"model": model, "config": config, "temperature": 0.9, "kl_coef": coef}
+    spec = Spec(model, config, temperature=0.9)
 
     def found():
-        value = lambda params, batch: policy_step_loss(params, batch, **fixed)[0].value
+        value = lambda params, batch: policy_step_loss(params, batch, spec=spec, kl_coef=coef)[0].value
         return jax.jit(jax.value_and_grad(value))(state.policy.params, seen)
 
     together = found()
@@ -100,22 +103,19 @@ def test_the_gradient_that_comes_with_the_scores(setting, model, config, monkeyp
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(together[1])) > 1e-2
 
 
-@pytest.mark.parametrize("learner", ["policy", "critic"])
-def test_a_shared_prompt_gives_the_gradients_of_separate_rows(setting, model, learner):
+@pytest.mark.parametrize("name", ["policy", "critic"])
+def test_a_shared_prompt_gives_the_gradients_of_separate_rows(setting, model, name):
     """Ragged prompts and groups, an empty row: the losses of GRPO and of PPO's critic agree to 1e-5."""
-    config = GRPO if learner == "policy" else PPO
+    config, step_loss = (GRPO, policy_step_loss) if name == "policy" else (PPO, value_step_loss)
     state, seen, _ = setting(config)
-    groups = seen.length.shape[1]
+    groups = seen.completions.length.shape[1]
     split = lambda x: x.reshape(-1, 1, *x.shape[2:])
-    rows = jax.tree.map(split, seen.replace(prompt=None, prompt_length=None))
+    rows = jax.tree.map(split, seen.replace(prompts=None))
     repeat = lambda x: jnp.repeat(x, groups, axis=0)
-    rows = rows.replace(prompt=repeat(seen.prompt), prompt_length=repeat(seen.prompt_length))
-    if learner == "policy":
-        loss = functools.partial(policy_step_loss, model=model, config=config, temperature=0.9)
-    else:
-        loss = functools.partial(value_step_loss, model=model, clip=config.value_clip)
+    rows = rows.replace(prompts=jax.tree.map(repeat, seen.prompts))
+    loss = functools.partial(step_loss, spec=Spec(model, config, temperature=0.9))
     gradient = jax.jit(jax.value_and_grad(lambda params, batch: loss(params, batch)[0].value))
-    params = getattr(state, learner).params
+    params = getattr(state, name).params
     together, apart = gradient(params, seen), gradient(params, rows)
     assert distance(together, apart) < 1e-5
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(together[1])) > 1e-2
@@ -132,8 +132,8 @@ def test_accumulated_gradients_are_those_of_the_whole(how):
         return total, {"loss": total}
 
     whole, parts = (gradients.accumulate(loss, jnp.ones(5), batch, k) for k in (1, 3))
-    np.testing.assert_allclose(parts[0], whole[0], atol=1e-7)
-    np.testing.assert_allclose(parts[1]["loss"].value, whole[1]["loss"].value, rtol=1e-6)
+    np.testing.assert_allclose(gradients.mean_gradient(parts), gradients.mean_gradient(whole), atol=1e-7)
+    np.testing.assert_allclose(parts.metrics["loss"].value, whole.metrics["loss"].value, rtol=1e-6)
 
 
 def two_steps(state, seen, update):
@@ -173,7 +173,7 @@ def _check_ppo_metrics(metrics, seen):
         entropy/mean sampler/gap kl/sampler grad/norm update/skipped loss/value value/error value/return
         value/return_square value/clipped grad/critic_norm update/critic_skipped""".split()
     )
-    gap = np.abs(np.asarray(seen.old_logp - seen.sampler_logp))[np.asarray(seen.action_mask)]
+    gap = np.abs(np.asarray(seen.old_logp - seen.completions.logp))[np.asarray(seen.completions.action_mask)]
     np.testing.assert_allclose(metrics["sampler/gap"].value, gap.mean(), rtol=1e-5)
     assert float(metrics["grad/norm"].count) == PPO.minibatches
 
@@ -181,11 +181,11 @@ def _check_ppo_metrics(metrics, seen):
 def test_an_update_raises_what_was_good(setting, model, rollout):
     """After a step, the advantage-weighted sum of log-probabilities is larger."""
     state, seen, update = setting(GRPO)
-    args = (rollout.prompt, rollout.prompt_length, rollout.completion)
-    logp = jax.jit(lambda p: token_logprobs(p, model, *args, temperature=0.9)[0])
+    args = (rollout.prompts, rollout.completions.tokens, Head(0.9))
+    logp = jax.jit(lambda p: token_logprobs(p, model, *args)[0])
     before = logp(state.policy.params)
     after = logp(update(state, seen)[0].policy.params)
-    assert float(jnp.where(seen.action_mask, (after - before) * seen.advantage, 0.0).sum()) > 0
+    assert float(jnp.where(seen.completions.action_mask, (after - before) * seen.advantage, 0.0).sum()) > 0
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(setting, reference):
@@ -225,7 +225,7 @@ def test_mini_batches_cover_every_prompt_once_an_epoch():
     assert minibatch_rows(jax.random.key(0), 12, AlgorithmConfig())[1] is None
 
 
-@pytest.mark.parametrize("name,parts", [("minibatches", 3), ("microbatches", 5)])
+@pytest.mark.parametrize(("name", "parts"), [("minibatches", 3), ("microbatches", 5)])
 def test_parts_that_do_not_divide_are_refused(setting, name, parts):
     state, seen, update = setting(AlgorithmConfig(**{name: parts}))
     with pytest.raises(UserError, match=f"{name}={parts} must divide the 8 prompts"):

@@ -9,7 +9,6 @@ The tests call `run` in their own process for the curve of one process.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 import sys
@@ -21,19 +20,18 @@ import optax
 
 from gtalign_jax.data import loader
 from gtalign_jax.learning.algorithm import PRESETS
-from gtalign_jax.learning.experience import make_experience
-from gtalign_jax.learning.part_scores import make_parted_experience
-from gtalign_jax.learning.parted import make_parted_update, plan_update
-from gtalign_jax.learning.sft import SftBatch, make_sft_update
-from gtalign_jax.learning.state import OptimizerConfig, init_learner, make_optimizer
-from gtalign_jax.learning.update import make_update
+from gtalign_jax.learning.learner import Learner
+from gtalign_jax.learning.sft import SftBatch, SftSetup, sft_update
+from gtalign_jax.learning.spec import Spec
+from gtalign_jax.learning.state import OptimizerConfig, init_model, init_state, make_optimizer
+from gtalign_jax.learning.update import Optimizers
 from gtalign_jax.mesh import cluster, processes
 from gtalign_jax.mesh.sharding import MeshConfig, batch_shards, make_mesh, shard_state, shard_tree, spread
 from gtalign_jax.models import hf, stored, transformer
 from gtalign_jax.models.config import ModelConfig, RuntimeConfig, read_config
 from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.run import checkpoint
-from gtalign_jax.types import Learner, Rollout, TrainState
+from gtalign_jax.types import Batch, Completions, Models, ModelState, PromptBatch, Rollout
 
 MODEL = ModelConfig(
     family="llama",
@@ -76,17 +74,19 @@ def sft_batch(step, mesh):
     """The global batch of a step, of which this host makes its own rows."""
     prompt, prompt_length, completion, length = (x[local_rows(step, mesh)] for x in examples())
     mask = np.arange(WIDTH) < length[..., None]
-    return processes.global_batch(SftBatch(prompt, prompt_length, completion, mask), BATCH, mesh)
+    batch = SftBatch(PromptBatch(prompt, prompt_length), completion, mask)
+    return processes.global_batch(batch, BATCH, mesh)
 
 
 def scored_batch(step, mesh):
-    """(rollout, reward, valid): global arrays of a made-up rollout."""
+    """The global batch of a made-up rollout."""
     prompt, prompt_length, completion, length = (x[local_rows(step, mesh)] for x in examples())
     mask = np.arange(WIDTH) < length[..., None]
     logp = np.where(mask, -1.0, 0.0).astype(np.float32)
-    rollout = Rollout(prompt, prompt_length, completion, length, length < WIDTH, logp, mask)
+    completions = Completions(completion, length, length < WIDTH, logp, mask)
+    rollout = Rollout(PromptBatch(prompt, prompt_length), completions)
     reward = (completion[..., 0] / 32).astype(np.float32)
-    return processes.global_batch((rollout, reward, np.ones_like(length, bool)), BATCH, mesh)
+    return processes.global_batch(Batch(rollout, reward, np.ones_like(length, bool)), BATCH, mesh)
 
 
 def run(folder: pathlib.Path, mesh, phases=("sft", "grpo", "ppo")):
@@ -105,8 +105,8 @@ def run(folder: pathlib.Path, mesh, phases=("sft", "grpo", "ppo")):
         weights = {"sft": processes.fetch(state.policy.params)}
         for phase in phases[1:]:
             state, result[phase] = align_step(phase, state, config, mesh)
-            learners = [state.policy] if state.critic is None else [state.policy, state.critic]
-            weights[phase] = processes.fetch([learner.params for learner in learners])
+            models = [state.policy] if state.critic is None else [state.policy, state.critic]
+            weights[phase] = processes.fetch([model.params for model in models])
     return result, weights
 
 
@@ -127,22 +127,17 @@ def counted_reads():
 
 def start_state(params, shardings, mesh):
     """The state at step 0, its moments split as the parameters: one program instead of one an array."""
-    make = lambda params: init_learner(params, OPTIMIZER)
+    make = lambda params: init_model(params, OPTIMIZER)
     moments = shard_state(jax.eval_shape(make, params).opt_state, shardings, mesh)
-    policy = jax.jit(make, out_shardings=Learner(shardings, moments))(params)
-    return spread(TrainState(policy, None, np.int32(0), jax.random.key(3)), mesh)
-
-
-@functools.cache
-def sft_update(config):
-    return make_sft_update(config, OPTIMIZER, microbatches=1)
+    policy = jax.jit(make, out_shardings=ModelState(shardings, moments))(params)
+    return spread(init_state(jax.random.key(3), policy), mesh)
 
 
 def sft(state, config, mesh, steps=range(STEPS)):
     """(state after these steps, their losses)."""
-    losses = []
+    setup, losses = SftSetup(config, OPTIMIZER), []
     for step in steps:
-        state, metrics = sft_update(config)(state, sft_batch(step, mesh))
+        state, metrics = sft_update(setup, state, sft_batch(step, mesh))
         losses.append(float(metrics["loss/sft"].value))
     return state, losses
 
@@ -152,18 +147,13 @@ def align_step(name, state, config, mesh):
     algorithm = ALGORITHMS[name]
     params, critic = state.policy.params, None
     if algorithm.needs_critic:
-        critic = init_learner(start_critic(params, config, mesh), SGD)
-    state = state.replace(policy=init_learner(params, SGD), critic=critic)
-    fixed = {"model": config, "config": algorithm, "temperature": 1.0}
-    learners, scored, parts = (config, algorithm, SGD, SGD, 1.0), scored_batch(STEPS, mesh), {}
-    if algorithm.microbatch_tokens:
-        parts["plan"] = plan_update(algorithm, state.rng, processes.fetch(scored[0]), batch_shards(mesh))
-        experience, update = make_parted_experience(**fixed), make_parted_update(*learners)
-    else:
-        experience = jax.jit(functools.partial(make_experience, **fixed))
-        update = make_update(*learners)
-    seen = experience(*scored, params, None, critic and critic.params, **parts)
-    state, metrics = update(state, seen, **parts)
+        critic = init_model(start_critic(params, config, mesh), SGD)
+    state = state.replace(policy=init_model(params, SGD), critic=critic)
+    learner, batch = Learner(Spec(config, algorithm), Optimizers(SGD, SGD)), scored_batch(STEPS, mesh)
+    schedule = learner.schedule(state.rng, processes.fetch(batch.rollout), batch_shards(mesh))
+    models = Models(params, critic=critic and critic.params)
+    experience = learner.experience(models, batch, schedule=schedule)
+    state, metrics = learner.update(state, experience, schedule=schedule)
     return state, {name: float(ratio.value) for name, ratio in metrics.items()}
 
 
@@ -195,7 +185,7 @@ def agreements():
         assert "zero" in str(error)
     else:
         raise AssertionError("the error of process 0 was lost")
-    processes.barrier("the end")
+    processes.all_gather(None)  # nobody leaves before the others are done
 
 
 def main(folder: pathlib.Path, mesh: dict, phases: str) -> None:

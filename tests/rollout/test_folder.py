@@ -11,8 +11,10 @@ import transformers
 from experiments import generate, logprobs, steer
 from gtalign_jax.chain.parse import parse_chain
 from gtalign_jax.errors import UserError
+from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import lines
+from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import load_engine, load_tokenizer
 from gtalign_jax.rollout.grammar import read_limits
 
@@ -125,7 +127,7 @@ def test_logprobs_of_both_commands_are_those_of_pytorch(folder, model, generated
     ],
 )
 def test_a_bad_prompt_line_is_named(tokenizer, row, message):
-    engine = engine_lib.Engine(tokenizer, engine_lib.ModelConfig(vocab_size=304), (tokenizer.eos_token_id,))
+    engine = Engine(tokenizer, ModelConfig(vocab_size=304), (tokenizer.eos_token_id,))
     with pytest.raises(UserError, match=f"p.jsonl:7: .*{message}"):
         lines.prompt_ids(engine, {**row, "line": 7}, "p.jsonl")
 

@@ -4,9 +4,14 @@ import pytest
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.errors import UserError
-from gtalign_jax.run.settings import make_settings
+from gtalign_jax.run.settings import check_batches, make_settings
 
 CONFIG = "--config=configs/quickstart.py:tiny"
+
+
+def settings_of(*flags):
+    command = ["prog", CONFIG, "--workdir=x", *(f"--config.{flag}" for flag in flags)]
+    return make_settings(config_lib.parse_command(command, {"workdir": ""})[0])
 
 
 @pytest.mark.parametrize(
@@ -36,11 +41,25 @@ CONFIG = "--config=configs/quickstart.py:tiny"
     ],
 )
 def test_a_wrong_value_names_its_section(flag, message):
-    config, _ = config_lib.parse_command(["prog", CONFIG, "--workdir=x", f"--config.{flag}"], {"workdir": ""})
     section = flag.partition("=")[0].rpartition(".")[0]
     if message.startswith("limits"):
         section = "engine"
     with pytest.raises(UserError) as error:
-        make_settings(config)
+        settings_of(flag)
     assert str(error.value).startswith(f"config.{section}.{message}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "shards", "message"),
+    [
+        (["sft.microbatches=3"], 1, r"config\.sft\.prompts=4: must be a multiple of 3 .* times 1 \(devices"),
+        ([], 4, r"config\.align\.prompts=2: must be a multiple of 1 .* times 4 \(devices"),
+        (["algorithm.minibatches=2", "algorithm.microbatches=2"], 1, r"config\.align\.prompts=2: .* of 4 "),
+    ],
+)
+def test_batches_that_do_not_divide_are_refused_where_a_phase_runs(flags, shards, message):
+    check_batches(settings_of(), 2)
+    with pytest.raises(UserError, match=message):
+        check_batches(settings_of(*flags), shards)
+    check_batches(settings_of(*flags, "sft.steps=0", "align.steps=0"), shards)

@@ -41,18 +41,17 @@ def compare(
     span = np.where(high > low, high - low, 1.0)
     scaled = {name: (points - low) / span for name, points in sets.items()}
     regrets = _regrets(scaled)
-    each = lambda metric, among=sets: {name: metric(points) for name, points in among.items()}
     return {
         "basic_compare": _basic_compare(*sets.values(), eps),
         "ranges": {"u_min": low[0], "u_max": high[0], "l_min": low[1], "l_max": high[1]},
         "epsilon": eps,
-        "epsilon_coverage": each(lambda r: float(np.mean(r <= eps)), regrets),
-        "avg_regret_Linf": each(lambda r: float(np.mean(r)), regrets),
-        "hypervolume_ref_(u_min,l_min)": each(lambda points: first_rectangle(points, low)),
+        "epsilon_coverage": {name: float(np.mean(r <= eps)) for name, r in regrets.items()},
+        "avg_regret_Linf": {name: float(np.mean(r)) for name, r in regrets.items()},
+        "hypervolume_ref_(u_min,l_min)": {name: first_rectangle(p, low) for name, p in sets.items()},
         "social_welfare_alpha": alpha,
-        "NSW_avg": each(lambda points: _welfare(points, 0.5)),
-        "CobbDouglas_avg": each(lambda points: _welfare(points, alpha)),
-        "coverage_spread": each(lambda points: _spread(points, low, high)),
+        "NSW_avg": {name: _welfare(p, 0.5) for name, p in sets.items()},
+        "CobbDouglas_avg": {name: _welfare(p, alpha) for name, p in sets.items()},
+        "coverage_spread": {name: _spread(p, low, high) for name, p in sets.items()},
     }
 
 

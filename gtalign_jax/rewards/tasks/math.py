@@ -127,6 +127,9 @@ def _verified(answer: str, truth: str) -> bool:
     # of `_tame` stand alone.
     limit = SECONDS if threading.current_thread() is threading.main_thread() else None
     kinds = [LatexExtractionConfig(), ExprExtractionConfig()]
-    latex = lambda text: _CALL.sub(r"\\\1", text)
-    read = lambda text: parse(f"${latex(text)}$", kinds, parsing_timeout=limit)
+
+    def read(text: str) -> list:
+        latex = _CALL.sub(r"\\\1", text)
+        return parse(f"${latex}$", kinds, parsing_timeout=limit)
+
     return bool(verify(read(truth), read(answer), timeout_seconds=limit))

@@ -1,7 +1,6 @@
-"""Updates in micro-batches by token count: the plan, and that nothing but the padding is left out."""
+"""Updates in micro-batches by token count: the schedule, and that nothing but the padding is left out."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +15,18 @@ from jax.sharding import NamedSharding
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning import microbatches
 from gtalign_jax.learning.algorithm import PRESETS, AlgorithmConfig
-from gtalign_jax.learning.experience import make_experience
-from gtalign_jax.learning.logprobs import Limit
-from gtalign_jax.learning.microbatches import Sizes, first_fit, plan_parts, row_shapes
-from gtalign_jax.learning.part_scores import make_parted_experience
-from gtalign_jax.learning.parted import make_parted_update, plan_update
-from gtalign_jax.learning.state import OptimizerConfig, init_state, make_optimizer
-from gtalign_jax.learning.update import make_update
+from gtalign_jax.learning.learner import Learner
+from gtalign_jax.learning.microbatches import Sizes, first_fit, plan_schedule, row_shapes
+from gtalign_jax.learning.spec import Spec
+from gtalign_jax.learning.state import OptimizerConfig, init_model, init_state, make_optimizer
+from gtalign_jax.learning.update import Optimizers
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, partition_spec, place_batch, spread
 from gtalign_jax.models import lora
 from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.models.transformer import logical_axes
 from gtalign_jax.run.compiles import counting_compiles
+from gtalign_jax.types import Batch, Limit, Models
 
 SGD = optax.sgd(optax.constant_schedule(0.1))
 # Between them what an update may do: KL in the loss and the reward, ratios per token and sequence, all
@@ -54,7 +52,7 @@ BRAKES = AlgorithmConfig(
 BUDGET = 24  # a prompt takes 3 + 2 * 4 slots at most, so a micro-batch holds at least two of eight
 
 
-# --- the plan ------------------------------------------------------------------------------------
+# --- the schedule --------------------------------------------------------------------------------
 
 LENGTHS = arrays.arrays(
     np.int64, st.tuples(st.integers(1, 9), st.integers(1, 8)), elements=st.integers(0, 13)
@@ -69,11 +67,11 @@ def test_every_prompt_is_in_one_micro_batch_that_keeps_the_budget(length, shards
     random.shuffle(order)
     budget = shards * (5 + 13 * group) + more
     sizes = Sizes(budget, prompts, slots=5, group=group, width=13, shards=shards)
-    plan = plan_parts(length, np.array(order)[None], sizes)
-    (chosen,) = plan.updates
+    schedule = plan_schedule(length, np.array(order)[None], sizes)
+    (chosen,) = schedule.updates
     held = np.concatenate([part.rows for part in chosen])
     assert sorted(held[held < prompts]) == list(range(prompts))
-    for part in (*chosen, *plan.empty):
+    for part in (*chosen, *schedule.empty):
         rows, width = part.shape
         assert len(part.rows) * (5 + rows * width) <= budget and len(part.rows) % shards == 0
         assert (part.shape, len(part.rows)) in sizes.counts.items()
@@ -84,13 +82,13 @@ def test_every_prompt_is_in_one_micro_batch_that_keeps_the_budget(length, shards
                 used[own] += 1
                 assert length[p, g] == 0 or start[g] // width == (own.stop - 1) // width
             assert used.max() <= 1 and (p >= prompts or used.sum() == length[p].sum())
-    assert [part.shape for part in plan.empty] == list(row_shapes(group, 13))
-    assert all((part.rows == prompts).all() for part in plan.empty)
+    assert [part.shape for part in schedule.empty] == list(row_shapes(group, 13))
+    assert all((part.rows == prompts).all() for part in schedule.empty)
 
 
 def test_only_the_last_micro_batch_has_empty_places_and_short_groups_take_few_rows():
     length = np.array([[8, 1, 1, 1]] * 5 + [[8, 8, 8, 8]] + [[1, 2, 1, 1]] * 5)
-    (chosen,) = plan_parts(length, np.arange(11)[None], Sizes(80, 11, slots=4, group=4, width=8)).updates
+    (chosen,) = plan_schedule(length, np.arange(11)[None], Sizes(80, 11, slots=4, group=4, width=8)).updates
     assert [part.shape for part in chosen] == [(4, 8), (2, 8), (1, 8)]
     assert [(part.rows < 11).sum() for part in chosen] == [2, 4, 5]
     assert [len(part.rows) for part in chosen] == [2, 4, 6]
@@ -120,42 +118,23 @@ def values(metrics):
     return {name: float(ratio.value) for name, ratio in metrics.items()}
 
 
-def limit():
-    """Half of the vocabulary is open, by the parity of the place; given tokens always are."""
-    states = lambda rollout: rollout.completion % 2
-    parity = lambda at, logits: (jnp.arange(logits.shape[-1]) - at[..., None]) % 2 == 0
-    return Limit(states, lambda at, logits: jnp.where(parity(at, logits), logits, logits - 40.0))
-
-
-def programs(config, model, optimizer, held_to, parted):
-    """(experience, update) of a config, whole or by parts."""
-    fixed = {"model": model, "config": config, "temperature": 0.9, "limit": held_to}
-    learners = (model, config, optimizer, SGD, 0.9, held_to and held_to.logits)
-    if parted:
-        return make_parted_experience(**fixed), make_parted_update(*learners)
-    return jax.jit(functools.partial(make_experience, **fixed)), make_update(*learners)
-
-
-def two_steps(config, start, scored, model, *, optimizer=SGD, held_to=None, base=None, budget=0, shards=1):
+def two_steps(config, start, batch, model, *, optimizer=SGD, limit=None, base=None, budget=0, shards=1):
     """(state, metrics of each, programs compiled by the second) after the updates of two rollouts.
 
     start: (state, reference). budget: token slots of a micro-batch; 0: the update of all at once.
     """
     config = dataclasses.replace(config, microbatch_tokens=budget)
-    experience, update = programs(config, model, optimizer, held_to, budget > 0)
+    learner = Learner(Spec(model, config, 0.9, limit), Optimizers(optimizer, SGD))
     (state, reference), found = start, []
     for _ in range(2):
-        extra, more = {}, {"base": base}
-        if budget:
-            plan = plan_update(config, state.rng, jax.device_get(scored[0]), shards)
-            extra = {"plan": plan}
-        if config.kl_target:
-            more["kl_coef"] = state.kl_coef
+        schedule = learner.schedule(state.rng, jax.device_get(batch.rollout), shards)
+        assert (schedule is None) == (budget == 0)
         critic = None if state.critic is None else state.critic.params
-        moving = getattr(state, "reference", None)
-        models = (state.policy.params, reference if moving is None else moving, critic)
+        compared = reference if state.reference is None else state.reference
+        models = Models(state.policy.params, compared, critic, base)
         with counting_compiles() as compiled:
-            state, metrics = update(state, experience(*scored, *models, **more, **extra), base, **extra)
+            experience = learner.experience(models, batch, state.kl_coef, schedule)
+            state, metrics = learner.update(state, experience, base, schedule)
             jax.block_until_ready(state)
         found.append(metrics)
     return state, found, compiled.take()
@@ -166,9 +145,10 @@ def begin(config, model, params, reference, optimizer=SGD):
     copy = lambda: jax.tree.map(jnp.copy, params)
     critic = None
     if config.needs_critic:
-        critic = (init_value_model(copy(), model) | {"head": jnp.linspace(-1.0, 1.0, 16)}, SGD)
+        value_model = init_value_model(copy(), model) | {"head": jnp.linspace(-1.0, 1.0, 16)}
+        critic = init_model(value_model, SGD)
     slow = {"kl_coef": 0.1, "reference": reference} if config.kl_target else {}
-    return init_state(jax.random.key(7), copy(), optimizer, critic, **slow), reference
+    return init_state(jax.random.key(7), init_model(copy(), optimizer), critic, **slow), reference
 
 
 def same(one, other, found, others):
@@ -180,13 +160,13 @@ def same(one, other, found, others):
 
 
 @pytest.fixture
-def scored(rollout, reward, valid, monkeypatch):
+def batch(rollout, reward, valid, monkeypatch):
     """Ragged rows, one without a verdict; rows of one shape, as each is some more programs to compile."""
     monkeypatch.setattr(microbatches, "STEPS", (1.0,))
-    return rollout, reward, valid
+    return Batch(rollout, reward, valid)
 
 
-def test_adapters_held_to_a_grammar(model, params, scored, monkeypatch):
+def test_adapters_held_to_a_grammar(model, params, batch, monkeypatch):
     """Policy and reference are adapters on one base; half of the vocabulary is open, by the place.
 
     Rows of two shapes: groups that are packed into one row, and others.
@@ -198,11 +178,11 @@ def test_adapters_held_to_a_grammar(model, params, scored, monkeypatch):
     trained, base = lora.split(lora.join(params, {"layers": layers}))
     parity = lambda at, logits: (jnp.arange(logits.shape[-1]) - at[..., None]) % 2 == 0
     close = lambda at, logits: jnp.where(parity(at, logits), logits, logits - 40.0)
-    limit = Limit(lambda rollout: (rollout.completion + jnp.arange(4)) % 2, close)
+    limit = Limit(lambda completions: (completions.tokens + jnp.arange(4)) % 2, close)
     mesh = make_mesh(MeshConfig())
     start = lambda: begin(GRPO, model, trained, jax.tree.map(lambda x: 0.5 * x, trained))
     run = lambda **budget: two_steps(
-        GRPO, *spread((start(), scored), mesh), model, base=spread(base, mesh), held_to=limit, **budget
+        GRPO, *spread((start(), batch), mesh), model, base=spread(base, mesh), limit=limit, **budget
     )
     whole, metrics, _ = run()
     state, found, compiled = run(budget=BUDGET)
@@ -213,12 +193,12 @@ def test_adapters_held_to_a_grammar(model, params, scored, monkeypatch):
     assert clock(state) == clock(whole)
 
 
-def test_brakes_slow_parts_and_moments_in_the_hosts_memory(model, params, reference, scored):
+def test_brakes_slow_parts_and_moments_in_the_hosts_memory(model, params, reference, batch):
     """Epochs and mini-batches until the KL limit; the optimizer of the whole update keeps its moments."""
     here, away = (make_optimizer(OptimizerConfig(lr=0.01, offload=away), 8) for away in (False, True))
     start = lambda optimizer: begin(BRAKES, model, params, reference, optimizer)
-    whole, metrics, _ = two_steps(BRAKES, start(here), scored, model, optimizer=here)
-    state, found, _ = two_steps(BRAKES, start(away), scored, model, optimizer=away, budget=BUDGET)
+    whole, metrics, _ = two_steps(BRAKES, start(here), batch, model, optimizer=here)
+    state, found, _ = two_steps(BRAKES, start(away), batch, model, optimizer=away, budget=BUDGET)
     same(state, whole, found, metrics)
     assert 0 < float(found[0]["update/stopped"].value) < 1
     assert float(state.kl_coef) == pytest.approx(float(whole.kl_coef))
@@ -226,9 +206,9 @@ def test_brakes_slow_parts_and_moments_in_the_hosts_memory(model, params, refere
     assert optax.tree.get(state.policy.opt_state, "mu")["embedding"].sharding.memory_kind == "pinned_host"
 
 
-def test_ppo_on_eight_devices_is_ppo_on_one(model, params, reference, scored):
+def test_ppo_on_eight_devices_is_ppo_on_one(model, params, reference, batch):
     """Parameters split over fsdp and tensor, sequences over context; the second step compiles nothing."""
-    one, metrics, _ = two_steps(PPO, begin(PPO, model, params, reference), scored, model)
+    one, metrics, _ = two_steps(PPO, begin(PPO, model, params, reference), batch, model)
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, context=2))
     lay = lambda names, x: jax.device_put(x, NamedSharding(mesh, partition_spec(names, x.shape, mesh)))
     axes, is_names = logical_axes(model), lambda x: isinstance(x, tuple)
@@ -236,6 +216,6 @@ def test_ppo_on_eight_devices_is_ppo_on_one(model, params, reference, scored):
         split = [jax.tree.map(lay, axes, tree, is_leaf=is_names) for tree in (params, reference)]
         start = spread(begin(PPO, model, *split), mesh)
         budget = {"budget": 2 * (3 + 2 * 5), "shards": 2}
-        many, found, compiled = two_steps(PPO, start, place_batch(scored, mesh), model, **budget)
+        many, found, compiled = two_steps(PPO, start, place_batch(batch, mesh), model, **budget)
     same(many, one, found, metrics)
     assert compiled == 0
