@@ -1,28 +1,52 @@
-# Two commands: `make quickstart` runs the whole path (6 minutes on 2 cores), `make test` the suite (7).
+# `make quickstart` runs the whole path (6 minutes on 2 cores), `make test` lint and the suite (7), `make check`
+# what to run before a commit (2). CONTRIBUTING.md says more.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PIP    := python -m pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist=loadfile
+# The rooms that compile little or nothing.
+PURE   := tests/test_rooms.py tests/test_config.py tests/test_packaging.py tests/game tests/chain tests/data \
+          tests/remote tests/rewards tests/run/test_health.py tests/run/test_log.py tests/run/test_record.py \
+          tests/run/test_settings.py tests/experiments/test_cli.py
+# What a new release of a dependency may break: numbers beside PyTorch, files, programs.
+BOUNDS := $(PURE) tests/models tests/learning tests/rollout tests/run tests/mesh/test_sharding.py
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test check lint types newest oldest clean
 
 quickstart: $(STAMP)
 	@echo "== quickstart: SFT, GRPO on mutual welfare, evaluation, report, HF export"
 	$(BIN)/python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-test: $(STAMP)
+test: lint
 	@echo "== test: the whole suite on eight fake CPU devices, two modules at a time"
-	$(BIN)/python -m pytest -q -n 2 --dist=loadfile
+	$(PYTEST)
+
+check: lint types
+	@echo "== check: the rooms, and the tests of those that compile little"
+	$(PYTEST) $(PURE)
 
 lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+types: $(STAMP)
+	$(BIN)/mypy
+
 $(STAMP): requirements.txt setup.py
 	@echo "== install: $(VENV) with the pinned requirements (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/$(PIP) -r requirements.txt
+	$(BIN)/$(PIP) --no-deps -e .
 	@touch $(STAMP)
 
+# The bounds of setup.py: an environment of its own with the newest releases they allow, or with the oldest.
+newest: EXTRAS := test
+oldest: EXTRAS := test,oldest
+newest oldest:
+	$(PYTHON) -m venv --clear $(VENV)-$@
+	$(VENV)-$@/bin/$(PIP) -e ".[$(EXTRAS)]"
+	$(VENV)-$@/bin/python -m pytest -q -n 2 --dist=loadfile $(BOUNDS)
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest runs build dist *.egg-info

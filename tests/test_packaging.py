@@ -1,0 +1,71 @@
+"""What an installation brings: one version, tested bounds, and every package that the code imports."""
+
+import ast
+import pathlib
+import sys
+from importlib.metadata import packages_distributions
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import gtalign_jax
+
+REPO = pathlib.Path(__file__).resolve().parent.parent
+OURS = {"gtalign_jax", "configs", "experiments"}
+
+
+def bounds() -> dict[str, Requirement]:
+    """Name to range, as setup.py's RUNTIME says it."""
+    module = ast.parse((REPO / "setup.py").read_text())
+    (lines,) = [
+        n.value for n in module.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "RUNTIME"
+    ]
+    found = [Requirement(line) for line in ast.literal_eval(lines)]
+    return {canonicalize_name(one.name): one for one in found}
+
+
+def pins(section: str) -> dict[str, Version]:
+    """Name to version under `# [section]` of requirements.txt."""
+    _, _, after = (REPO / "requirements.txt").read_text().partition(f"# [{section}]\n")
+    pairs = [line.split("==") for line in after.partition("# [")[0].split()]
+    return {canonicalize_name(name): Version(version) for name, version in pairs}
+
+
+def test_every_pin_lies_within_its_bounds():
+    assert list(pins("runtime")) == list(bounds())
+    for name, version in pins("runtime").items():
+        assert version in bounds()[name].specifier, name
+
+
+def test_every_range_has_a_lower_and_an_upper_bound():
+    for name, requirement in bounds().items():
+        assert sorted(one.operator for one in requirement.specifier) == ["<", ">="], name
+
+
+def test_torch_and_the_tools_are_for_tests_and_development_alone():
+    apart = pins("test") | pins("dev")
+    assert {"torch", "pytest", "ruff", "mypy"} < set(apart)
+    assert not set(apart) & set(bounds())
+
+
+@pytest.mark.parametrize("package", ["gtalign_jax", "experiments", "configs"])
+def test_every_import_is_required(package):
+    known = packages_distributions()
+    required = set(bounds()) | {"wandb"}  # which a run that needs it asks for
+    if package == "experiments":
+        required.add("torch")  # of the benchmarks, which stand beside it
+    for path in (REPO / package).rglob("*.py"):
+        if path.parent.name == "peers":  # these run in environments of their own
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            for top in {name.partition(".")[0] for name in names} - OURS - sys.stdlib_module_names:
+                assert {canonicalize_name(one) for one in known.get(top, [top])} & required, f"{path}: {top}"
+
+
+def test_version_and_marker_of_types():
+    assert Version(gtalign_jax.__version__) >= Version("0.2.0")
+    assert (pathlib.Path(gtalign_jax.__file__).parent / "py.typed").is_file()
