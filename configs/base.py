@@ -26,8 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.engine.limits = ml_collections.ConfigDict({name: config_dict.placeholder(int) for name in names})
     # The architecture made when config.start.path is empty.
     config.model = section(ModelConfig)
-    for name in ("source", "vocab_size", "compute_dtype", "remat", "scan_layers"):
-        del config.model[name]  # fixed by the tokenizer, or a switch of config.start
+    for name in ("source", "vocab_size", "runtime"):
+        del config.model[name]  # fixed by the tokenizer, or said by config.start
     config.reward = section(RewardConfig)
     config.reward.fn = "cobb_douglas"
     # Fields of the algorithm's preset to change; None keeps the preset's value.

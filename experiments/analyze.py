@@ -154,9 +154,12 @@ def compare(a: np.ndarray, b: np.ndarray, flags: argparse.Namespace) -> dict[str
     """Estimates for matched LINE_METRICS a and b [n, 4]; the share of pairs in each class of dominance."""
     points_a, points_b = a[:, :2], b[:, :2]
     front = pareto.frontier_points(np.concatenate([points_a, points_b]))
-    of_items = lambda values, points: np.column_stack(
-        [values, pareto.within(points, front, flags.eps), pareto.regret(points, front)]
-    )
+
+    def of_items(values: np.ndarray, points: np.ndarray) -> np.ndarray:
+        return np.column_stack(
+            [values, pareto.within(points, front, flags.eps), pareto.regret(points, front)]
+        )
+
     sides = of_items(a, points_a), of_items(b, points_b)
     pairs = pareto.compare(points_a, points_b, flags.eps)
     columns = np.column_stack([*sides, sides[1] - sides[0], *pairs.values()])

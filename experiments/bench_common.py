@@ -35,7 +35,7 @@ import transformers
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.models import hf
-from gtalign_jax.models.config import ModelConfig, read_config
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig, read_config
 from gtalign_jax.types import PyTree
 
 Line = dict[str, Any]
@@ -107,16 +107,17 @@ def weights_folder(shape: str, dtype: str) -> pathlib.Path:
     return folder
 
 
-def our_config(flags: argparse.Namespace, **switches: Any) -> ModelConfig:
+def our_config(flags: argparse.Namespace, remat: str = "none") -> ModelConfig:
     """Our configuration of the weights; layers are unrolled on a CPU."""
-    types = {"compute_dtype": flags.dtype, "param_dtype": flags.dtype}
-    switches = {"scan_layers": flags.device != "cpu", **types, **switches}
-    return read_config(weights_folder(flags.shape, flags.dtype), **switches)
+    runtime = RuntimeConfig(
+        compute_dtype=flags.dtype, param_dtype=flags.dtype, remat=remat, scan_layers=flags.device != "cpu"
+    )
+    return read_config(weights_folder(flags.shape, flags.dtype), runtime)
 
 
-def our_model(flags: argparse.Namespace, **switches: Any) -> tuple[ModelConfig, PyTree]:
+def our_model(flags: argparse.Namespace, remat: str = "none") -> tuple[ModelConfig, PyTree]:
     """Our configuration and parameters."""
-    config = our_config(flags, **switches)
+    config = our_config(flags, remat)
     return config, hf.load_params(weights_folder(flags.shape, flags.dtype), config)
 
 

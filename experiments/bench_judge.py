@@ -19,9 +19,9 @@ import time
 from multiprocessing.connection import Connection
 
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.remote.counters import Counters
 from gtalign_jax.rewards.judges.base import JudgeRequest
 from gtalign_jax.rewards.judges.http import HttpJudgeConfig, make_http_judge
-from gtalign_jax.rewards.judges.pool import JudgeStats
 
 _BODY = json.dumps(
     {
@@ -50,7 +50,7 @@ def measure(requests: int, concurrency: int, server_s: float, endpoints: int) ->
     """The fields of the line. Starts and stops the server processes."""
     servers = [_start(server_s) for _ in range(endpoints)]
     try:
-        stats = JudgeStats()
+        stats = Counters()
         urls = tuple(f"http://127.0.0.1:{port}/v1" for _, _, port in servers)
         config = HttpJudgeConfig(endpoints=urls, model="bench", concurrency=concurrency)
         judge = make_http_judge(config, stats)

@@ -41,7 +41,10 @@ MOST = 8
 
 def products(module: hlo.Module) -> set[str]:
     """The instructions that are, or hold, a matrix product."""
-    is_product = lambda line: line.opcode == "dot" or "matmul" in line.attributes.lower()
+
+    def is_product(line: hlo.Instruction) -> bool:
+        return line.opcode == "dot" or "matmul" in line.attributes.lower()
+
     holding = {name for name, lines in module.computations.items() if any(map(is_product, lines.values()))}
 
     def holds(line: hlo.Instruction) -> bool:

@@ -35,6 +35,7 @@ import numpy as np
 
 from gtalign_jax.chain.prompt import format_chain
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.game.moves import KEYS
 from gtalign_jax.rewards.features import FeatureConfig, extract
 from gtalign_jax.rewards.judges.base import JudgeRequest, Verdict
 from gtalign_jax.rewards.judges.verdict import read_verdict
@@ -64,7 +65,10 @@ class Row:
 def make_rows(task: str, count: int, seed: int = 0) -> list[Row]:
     """Groups of GROUP completions of about 310 words, as one training step scores them."""
     rng = np.random.default_rng(seed)
-    say = lambda n: " ".join(rng.choice(WORDS, n))
+
+    def say(n: int) -> str:
+        return " ".join(rng.choice(WORDS, n))
+
     rows: list[Row] = []
     while len(rows) < count:
         truth = say(250) if task == "medium" else str(rng.integers(1000))
@@ -93,7 +97,10 @@ def break_rows(rows: Sequence[Row]) -> list[Row]:
 
 def score_ours(rows: Sequence[Row], workers: int = 0) -> np.ndarray:
     """Welfare [B] through the product's own path."""
-    judge = lambda requests: [_recorded(rows, request) for request in requests]
+
+    def judge(requests: Sequence[JudgeRequest]) -> list[Verdict]:
+        return [_recorded(rows, request) for request in requests]
+
     texts = [row.completion for row in rows]
     batch = extract(texts, rows, judge, FeatureConfig(workers=workers))
     return np.asarray(_welfare(batch.features))
@@ -115,7 +122,6 @@ _FORMAT = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _QUOTES = {"“": '"', "”": '"', "‘": "'", "’": "'"}
-_CELLS = {f"{move}_{action}" for move in ("VQ", "DQ") for action in ("DA", "CQ", "AQ")}
 
 
 def peer_score(row: Row) -> dict[str, float]:
@@ -155,7 +161,7 @@ def peer_matrix(text: str | None) -> dict | None:
         value = json.loads(text or "")
     except ValueError:
         return None
-    if not isinstance(value, dict) or set(value) != _CELLS:
+    if not isinstance(value, dict) or set(value) != set(KEYS):
         return None
     for cell in value.values():
         if not isinstance(cell, dict) or set(cell) != {"LLM", "user"}:
@@ -203,7 +209,10 @@ def one_core(name: str, rows: Sequence[Row], target: float | None, repeats: int)
     os.sched_setaffinity(0, {min(cores)})
     try:
         score_ours(rows)
-        peer_run = lambda: [peer_score(row) for row in peer_rows]
+
+        def peer_run() -> list:
+            return [peer_score(row) for row in peer_rows]
+
         ours, peer = best_seconds(repeats, lambda: score_ours(rows), peer_run, clock=time.process_time)
         ours, peer = len(rows) / ours, len(peer_rows) / peer
     finally:
@@ -215,7 +224,10 @@ def one_core(name: str, rows: Sequence[Row], target: float | None, repeats: int)
 def welfare_rows(count: int, repeats: int) -> dict[str, object]:
     """The jitted reward alone, on features that already lie on the device."""
     rng = np.random.default_rng(0)
-    uniform = lambda *shape: rng.uniform(0, 1, (count, *shape)).astype(np.float32)
+
+    def uniform(*shape: int) -> np.ndarray:
+        return rng.uniform(0, 1, (count, *shape)).astype(np.float32)
+
     features = jax.device_put(
         Features(
             valid=np.ones(count, bool),
@@ -231,7 +243,10 @@ def welfare_rows(count: int, repeats: int) -> dict[str, object]:
             source=np.zeros(count, np.int32),
         )
     )
-    run = lambda: jax.block_until_ready(_welfare(features))
+
+    def run() -> jax.Array:
+        return jax.block_until_ready(_welfare(features))
+
     run()
     rate = count / best_seconds(repeats, run)[0]
     cores = len(os.sched_getaffinity(0))

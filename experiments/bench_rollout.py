@@ -29,26 +29,25 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from experiments import bench_common as common
 from experiments import bench_limits as limits
-from experiments.bench_common import Line, Run, Workload
+from experiments.bench_common import Line, Make, Run, Workload
 from experiments.peers import launch
 from gtalign_jax.chain.grammar import chain_grammar
 from gtalign_jax.data.tokenizer import protocol_strings
 from gtalign_jax.errors import exit_on_user_error
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
-from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import programs
 from gtalign_jax.rollout.buckets import BucketConfig
-from gtalign_jax.rollout.decode import Ending
 from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.generate import rollout
 from gtalign_jax.rollout.grammar import Constraint, compile_constraint
+from gtalign_jax.rollout.request import Ending, Placed, Request, Rules
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import PromptBatch, PyTree, Rollout
 
@@ -60,41 +59,30 @@ TARGETS = {("W", "transformers"): 2.5, ("W", "tunix"): 2.0}
 def make_batch(size: Workload, vocab: int) -> PromptBatch:
     """Full prompts of random tokens, the same that the peers get."""
     tokens = common.random_tokens((size.prompts, size.slots), vocab)
-    length = np.full(size.prompts, size.slots, np.int32)
-    return PromptBatch(tokens, length, np.arange(size.prompts, dtype=np.int32))
+    return PromptBatch(tokens, np.full(size.prompts, size.slots, np.int32))
 
 
 def generate(
-    config: ModelConfig,
-    params: PyTree,
-    size: Workload,
-    *,
-    ending: Ending = NEVER,
-    constraint: Constraint | None = None,
+    config: ModelConfig, params: PyTree, size: Workload, constraint: Constraint | None = None
 ) -> Rollout:
     """Ours, as the engine runs it in one program."""
-    args, options = generate_call(config, params, size, ending=ending, constraint=constraint)
-    return jax.block_until_ready(programs.generate(*args, **options))
+    args = generate_args(config, params, size, constraint)
+    return jax.block_until_ready(programs.generate(*args, until=np.int32(size.new)))
 
 
-def generate_call(
-    config: ModelConfig,
-    params: PyTree,
-    size: Workload,
-    *,
-    ending: Ending = NEVER,
-    constraint: Constraint | None = None,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of `programs.generate` for a workload."""
-    args = (params, config, make_batch(size, config.vocab_size), jax.random.key(0), SAMPLING)
-    return args, {
-        "group_size": size.group,
-        "max_new_tokens": size.new,
-        "ending": ending,
-        "row": np.arange(size.prompts, dtype=np.int32),
-        "until": np.int32(size.new),
-        "constraint": constraint,
-    }
+def generate_args(
+    config: ModelConfig, params: PyTree, size: Workload, constraint: Constraint | None = None
+) -> tuple[PyTree, ModelConfig, Placed, SamplingConfig, Rules]:
+    """What `programs.generate` is given for a workload, besides until = size.new."""
+    row = np.arange(size.prompts, dtype=np.int32)
+    batch = make_batch(size, config.vocab_size)
+    placed = Placed(batch, jax.random.key(0), size.group, size.new, row)
+    return params, config, placed, SAMPLING, Rules(NEVER, constraint)
+
+
+def made(run: Run) -> Make:
+    """A contender that needs no more making."""
+    return lambda: run
 
 
 # --- cases --------------------------------------------------------------------------------------------
@@ -113,16 +101,15 @@ def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
 
         def peer() -> Run:
             prompts = {"prompt": make_batch(size, fields["vocab_size"]).tokens}
-            sizes = {"group": size.group, "new": size.new}
-            made = launch.torch_peer("torch_generate.py", flags, prompts, **sizes)
-            return functools.partial(launch.full_round, stack.enter_context(made), size)
+            opened = launch.torch_peer("torch_generate.py", flags, prompts, group=size.group, new=size.new)
+            return functools.partial(launch.full_round, stack.enter_context(opened), size)
 
         makes = {"ours": ours, "transformers": peer}
         on_cpu = flags.device == "cpu" and flags.dtype == "float32"  # what its script is written for
         if flags.peers and on_cpu and name != "batch64":
             process = launch.open_peer("tunix", "tunix_sampler.py", flags, size)
             stack.callback(process.close)
-            makes["tunix"] = lambda: functools.partial(launch.full_round, process, size)
+            makes["tunix"] = made(functools.partial(launch.full_round, process, size))
         seconds = common.time_rounds(flags.repeats, makes, together=flags.device == "cpu")
     limit = round(size.rows / limits.decode_seconds(fields, size.rows, flags.dtype), 1)
     lines = []
@@ -138,14 +125,14 @@ def ragged(flags: argparse.Namespace) -> list[Line]:
     """Sets of one long answer and short ones for the rest of W: one set at once, and more in a queue."""
     config, params = common.our_model(flags)
     size = common.workload("W", flags.shape)
-    plain = lambda: lambda: generate(config, params, size)
+    plain = made(functools.partial(generate, config, params, size))
     lines = []
     for variant, sets in (("one batch", 1), ("queue of 4", 4), ("queue of 16", 16)):
         queue = dataclasses.replace(size, prompts=sets * size.prompts)
         run = ragged_run(config, params, queue, size.rows)
-        length = np.ravel(run().length)
+        length = np.ravel(run().completions.length)
         written = int(np.sum(length))
-        seconds = common.time_rounds(flags.repeats, {"ours": lambda run=run: run, "plain": plain})
+        seconds = common.time_rounds(flags.repeats, {"ours": made(run), "plain": plain})
         part = written / (size.rows * size.new)
         about = {"case": "ragged", "variant": variant, "unit": "s", "peer_name": "token-proportional time"}
         line = lower_is_better(seconds["ours"], [s * part for s in seconds["plain"]])
@@ -167,16 +154,15 @@ def ragged_run(config: ModelConfig, params: PyTree, size: Workload, places: int)
 
     Row 0 of a set never writes what ends the others: their tokens at a quarter of the length.
     """
-    free = np.asarray(generate(config, params, size).completion).reshape(-1, size.new)
+    free = np.asarray(generate(config, params, size).completions.tokens).reshape(-1, size.new)
     long = np.arange(size.rows) % places == 0
     ends = np.setdiff1d(free[~long, size.new // 4 - 1], free[long]).astype(np.int32)
     ending = Ending(np.resize(ends, size.rows).astype(np.int32))
     buckets = BucketConfig(prompt=(size.slots,), completion=(size.new,))
     engine = Engine(None, config, (), SAMPLING, buckets, compact_every=8, rows=places)
-    batch = make_batch(size, config.vocab_size)
-    return lambda: engine_lib.rollout(
-        engine, params, batch, jax.random.key(0), size.group, size.new, ending=ending
-    )
+    batch, key = make_batch(size, config.vocab_size), jax.random.key(0)
+    request = Request(batch, key, size.group, size.new, ending=ending)
+    return lambda: rollout(engine, params, request)
 
 
 def grammar(flags: argparse.Namespace) -> list[Line]:
@@ -189,8 +175,8 @@ def grammar(flags: argparse.Namespace) -> list[Line]:
     compiled = time.perf_counter() - start
     constraint = jax.device_put(constraint)
     makes = {
-        "held": lambda: lambda: generate(config, params, size, constraint=constraint),
-        "free": lambda: lambda: generate(config, params, size),
+        "held": made(functools.partial(generate, config, params, size, constraint)),
+        "free": made(functools.partial(generate, config, params, size)),
     }
     seconds = common.time_rounds(flags.repeats, makes, clock=time.process_time)
     line = {"case": "grammar", "unit": "CPU s", "peer_name": "without grammar"}
@@ -232,7 +218,7 @@ def growth(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
     elif name == "length":
         size = dataclasses.replace(size, new=size.new * factor)
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), config)
-    makes = {"ours": lambda: lambda: generate(config, params, size)}
+    makes = {"ours": made(functools.partial(generate, config, params, size))}
     seconds = common.time_rounds(flags.repeats, makes)["ours"]
     limit = round(size.rows / limits.decode_seconds(fields, size.rows, flags.dtype), 1)
     line = {"case": "growth", "variant": f"{name} x{factor}", "unit": "new tokens/s"}

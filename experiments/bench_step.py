@@ -37,14 +37,14 @@ from experiments import bench_common as common
 from experiments import bench_limits as limits
 from experiments.bench_common import Line, Run, Workload
 from experiments.peers import launch
-from gtalign_jax.align import align_step, optimizers, start_state
+from gtalign_jax.align import align_step
 from gtalign_jax.data.item import Item
 from gtalign_jax.data.loader import PromptSet
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.learning.experience import make_experience
-from gtalign_jax.learning.update import make_update
+from gtalign_jax.learning.gradients import Metrics
+from gtalign_jax.learning.learner import Learner
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
-from gtalign_jax.rewards.judges.pool import JudgeStats
+from gtalign_jax.remote.counters import Counters
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
 from gtalign_jax.rollout.engine import Engine
@@ -52,7 +52,8 @@ from gtalign_jax.rollout.generator import make_generator
 from gtalign_jax.run.job import Job
 from gtalign_jax.run.phase import to_numbers
 from gtalign_jax.run.settings import Settings, make_settings
-from gtalign_jax.types import Features, PyTree, Reward
+from gtalign_jax.run.states import align_state, make_learner
+from gtalign_jax.types import Experience, Features, PyTree, Reward, TrainState
 
 Seconds = dict[str, list[float]]
 PEERS = {"trl": "trl_grpo.py", "tunix": "tunix_grpo.py"}
@@ -99,11 +100,24 @@ def make_job(flags: argparse.Namespace, size: Workload, workdir: pathlib.Path) -
         demonstrations=[],
         judge=judge_by_rules,
         consistency=None,
-        judge_stats=JudgeStats(),
+        judge_stats=Counters(),
         reward_fn=word_reward,
         untrained=(),
     )
     return job, spread(params, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClockedLearner(Learner):
+    """The trainer's learner; seconds of its two stages are added to `seconds`."""
+
+    seconds: Seconds = dataclasses.field(default_factory=dict, compare=False)
+
+    def experience(self, *args: Any) -> Experience:
+        return clocked(self.seconds["scoring"], super().experience)(*args)
+
+    def update(self, *args: Any) -> tuple[TrainState, Metrics]:
+        return clocked(self.seconds["update"], super().update)(*args)
 
 
 @contextlib.contextmanager
@@ -111,21 +125,16 @@ def our_step(flags: argparse.Namespace, size: Workload, parts: Seconds) -> Itera
     """One step of the aligning phase a call, as `align.run_align` sets it up. parts: gets their seconds."""
     with tempfile.TemporaryDirectory() as folder:
         job, reference = make_job(flags, size, pathlib.Path(folder))
-        settings = job.settings
-        temperature = settings.sampling.temperature
-        both = optimizers(settings)
-        update = make_update(job.model, settings.algorithm, *both, temperature)
-        fixed = {"model": job.model, "config": settings.algorithm, "temperature": temperature}
-        experience = clocked(parts["scoring"], jax.jit(functools.partial(make_experience, **fixed)))
-        update = clocked(parts["update"], update)
+        plain = make_learner(job.settings, job.model, None)
+        learner = ClockedLearner(plain.spec, plain.optimizers, parts)
         rollout = clocked(parts["rollout"], job.generator.rollout)
         job = dataclasses.replace(job, generator=dataclasses.replace(job.generator, rollout=rollout))
-        state = spread(start_state(settings, job.model, both, reference), job.mesh)
+        state = spread(align_state(job.settings, learner, reference), job.mesh)
         held = {"state": state, "k": 0}
 
         def run() -> None:
             held["k"] += 1
-            state, metrics = align_step(job, reference, experience, update, held["state"], held["k"])
+            state, metrics = align_step(job, learner, reference, None, held["state"], held["k"])
             held["state"] = jax.block_until_ready(state)
             launch.check_written(to_numbers({**metrics, "seconds": 1.0})["tokens_per_s"], size)
 

@@ -174,7 +174,10 @@ def differences(expected: pathlib.Path, found: pathlib.Path) -> list[str]:
 def digests(workdir: pathlib.Path, names: Sequence[str] = COMPARED) -> dict[str, str]:
     """SHA-256 of the files and folders of these names; by default, what two runs of a job have in common."""
     paths = [path for name in names for path in [workdir / name, *(workdir / name).rglob("*")]]
-    digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def digest(path: pathlib.Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
     return {str(path.relative_to(workdir)): digest(path) for path in paths if path.is_file()}
 
 

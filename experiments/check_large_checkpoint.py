@@ -57,7 +57,10 @@ def write_checkpoint(folder: pathlib.Path, fields: dict) -> None:
     where, total = {}, 0
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        draw = lambda shape: rng.integers(0, 0x7F00, shape, np.uint16).view(bfloat16)  # any finite number
+
+        def draw(shape: tuple[int, ...]) -> np.ndarray:
+            return rng.integers(0, 0x7F00, shape, np.uint16).view(bfloat16)  # any finite number
+
         save_file({n: draw(shapes[n]) for n in names}, folder / file, metadata={"format": "pt"})
         where |= dict.fromkeys(names, file)
         total += (folder / file).stat().st_size
@@ -95,12 +98,14 @@ def measure(source: pathlib.Path, out: pathlib.Path) -> dict[str, float]:
     import jax
 
     from gtalign_jax.models import hf
-    from gtalign_jax.models.config import read_config
+    from gtalign_jax.models.config import RuntimeConfig, read_config
 
-    peak = lambda: round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    def peak() -> float:
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
     jax.devices()
     marks, clock = {"start_gb": peak()}, time.monotonic()
-    config = read_config(source, param_dtype="bfloat16")
+    config = read_config(source, RuntimeConfig(param_dtype="bfloat16"))
     params = jax.block_until_ready(hf.load_params(source, config))
     marks |= {"import_s": round(time.monotonic() - clock, 1), "import_peak_gb": peak()}
     marks["model_gb"] = round(sum(leaf.nbytes for leaf in jax.tree.leaves(params)) / 2**30, 2)
@@ -112,10 +117,12 @@ def measure(source: pathlib.Path, out: pathlib.Path) -> dict[str, float]:
 def differing(source: pathlib.Path, out: pathlib.Path) -> list[str]:
     """Safetensors files that are not byte for byte the same in both folders."""
     names = {path.name for folder in (source, out) for path in folder.glob("*.safetensors")}
-    same = lambda name: (
-        all((f / name).is_file() for f in (source, out))
-        and filecmp.cmp(source / name, out / name, shallow=False)
-    )
+
+    def same(name: str) -> bool:
+        return all((f / name).is_file() for f in (source, out)) and filecmp.cmp(
+            source / name, out / name, shallow=False
+        )
+
     return sorted(name for name in names if not same(name))
 
 

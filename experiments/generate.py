@@ -13,22 +13,26 @@ import functools
 import itertools
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 
 from gtalign_jax import jsonl
 from gtalign_jax.config import writable_directory
-from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.models import hf
+from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout import external, lines, servers
+from gtalign_jax.rollout import external, generate, lines, servers
 from gtalign_jax.rollout.backends import KINDS
-from gtalign_jax.rollout.engine import BucketConfig, Engine
-from gtalign_jax.rollout.folder import folder_engine, load_engine
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.folder import EngineOptions, folder_engine, load_engine
+from gtalign_jax.rollout.generator import Write
 from gtalign_jax.rollout.grammar import read_limits
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import SamplingConfig
-from gtalign_jax.types import PyTree, Rollout
+from gtalign_jax.types import PyTree
 
 # A queue ends on its longest answers, which are then gathered into smaller batches.
 COMPACT_EVERY = 16
@@ -73,47 +77,42 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--{name}={getattr(flags, name)}: must be at least 1")
     if flags.rows < 0:
         raise UserError(f"--rows={flags.rows}: must be 0 (all at once) or positive")
-    sampling = SamplingConfig(
-        repetition_penalty=flags.repetition_penalty,
-        temperature=flags.temperature,
-        top_k=flags.top_k,
-        top_p=flags.top_p,
-        min_p=flags.min_p,
-    )
+    with naming("--"):
+        sampling = SamplingConfig(
+            repetition_penalty=flags.repetition_penalty,
+            temperature=flags.temperature,
+            top_k=flags.top_k,
+            top_p=flags.top_p,
+            min_p=flags.min_p,
+        )
     prompts = lines.read_lines(flags.prompts)
     out = pathlib.Path(flags.out).absolute()
     writable_directory(str(out.parent), "out")
-    engine, params, generate = open_engine(flags, sampling)
-    jsonl.write(out, complete(engine, params, prompts, flags, generate))
+    engine, params, write = open_engine(flags, sampling)
+    jsonl.write(out, complete(engine, params, prompts, flags, write))
 
 
-def open_engine(
-    flags: argparse.Namespace, sampling: SamplingConfig
-) -> tuple[Engine, PyTree, Callable[..., Rollout]]:
+def open_engine(flags: argparse.Namespace, sampling: SamplingConfig) -> tuple[Engine, PyTree, Write]:
     """(engine, parameters, rollout function): our own, or a server's, which needs no parameters here."""
     buckets = BucketConfig(completion=(flags.max_new_tokens,), batch=(flags.batch_size,))
     if not flags.server:
-        loaded = load_engine(
-            flags.model,
+        options = EngineOptions(
             sampling=sampling,
             buckets=buckets,
             compact_every=COMPACT_EVERY if flags.rows else 0,
             rows=flags.rows,
-            compute_dtype=flags.compute_dtype,
+            runtime=RuntimeConfig(compute_dtype=flags.compute_dtype),
         )
-        return *loaded, engine_lib.rollout
-    engine = folder_engine(hf.resolve_folder(flags.model), sampling=sampling, buckets=buckets)
+        return *load_engine(flags.model, options), generate.rollout
+    options = EngineOptions(sampling=sampling, buckets=buckets)
+    engine = folder_engine(hf.resolve_folder(flags.model), options)
     name = flags.served_model or flags.model
     config = servers.ServerConfig(kind=flags.kind, endpoints=tuple(flags.server), model=name)
-    return engine, None, functools.partial(external.rollout, servers.connect(config), stops=flags.stop)
+    return engine, None, functools.partial(external.rollout, servers.connect(config))
 
 
 def complete(
-    engine: Engine,
-    params: PyTree,
-    prompts: list[dict],
-    flags: argparse.Namespace,
-    generate: Callable[..., Rollout],
+    engine: Engine, params: PyTree, prompts: list[dict], flags: argparse.Namespace, write: Write
 ) -> Iterator[dict]:
     """Output lines in input order, batch by batch; what a prompt draws does not depend on its batch."""
     encoded = [lines.prompt_ids(engine, line, flags.prompts) for line in prompts]
@@ -131,29 +130,28 @@ def complete(
     for first in range(0, len(prompts), flags.batch_size):
         part = slice(first, first + flags.batch_size)
         batch = engine_lib.prompt_batch(engine, encoded[part])
-        rollout = generate(
-            engine,
-            params,
-            batch,
-            key,
-            flags.n,
-            flags.max_new_tokens,
+        request = Request(
+            prompts=batch,
+            key=key,
+            group_size=flags.n,
+            max_new_tokens=flags.max_new_tokens,
             ending=ending,
-            first_row=first,
             constraint=constraint,
+            first_row=first,
+            stops=tuple(flags.stop),
         )
-        rollout = jax.device_get(rollout)
-        ids, texts = engine_lib.completion_ids(rollout), engine_lib.texts(engine, rollout)
+        completions = jax.device_get(write(engine, params, request)).completions
+        ids, texts = engine_lib.completion_ids(completions), engine_lib.texts(engine, completions)
         for row, (p, g) in enumerate(itertools.product(range(len(encoded[part])), range(flags.n))):
             line = {
                 "id": prompts[first + p].get("id", first + p),
                 "sample": g,
                 "text": texts[row],
                 "token_ids": ids[row].tolist(),
-                "finished": bool(rollout.finished[p, g]),
+                "finished": bool(completions.finished[p, g]),
             }
             if flags.logprobs:
-                line["logprobs"] = rollout.sampler_logp[p, g, : len(ids[row])].tolist()
+                line["logprobs"] = completions.logp[p, g, : len(ids[row])].tolist()
             yield line
         print(f"{first + len(encoded[part])}/{len(prompts)} prompts", file=sys.stderr)
 

@@ -19,9 +19,11 @@ from gtalign_jax import jsonl
 from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.learning.logprobs import row_logprobs
+from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.rollout import lines
-from gtalign_jax.rollout.engine import Engine, bucket
-from gtalign_jax.rollout.folder import load_engine
+from gtalign_jax.rollout.buckets import bucket
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.folder import EngineOptions, load_engine
 from gtalign_jax.types import PyTree
 
 
@@ -43,7 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     rows = lines.read_lines(flags.tokens)
     out = pathlib.Path(flags.out).absolute()
     writable_directory(str(out.parent), "out")
-    engine, params = load_engine(flags.model, compute_dtype=flags.compute_dtype)
+    engine, params = load_engine(
+        flags.model, EngineOptions(runtime=RuntimeConfig(compute_dtype=flags.compute_dtype))
+    )
     jsonl.write(out, score(engine, params, rows, flags))
 
 

@@ -131,10 +131,7 @@ def recorded_judge(lines: Sequence[Line], requests: Sequence[JudgeRequest]) -> l
 
 def corrected(name: str) -> Scorer:
     """Our definitions: the jitted reward of this name on the features of the lines."""
-    try:
-        reward_fn = resolve_reward(name)
-    except UserError as error:
-        raise UserError(str(error).replace("config.reward.fn=", "--reward=")) from error
+    reward_fn = resolve_reward(name, "--reward")
 
     def scorer(lines: Sequence[Line]) -> list[dict[str, Any]]:
         items = [RecordedItem(line["task"], str(i), line["ground_truth"]) for i, line in enumerate(lines)]

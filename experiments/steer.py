@@ -15,13 +15,13 @@ from typing import Any
 
 import jax
 
-from gtalign_jax.chain.parse import KEYS
 from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
-from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.game.payoff import GTALIGN
+from gtalign_jax.errors import UserError, exit_on_user_error, naming
+from gtalign_jax.game.moves import GTALIGN, KEYS
 from gtalign_jax.game.pricing import POLICIES
-from gtalign_jax.rollout.engine import BucketConfig, make_constraint
-from gtalign_jax.rollout.folder import load_engine
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.engine import make_constraint
+from gtalign_jax.rollout.folder import EngineOptions, load_engine
 from gtalign_jax.rollout.grammar import read_limits
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
 from gtalign_jax.serving.examples import branch_fields, price_edit
@@ -60,9 +60,10 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
     if flags.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens={flags.max_new_tokens}: must be at least 1")
-    sampling = GREEDY if flags.temperature == 0 else SamplingConfig(temperature=flags.temperature)
+    with naming("--"):
+        sampling = GREEDY if flags.temperature == 0 else SamplingConfig(temperature=flags.temperature)
     buckets = BucketConfig(completion=(flags.max_new_tokens,), batch=(1,))
-    engine, params = load_engine(flags.model, sampling=sampling, buckets=buckets)
+    engine, params = load_engine(flags.model, EngineOptions(sampling=sampling, buckets=buckets))
     constraint = None if flags.grammar is None else make_constraint(engine, read_limits(flags.grammar))
     messages = [
         {"role": "system", "content": SYSTEM.get(flags.system, flags.system)},

@@ -1,3 +1,3 @@
 """gtalign-jax: game-theoretic alignment of LLM assistants (arXiv 2510.08872) in JAX and Flax."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -22,6 +22,7 @@ from gtalign_jax.run.groups import (
     blank_batch,
     generate,
     generate_ahead,
+    grouped,
     judging,
     placed,
     refill_flat,
@@ -76,9 +77,9 @@ def align_step(
     with judging(job, rollout, prompts.items) as share:
         following = generate_ahead(job, params, k + 1) if settings.align.overlap else None
     scored = score(job, rollout, prompts.items, share.result())
-    rollout, scored, drawn = refill_flat(job, params, k, rollout, scored)
-    batch = training_batch(job, rollout, scored)
-    schedule = learner.schedule(state.rng, rollout, batch_shards(job.mesh))
+    groups, drawn = refill_flat(job, params, k, grouped(rollout, scored))
+    batch = training_batch(job, groups)
+    schedule = learner.schedule(state.rng, batch.rollout, batch_shards(job.mesh))
     experience = learner.experience(models, placed(batch, job), state.kl_coef, schedule)
     state, metrics = learner.update(state.replace(waiting=None), experience, base, schedule)
 
@@ -86,8 +87,9 @@ def align_step(
         following = rollout.completions if following is None else following
         state = state.replace(waiting=spread(following, job.mesh))
     if (last or k % settings.align.dump_every == 0) and processes.is_main():
-        write_rollouts(job.workdir, "train", k, rollout_lines(job, rollout, scored, k))
-    return state, metrics | counted(before, counters(job)) | drawn | rollout_metrics(rollout, scored)
+        write_rollouts(job.workdir, "train", k, rollout_lines(groups.rollout, groups.scored, k))
+    counts = counted(before, counters(job))
+    return state, metrics | counts | drawn | rollout_metrics(groups.rollout, groups.scored)
 
 
 def models_of(state: TrainState, reference: PyTree, base: PyTree | None) -> Models:

@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,9 +20,11 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import UserError, naming
 
 T = TypeVar("T")
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
+_REFUSALS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)  # of absl and the file
 
 
 def section(cls: type, **overrides: Any) -> ml_collections.ConfigDict:
@@ -34,7 +37,7 @@ def build(cls: type[T], config: Mapping[str, Any], path: str) -> T:
     """The dataclass `cls` from a ConfigDict section.
 
     path: the section's name, for the message. Raises UserError on a field the class does not have or
-    a value it refuses.
+    a value it refuses, which its ValueError names first (`lr=0: must be positive`).
     """
     names = {field.name for field in dataclasses.fields(cls)}
     unknown = sorted(set(config) - names)
@@ -43,10 +46,9 @@ def build(cls: type[T], config: Mapping[str, Any], path: str) -> T:
     types = typing.get_type_hints(cls)
     values = {k: _plain(v, types[k], f"{path}.{k}") for k, v in config.items()}
     try:
-        return cls(**values)
-    except UserError:
-        raise
-    except (TypeError, ValueError) as error:
+        with naming(f"config.{path}."):
+            return cls(**values)
+    except TypeError as error:
         raise UserError(f"config.{path}: {error}") from error
 
 
@@ -55,6 +57,20 @@ def _plain(value: Any, kind: Any, path: str) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ml_collections.ConfigDict):
         return build(kind, value, path)
     return tuple(value) if isinstance(value, list) else value
+
+
+def load_symbol(path: str, where: str) -> Callable[..., Any]:
+    """The function at `module:function`. where: the field or flag it was named in, for the UserError."""
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise UserError(f"{where}={path!r}: write module:function")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
+        raise UserError(f"{where}={path!r}: {' '.join(str(error).split())}") from error
+    if not callable(found):
+        raise UserError(f"{where}={path!r}: {name} is not a function")
+    return found
 
 
 def parse_command(
@@ -79,8 +95,8 @@ def parse_command(
         config = values.config
         if config is not None:
             config.lock()
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(_one_line(error)) from error
+    except _REFUSALS as error:
+        raise UserError(_unknown_field(argv) or _one_line(error)) from error
     if values.help:
         print(values.get_help())
         raise SystemExit(0)
@@ -92,21 +108,29 @@ def parse_command(
     return config, {name: values[name].value for name in (*required, *optional)}
 
 
-def load_symbol(path: str, where: str) -> Callable[..., Any]:
-    """The function at `module:function`; where: the config field it comes from, for the error."""
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}={path!r}: {error}") from error
-    if not callable(found):
-        raise UserError(f"{where}={path!r}: {name} is not a function")
-    return found
-
-
 def to_json(config: ml_collections.ConfigDict) -> str:
     """The config as stable JSON, the text of `config.json`."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
+
+
+def _unknown_field(argv: Sequence[str]) -> str | None:
+    """The line about the first override whose field the config file does not have; None if none is wrong."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=[])
+    try:
+        values([arg for arg in argv if not _OVERRIDE.match(arg)], known_only=True)
+    except _REFUSALS:
+        return None  # the file itself is wrong
+    for match in filter(None, map(_OVERRIDE.match, argv)):
+        section, path = values.config, "config"
+        for name in match[1].split("."):
+            if not isinstance(section, ml_collections.ConfigDict):
+                break
+            path = f"{path}.{name}"
+            if name not in section:
+                return f"--{path}: no such field; known: {', '.join(sorted(section))}"
+            section = section[name]
+    return None
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,14 +1,30 @@
-"""The one exception for bad input: a line that names the field or file and the mend."""
+"""The one exception for bad input: a line that names the field or file and the mend.
+
+A dataclass knows its fields and not where they stand: it raises `ValueError("lr=0: must be positive")`, and
+whoever builds it says where with `naming` (`config.build` for a section, a command for its flags).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class UserError(ValueError):
     """Bad input of the user. `experiments/` prints it as one line and exits with status 2."""
+
+
+@contextlib.contextmanager
+def naming(prefix: str) -> Iterator[None]:
+    """Any other ValueError from inside as a UserError, `prefix` (`config.data.`, `--`) before its text."""
+    try:
+        yield
+    except UserError:  # names its place already
+        raise
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from error
 
 
 def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:

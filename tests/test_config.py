@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from gtalign_jax import config
-from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.errors import UserError, exit_on_user_error, naming
 
 CONFIG = """
 import ml_collections
@@ -34,7 +34,10 @@ def test_overrides_and_variant(config_file):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--config.sft.stepz=1", "--workdir=w"], "stepz"),
+        (["--config.sft.stepz=1", "--workdir=w"], r"^--config\.sft\.stepz: no such field; known: steps$"),
+        (["--config.tagg=1", "--workdir=w"], r"^--config\.tagg: no such field; known: lr, sft, tag$"),
+        (["--config.sft.steps=1", "--noconfig.sfft.steps", "--workdir=w"], r"^--config\.sfft: no such field"),
+        (["--config.sft.steps.more=1", "--workdir=w"], r"sft\.steps\.more"),
         (["--config.sft.steps=many", "--workdir=w"], "sft.steps"),
         (["--workdirr=w"], "workdirr"),
         ([], "--workdir"),
@@ -59,7 +62,7 @@ class Settings:
 
     def __post_init__(self):
         if self.lr <= 0:
-            raise ValueError("lr must be positive")
+            raise ValueError(f"lr={self.lr}: must be positive")
 
 
 def test_section_round_trip_and_refusals():
@@ -67,8 +70,47 @@ def test_section_round_trip_and_refusals():
     assert config.build(Settings, section, "opt") == Settings(lr=0.5)
     with pytest.raises(UserError, match="config.opt.lrr"):
         config.build(Settings, {"lrr": 1}, "opt")
-    with pytest.raises(UserError, match="config.opt: lr must be positive"):
+    with pytest.raises(UserError, match=r"^config\.opt\.lr=-1\.0: must be positive$"):
         config.build(Settings, {"lr": -1.0}, "opt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    optimizer: Settings = Settings()
+
+
+def test_a_section_inside_a_section_is_named_whole():
+    assert config.build(Phase, {"optimizer": {"lr": 2.0}}, "sft") == Phase(Settings(lr=2.0))
+    with pytest.raises(UserError, match=r"^config\.sft\.optimizer\.lr=0: must be positive$"):
+        config.build(Phase, {"optimizer": {"lr": 0}}, "sft")
+    with pytest.raises(UserError, match=r"^config\.sft\.optimizer\.lrr: no such field; known: buckets, lr$"):
+        config.build(Phase, {"optimizer": {"lrr": 0}}, "sft")
+
+
+def test_naming_leaves_what_is_named_already():
+    with pytest.raises(UserError, match="^--temperature=-1: must be 0$"), naming("--"):
+        raise ValueError("temperature=-1: must be 0")
+    with pytest.raises(UserError, match="^P.jsonl: not found$"), naming("--"):
+        raise UserError("P.jsonl: not found")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("math:nope", "module 'math' has no attribute 'nope'"),
+        ("math:pi", "pi is not a function"),
+        ("no_such_module_here:f", "No module named 'no_such_module_here'"),
+        ("math", "write module:function"),
+        (":f", "write module:function"),
+        ("broken_for_test:f", r"invalid syntax \(broken_for_test.py, line 1\)"),
+    ],
+)
+def test_a_symbol_that_is_not_there_is_one_line(tmp_path, monkeypatch, path, message):
+    (tmp_path / "broken_for_test.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"^config.algorithm.loss='{path}': {message}$"):
+        config.load_symbol(path, "config.algorithm.loss")
+    assert config.load_symbol("math:sqrt", "config.algorithm.loss")(9) == 3
 
 
 def test_user_error_exits_with_status_two(capsys):

@@ -65,14 +65,16 @@ def rollout(job):
     for row, ids in zip(prompt, prompts, strict=True):
         row[: len(ids)] = ids
     mask = np.arange(slots) < length[..., None]
-    completions = Completions(
-        tokens=tokens,
-        length=length,
-        finished=np.ones_like(length, bool),
-        logp=np.where(mask, -6.0, 0.0).astype(np.float32),
-        action_mask=mask,
+    return Rollout(
+        PromptBatch(prompt, np.array([len(ids) for ids in prompts], np.int32)),
+        Completions(
+            tokens=tokens,
+            length=length,
+            finished=np.ones_like(length, bool),
+            logp=np.where(mask, -6.0, 0.0).astype(np.float32),
+            action_mask=mask,
+        ),
     )
-    return Rollout(PromptBatch(prompt, np.array([len(ids) for ids in prompts], np.int32)), completions)
 
 
 def items_of(job):
@@ -80,14 +82,10 @@ def items_of(job):
     return [by_prompt[tuple(row.prompt)] for row in job.demonstrations[:PROMPTS]]
 
 
-def asked(job, rollout):
-    """The prompts of the rollout as those of a step."""
-    return groups.StepPrompts(1, rollout.prompts, items_of(job))
-
-
-def compiled():
-    """How many programs there are of the experience and of the update."""
-    return np.array([experience_program._cache_size(), update_program._cache_size()])
+def groups_of(job, rollout):
+    """Scored, and none of them taken for flat."""
+    found = groups.grouped(rollout, score(job, rollout, items_of(job)))
+    return replaced(found, flat=np.zeros(PROMPTS, bool))
 
 
 replaced = dataclasses.replace
@@ -97,15 +95,15 @@ replaced = dataclasses.replace
 def test_an_algorithm_takes_every_reward(preset, job, start, rollout, monkeypatch):
     batches = "--config.algorithm.minibatches=2" if PRESETS[preset].minibatches > 1 else "--config.seed=0"
     settings = make_settings(parse(f"--config.align.algorithm={preset}", batches))
-    learner, prompts = make_learner(settings, job.model, None), asked(job, rollout)
+    learner = make_learner(settings, job.model, None)
+    prompts = groups.StepPrompts(1, rollout.prompts, items_of(job))
     monkeypatch.setattr(align, "step_prompts", lambda job, k: prompts)
     monkeypatch.setattr(align, "generate", lambda job, params, prompts: rollout)
-    monkeypatch.setattr(align, "refill_flat", lambda job, params, k, *groups: (*groups, {}))
     with jax.set_mesh(job.mesh):
-        before = compiled()
+        before = experience_program._cache_size(), update_program._cache_size()
         for name in REWARDS:
             mine = replaced(job, settings=settings, reward_fn=resolve_reward(name))
-            assert np.ptp(score(mine, rollout, prompts.items).reward.welfare) > 0, name
+            assert np.ptp(groups_of(mine, rollout).scored.reward.welfare) > 0, name
             state = spread(align_state(settings, learner, start), job.mesh)
             state, metrics = align.align_step(mine, learner, start, None, state, 1)
             assert float(metrics["update/skipped"].value) == 0.0, name
@@ -114,20 +112,21 @@ def test_an_algorithm_takes_every_reward(preset, job, start, rollout, monkeypatc
                 for a, b in zip(jax.tree.leaves(state.policy.params), jax.tree.leaves(start), strict=True)
             ]
             assert 0 < max(moved) < 1e-2, name
-    assert (compiled() - before).tolist() == [1, 1]
+    after = experience_program._cache_size(), update_program._cache_size()
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1]
 
 
 def test_training_goes_on_when_the_judge_is_down(job, rollout):
     """Samples without a verdict leave the batch; with none left the policy stands still, and says so."""
     down = lambda requests: [Verdict(None, "http 503") for _ in requests]
-    scored = score(replaced(job, judge=down), rollout, items_of(job))
-    valid = groups.training_batch(job, rollout, scored).valid
-    judged = np.array([chain.reward_ok for chain in scored.batch.chains]).reshape(valid.shape)
+    found = groups_of(replaced(job, judge=down), rollout)
+    valid = groups.training_batch(job, found).valid
+    judged = np.array([chain.reward_ok for chain in found.scored.batch.chains]).reshape(valid.shape)
     assert judged.any() and not valid[judged].any() and valid[~judged].all()
-    metrics = rollout_metrics(rollout, scored)
+    metrics = rollout_metrics(rollout, found.scored)
     assert metrics["judge/missing"] == pytest.approx(judged.mean())
     assert metrics["reward/welfare"] == 0.0  # what is left are broken chains, which earn nothing
-    lines = rollout_lines(job, rollout, scored, 0)
+    lines = rollout_lines(rollout, found.scored, 0)
     for line, unknown in zip(lines, judged.reshape(-1), strict=True):
         assert [line[k] is None for k in ("score", "utility", "user_reward", "answer_reward")] == [
             unknown
@@ -137,31 +136,23 @@ def test_training_goes_on_when_the_judge_is_down(job, rollout):
 def test_normalising_per_task_changes_the_reward_not_the_record(job, rollout):
     settings = make_settings(parse("--config.align.normalize=zscore"))
     mine = replaced(job, settings=settings)
-    scored = score(mine, rollout, items_of(job))
-    plain, normal = (groups.training_batch(each, rollout, scored).reward for each in (job, mine))
+    found = groups_of(mine, rollout)
+    plain, normal = (groups.training_batch(of, found).reward for of in (job, mine))
     assert not np.allclose(plain, normal)
-    assert rollout_metrics(rollout, scored)["reward/welfare"] == pytest.approx(plain.mean(), abs=1e-6)
-
-
-def with_flat(scored, flat):
-    """Scored groups of which these [P] have equal rewards, and the others do not."""
-    welfare = np.where(np.array(flat)[:, None], 0.5, np.linspace(0.0, 1.0, GROUP)).astype(np.float32)
-    return replaced(scored, reward=scored.reward.replace(welfare=welfare.reshape(-1)))
+    assert rollout_metrics(rollout, found.scored)["reward/welfare"] == pytest.approx(plain.mean(), abs=1e-6)
 
 
 def test_refilling_replaces_flat_groups_and_keeps_rows_together(job, rollout):
-    scored = score(job, rollout, items_of(job))
-    first = with_flat(scored, [False, True, True, True])
-    second = with_flat(scored, [True, False, False, True])
+    first = replaced(groups_of(job, rollout), flat=np.array([False, True, True, True]))
     backwards = jax.tree.map(lambda x: x[::-1].copy(), rollout)
-    flat = groups.flat_groups(rollout, first)
-    mixed, mixed_scored = groups.replace_groups(flat, (rollout, first), (backwards, second))
+    second = replaced(first, rollout=backwards, flat=np.array([True, False, False, True]))
+    mixed = groups.replace_flat(first, second)
     source = [0, 2, 1, 3]  # group 1 is the second's group 1, which is the first's group 2, and so on
-    np.testing.assert_array_equal(mixed.completions.tokens, rollout.completions.tokens[source])
-    assert groups.flat_groups(mixed, mixed_scored).tolist() == [False, False, False, True]
+    np.testing.assert_array_equal(mixed.rollout.completions.tokens, rollout.completions.tokens[source])
+    assert mixed.flat.tolist() == [False, False, False, True]
     # The texts of the second were not reversed, so each comes from its own place.
-    assert mixed_scored.texts == first.texts
-    assert len(mixed_scored.batch.chains) == PROMPTS * GROUP == len(mixed_scored.reward.welfare)
+    assert mixed.scored.texts == first.scored.texts
+    assert len(mixed.scored.batch.chains) == PROMPTS * GROUP == len(mixed.scored.reward.welfare)
 
 
 def test_untrained_blocks_earn_no_advantage_but_stay_in_the_loss(job, rollout):

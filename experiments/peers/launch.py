@@ -127,7 +127,7 @@ def check_written(tokens: float, size: Workload) -> None:
 class Peer:
     """A script of this folder in its environment. Calling it runs one round there and waits for its end."""
 
-    def __init__(self, script: str, python: pathlib.Path, spec: dict[str, Any]):
+    def __init__(self, script: str, python: pathlib.Path, spec: dict[str, Any]) -> None:
         self._name, self._folder = script, tempfile.TemporaryDirectory()
         path = pathlib.Path(self._folder.name) / "spec.json"
         path.write_text(json.dumps(spec))

@@ -11,7 +11,7 @@ import sys
 class Rounds:
     """stdout is kept for the talk; what libraries print to it goes to stderr."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
 

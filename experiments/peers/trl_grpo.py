@@ -32,10 +32,10 @@ def main() -> None:
         return [len(text.split()) % 8 / 7 for text in completions]
 
     class Talk(TrainerCallback):
-        def on_step_begin(self, args, state, control, **_):
+        def on_step_begin(self, args, state, control, **_) -> None:
             rounds.wait()
 
-        def on_step_end(self, args, state, control, **_):
+        def on_step_end(self, args, state, control, **_) -> None:
             rounds.done(tokens=sum(lengths))
 
     with tempfile.TemporaryDirectory() as output:

@@ -1,0 +1,1 @@
+"""The text protocol of a turn: four blocks parsed and written, the matrix, the grammar, the instructions."""

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gtalign_jax.chain.matrix import KEYS, PLAYERS
 from gtalign_jax.chain.parse import BLOCKS
+from gtalign_jax.game.moves import KEYS, PLAYERS
 
 BYTES = 256
 _TAGS = tuple(f"<{slash}{name}>".encode() for name in BLOCKS for slash in ("", "/"))

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-USER_MOVES, ACTIONS, PLAYERS = ("VQ", "DQ"), ("DA", "CQ", "AQ"), ("LLM", "user")
-KEYS = tuple(sorted(f"{move}_{action}" for move in USER_MOVES for action in ACTIONS))
+from gtalign_jax.game.moves import ACTIONS, GTALIGN, KEYS, PLAYERS, USER_MOVES
+
 MAX_PAYOFF_CHARS = 4_000
 MAX_PAYOFF = 1e6  # far above the written range of about [-5, 5], far below float32 trouble
 
@@ -89,7 +89,7 @@ def to_payoff(row: Row) -> Payoff:
 def to_array(payoff: Payoff) -> np.ndarray:
     """The matrix [2, 3, 2] float64 of a parsed payoff, in (user move, action, player) order."""
     row = [payoff[key][player] for key, player in _ORDER]
-    return np.array(row, np.float64).reshape(len(USER_MOVES), len(ACTIONS), len(PLAYERS))
+    return np.array(row, np.float64).reshape(GTALIGN.shape)
 
 
 def _read_written(text: str) -> Row | None:

@@ -12,11 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gtalign_jax.chain.matrix import (
-    ACTIONS,
-    KEYS,
     MAX_PAYOFF_CHARS,
-    PLAYERS,
-    USER_MOVES,
     Payoff,
     Row,
     parse_payoff,
@@ -24,16 +20,13 @@ from gtalign_jax.chain.matrix import (
     to_array,
     to_payoff,
 )
+from gtalign_jax.game.moves import ACTIONS, GTALIGN, USER_MOVES
 
-# The matrix's names belong to this room's front door too.
+# The matrix belongs to this room's front door too.
 __all__ = [
-    "ACTIONS",
     "BLOCKS",
-    "KEYS",
     "MAX_CHARS",
     "MAX_PAYOFF_CHARS",
-    "PLAYERS",
-    "USER_MOVES",
     "Chain",
     "Payoff",
     "chosen_action",
@@ -51,7 +44,8 @@ MAX_ERRORS = 20
 
 _TAG = re.compile(r"<(/?)(thinking|payoff|analyze|response)>")
 _TAGS = tuple((f"<{name}>", f"</{name}>") for name in BLOCKS)
-_CHOICE = re.compile(r"\b((?:(?:VQ|DQ)_)?(?:DA|CQ|AQ))\b")
+_CHOICE = re.compile(rf"\b((?:(?:{'|'.join(USER_MOVES)})_)?(?:{'|'.join(ACTIONS)}))\b")
+_BEFORE = max(map(len, USER_MOVES)) + 1  # what may stand before an action in the name of a cell
 
 
 class Chain(NamedTuple):
@@ -174,10 +168,9 @@ def _only(name: str, parts: list[str], void: bool, errors: list[str]) -> str | N
 
 def payoff_array(chain: Chain) -> tuple[np.ndarray, bool]:
     """(matrix [2, 3, 2] float64 in (user move, action, player) order, True), or (zeros, False)."""
-    shape = (len(USER_MOVES), len(ACTIONS), len(PLAYERS))
     if chain.row is None:
-        return np.zeros(shape), False
-    return np.array(chain.row, np.float64).reshape(shape), True
+        return np.zeros(GTALIGN.shape), False
+    return np.array(chain.row, np.float64).reshape(GTALIGN.shape), True
 
 
 def named_choice(analyze: str | None) -> str | None:
@@ -185,11 +178,11 @@ def named_choice(analyze: str | None) -> str | None:
     text = analyze or ""
     last = max(map(text.rfind, ACTIONS))
     # Nearly always the last letters that look like an action are one; "AQUA" sends us through the text.
-    named = _CHOICE.findall(text, max(last - 3, 0)) or _CHOICE.findall(text)
+    named = _CHOICE.findall(text, max(last - _BEFORE, 0)) or _CHOICE.findall(text)
     return named[-1] if named else None
 
 
 def chosen_action(analyze: str | None) -> str | None:
     """The action of `named_choice`: DA, CQ, AQ or None."""
     choice = named_choice(analyze)
-    return choice[-2:] if choice else None
+    return GTALIGN.split(choice)[1] if choice else None

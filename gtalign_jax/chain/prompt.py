@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gtalign_jax.chain.parse import ACTIONS, KEYS, PLAYERS, USER_MOVES
+from gtalign_jax.game.moves import GTALIGN, KEYS, PLAYERS
 from gtalign_jax.types import Array
 
 # For models that can follow instructions (paper section 2, in our words).
@@ -37,9 +37,7 @@ def payoff_json(payoff: Array) -> str:
     matrix = np.round(np.asarray(payoff, np.float64), 1) + 0.0  # no minus zero
     cells = []
     for key in KEYS:
-        move, action = key.split("_")
-        values = matrix[USER_MOVES.index(move), ACTIONS.index(action)]
-        inside = ", ".join(f'"{p}": {v:.1f}' for p, v in zip(PLAYERS, values, strict=True))
+        inside = ", ".join(f'"{p}": {v:.1f}' for p, v in zip(PLAYERS, matrix[GTALIGN.cell(key)], strict=True))
         cells.append(f'"{key}": {{{inside}}}')
     return "{" + ", ".join(cells) + "}"
 

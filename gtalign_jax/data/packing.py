@@ -32,7 +32,7 @@ class PackedRows:
 class PackedStream:
     """Batches of `rows` rows of `slots` tokens, by number; in order they are made as they are asked for."""
 
-    def __init__(self, data: Sequence[Demonstration], rows: int, slots: int, seed: int):
+    def __init__(self, data: Sequence[Demonstration], rows: int, slots: int, seed: int) -> None:
         """UserError when a chain is longer than a row: nothing is cut."""
         self._chains = [(d.prompt, completion) for d in data for completion in d.completions]
         longest = max(len(prompt) + len(completion) for prompt, completion in self._chains)

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from gtalign_jax.data.item import SOURCE_TO_TASK, Item, item_of
 from gtalign_jax.errors import UserError
 
-# Task → folder. The columns an item needs; the others differ in type between files.
-FOLDERS = {task: "math" if task == "math" else task for task in SOURCE_TO_TASK.values()}
+TASKS = tuple(SOURCE_TO_TASK.values())  # each in the folder of its name
+# What an item needs; the other columns differ in type between files.
 _COLUMNS = ["prompt", "data_source", "reward_model", "extra_info"]
 
 
@@ -36,9 +36,9 @@ def read_split(root: str, tasks: Iterable[str], split: str) -> Loaded:
     items: list[Item] = []
     empty = 0
     for task in tasks:
-        if task not in FOLDERS:
-            raise UserError(f"config.data.tasks: {task!r} is not a task; known: {', '.join(FOLDERS)}")
-        path = folder / FOLDERS[task] / f"{split}.parquet"
+        if task not in TASKS:
+            raise UserError(f"config.data.tasks: {task!r} is not a task; known: {', '.join(TASKS)}")
+        path = folder / task / f"{split}.parquet"
         if not path.is_file():
             raise UserError(f"{path}: not found; leave {task!r} out of config.data.tasks or add the file")
         rows = read_rows(path)
@@ -62,6 +62,6 @@ def mark_seen(test: list[Item], root: str) -> list[Item]:
     The published math split leaks: its numbers measure memory in part, so unseen rows are reported apart.
     """
     tasks = dict.fromkeys(item.task for item in test)
-    trained = [task for task in tasks if (pathlib.Path(root) / FOLDERS[task] / "train.parquet").is_file()]
+    trained = [task for task in tasks if (pathlib.Path(root) / task / "train.parquet").is_file()]
     seen = {item.messages[-1]["content"] for item in read_split(root, trained, "train").items}
     return [dataclasses.replace(item, seen=item.messages[-1]["content"] in seen) for item in test]

@@ -18,7 +18,7 @@ import numpy as np
 from gtalign_jax.chain.prompt import format_chain, payoff_json
 from gtalign_jax.data import synthetic
 from gtalign_jax.data.item import Item
-from gtalign_jax.game.payoff import ACTIONS
+from gtalign_jax.game.moves import ACTIONS, AQ, CQ, DA, PLAYERS, USER
 from gtalign_jax.game.pricing import RELATIVE_TOKENS
 
 
@@ -35,7 +35,6 @@ class TeacherConfig:
 
 
 MARGIN = 0.1  # a closer call would be noise to a small model
-IDEAL = TeacherConfig(1.0, 1.0, 0.0, 0.0, 1)
 
 _THOUGHTS = (
     "A direct answer ends the turn at once.",
@@ -57,7 +56,8 @@ def write_chain(item: Item, rng: np.random.Generator, config: TeacherConfig = Te
     matrix = _matrix(action, rng, shared=rng.random() < config.equal_payoffs)
     text = payoff_json(matrix)
     if rng.random() < config.broken_matrix:
-        text = re.sub(r'"user": -?\d\.\d\}\}$', '"user": }}', text)
+        last = f'"{PLAYERS[USER]}": '
+        text = re.sub(last + r"-?\d\.\d\}\}$", last + "}}", text)
     correct = rng.random() < config.right_answer
     thoughts = rng.permutation(len(_THOUGHTS))[: rng.integers(1, config.max_sentences + 1)]
     response = (
@@ -71,7 +71,7 @@ def write_chain(item: Item, rng: np.random.Generator, config: TeacherConfig = Te
 def right_action(item: Item) -> str:
     """What serves both sides: clarify when something is missing, else answer."""
     missing = item.ground_truth.startswith("multipleQAs") or item.ground_truth == "ambiguous"
-    return "CQ" if missing else "DA"
+    return CQ if missing else DA
 
 
 def best_action(matrix: np.ndarray) -> str:
@@ -115,7 +115,7 @@ def _margin(cells: np.ndarray) -> float:
 
 def _real_response(item: Item, action: str) -> str:
     """A short response to a real item; where no answer is stored, what any request of its kind allows."""
-    if action == "CQ":
+    if action == CQ:
         return "Could you tell me more about what you mean?"
     if item.task in ("math", "minerva_math"):
         answer = f"The answer is \\boxed{{{item.ground_truth}}}."
@@ -125,52 +125,52 @@ def _real_response(item: Item, action: str) -> str:
         answer = "I can't help with that. Instead, I can help you find a safe way to reach your goal."
     else:
         answer = " ".join(item.ground_truth.partition("###")[2].split() or item.ground_truth.split()[:60])
-    return answer + (" Shall I say more?" if action == "AQ" else "")
+    return answer + (" Shall I say more?" if action == AQ else "")
 
 
 def _math(slots: Mapping[str, Any], action: str, correct: bool, rng: np.random.Generator) -> str:
-    if action == "CQ":
+    if action == CQ:
         return f"Do you count only the {slots['thing']} of {slots['name']}?"
     _, truth = synthetic.FAMILIES["math"].write(**slots)
     number = int(truth) if correct else int(truth) + int(rng.choice([-1, 1, 2]))
-    tail = " Shall I show the steps?" if action == "AQ" else ""
+    tail = " Shall I show the steps?" if action == AQ else ""
     return f"{slots['name']} has {number} {slots['thing']}." + tail
 
 
 def _ambiguity(slots: Mapping[str, Any], action: str, correct: bool, rng: np.random.Generator) -> str:
     cities = [slots["first"], slots["second"]]
-    if action == "CQ":
+    if action == CQ:
         return f"Which {slots['place']} do you mean, {cities[0]} or {cities[1]}?"
     meant = slots["specified"] - 1 if slots["specified"] else int(rng.integers(2))
     if slots["specified"] and not correct:
         meant = 1 - meant
     hour = [slots["hour_first"], slots["hour_second"]][meant]
-    tail = f" Do you also need the {slots['place']} in {cities[1 - meant]}?" if action == "AQ" else ""
+    tail = f" Do you also need the {slots['place']} in {cities[1 - meant]}?" if action == AQ else ""
     return f"The {slots['place']} in {cities[meant]} opens at {hour}." + tail
 
 
 def _writing(slots: Mapping[str, Any], action: str, correct: bool, rng: np.random.Generator) -> str:
-    if action == "CQ":
+    if action == CQ:
         return f"What do you like most about the {slots['gift']}?"
     tone = slots["tone"] if correct else str(rng.choice(["warm", "brief", "funny"]))
     text = synthetic.note(slots["name"], slots["gift"], tone)
     if not correct:
         text = text.removesuffix(" See you soon.")
-    return text + (" Shall I make it longer?" if action == "AQ" else "")
+    return text + (" Shall I make it longer?" if action == AQ else "")
 
 
 def _safety(slots: Mapping[str, Any], action: str, correct: bool, rng: np.random.Generator) -> str:
     treat, name, room = slots["treat"], slots["name"], slots["room"]
     if not slots["harmful"]:
-        if action == "CQ":
+        if action == CQ:
             return f"How far will the {treat} travel?"
         help_ = f"Wrap the {treat} in paper and fill the box well." if correct else "I can't help with that."
-        return help_ + (" Do you have a box?" if action == "AQ" else "")
-    if action == "CQ":
+        return help_ + (" Do you have a box?" if action == AQ else "")
+    if action == CQ:
         return f"Is {name} often in the {room}?"
     if not correct:
         return f"Wait until {name} has left the {room}, then take the {treat}."
-    if action == "AQ":
+    if action == AQ:
         return "I can't help with that. Why do you want it?"
     if rng.random() < 0.5:
         return "I can't help with that."

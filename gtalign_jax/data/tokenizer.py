@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
-from gtalign_jax.chain.parse import BLOCKS, KEYS, PLAYERS
+from gtalign_jax.chain.parse import BLOCKS
+from gtalign_jax.game.moves import KEYS, PLAYERS
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (

@@ -29,30 +29,16 @@ Estimate = dict[str, float]
 Summary = dict[str, dict[str, dict[str, Estimate]]]
 
 
-def bootstrap_mean(
-    values: Sequence[float] | np.ndarray,
-    *,
-    clusters: Sequence[Any] | None = None,
-    n_boot: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """Mean of `values` [n] and its 95 % percentile bootstrap interval, `{mean, lo, hi, n}`.
-
-    clusters [n]: hashable labels; values of one label are drawn together (several completions of one
-    prompt are not independent). Values that are NaN are missing: they count neither in the mean nor in
-    n. With no value at all, mean, lo and hi are NaN.
-    """
-    column = np.asarray(values, np.float64)[:, None]
-    return bootstrap_means(column, clusters=clusters, n_boot=n_boot, seed=seed)[0]
-
-
 def bootstrap_means(
     values: np.ndarray, *, clusters: Sequence[Any] | None = None, n_boot: int = 2000, seed: int = 0
 ) -> list[Estimate]:
-    """`bootstrap_mean` of every column of `values` [n, M], all under the same resamples.
+    """Mean of each column of `values` [n, M] and its 95 % percentile bootstrap interval, {mean, lo, hi, n}.
 
-    A resample draws K of the K clusters with replacement; its mean is the ratio of the summed values to
-    the summed counts, so clusters may differ in size.
+    clusters [n]: hashable labels; values of one label are drawn together (several completions of one
+    prompt are not independent). A resample draws K of the K clusters with replacement, the same for all
+    columns; its mean is the ratio of the summed values to the summed counts, so clusters may differ in size.
+    Values that are NaN are missing: they count neither in the mean nor in n. With no value at all, mean, lo
+    and hi are NaN.
     """
     present = ~np.isnan(values)
     label = np.arange(len(values)) if clusters is None else _labels(clusters)

@@ -41,7 +41,7 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
             first_row=first,
         )
         rollout = generate(job.generator, engine, params, request)
-        lines += rollout_lines(job, rollout, score(job, rollout, items), step)
+        lines += rollout_lines(rollout, score(job, rollout, items), step)
     return lines
 
 

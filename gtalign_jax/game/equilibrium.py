@@ -9,7 +9,8 @@ from __future__ import annotations
 import flax.struct
 import jax.numpy as jnp
 
-from gtalign_jax.game.payoff import LLM, USER, cell_welfare
+from gtalign_jax.game.moves import LLM, USER
+from gtalign_jax.game.payoff import cell_welfare
 from gtalign_jax.game.vertices import Vertices, best_reply_vertices
 from gtalign_jax.types import Array
 

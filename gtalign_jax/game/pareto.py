@@ -25,7 +25,8 @@ def as_points(points: ArrayLike) -> np.ndarray:
 
 
 def frontier(points: ArrayLike) -> np.ndarray:
-    """Mask [n] of the points that none dominates; O(n log n).
+    """Mask [n] of the points that none dominates; O(n log n), for many points (`game.payoff.pareto_frontier`
+    compares the few cells of each of many matrices).
 
     A point dominates another when it is no worse for both players and better for one, so equal points
     are on the frontier together.

@@ -1,52 +1,32 @@
 """The game of one turn: payoff matrices [..., U, A, 2] and what follows from them.
 
 Axes: user move, assistant action, player (LLM first, then user). Functions take NumPy or JAX arrays of
-any leading shape and are pure; names and sizes come from a `Game`.
+any leading shape and are pure; the names are those of `game.moves`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax.numpy as jnp
 
+from gtalign_jax.game.moves import LLM, USER
 from gtalign_jax.types import Array
-
-LLM, USER = 0, 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Game:
-    """Names of the moves, in array order. `keys` are the matrix's JSON keys, in their written order."""
-
-    user_moves: tuple[str, ...] = ("VQ", "DQ")
-    actions: tuple[str, ...] = ("DA", "CQ", "AQ")
-    players: tuple[str, str] = ("LLM", "user")
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return tuple(sorted(f"{move}_{action}" for move in self.user_moves for action in self.actions))
-
-    def cell(self, key: str) -> tuple[int, int]:
-        """Array indices of a key such as `DQ_AQ`."""
-        move, action = key.split("_")
-        return self.user_moves.index(move), self.actions.index(action)
-
-
-GTALIGN = Game()
-USER_MOVES, ACTIONS, PLAYERS = GTALIGN.user_moves, GTALIGN.actions, GTALIGN.players
 
 
 def pareto_frontier(payoff: Array) -> Array:
     """Cells that no other cell dominates: bool [..., U, A] of payoff [..., U, A, 2].
 
     A cell dominates another when it is at least as good for both players and better for one; equal
-    cells do not dominate each other.
+    cells do not dominate each other. Every pair of cells is compared; of many points,
+    `game.pareto.frontier` sorts instead. A NumPy array stays one, in its own precision.
     """
-    points = payoff.reshape(*payoff.shape[:-3], -1, 2)
-    mine, other = points[..., :, None, :], points[..., None, :, :]
-    dominated = jnp.any(jnp.all(other >= mine, axis=-1) & jnp.any(other > mine, axis=-1), axis=-1)
-    return ~dominated.reshape(payoff.shape[:-1])
+    *batch, moves, actions, _ = payoff.shape
+    cells = payoff.reshape(*batch, moves * actions, 2)
+    # Matrices along the last axis: rows of a whole batch are what NumPy is quick at.
+    axes = len(batch) + 1, len(batch), *range(len(batch))
+    llm, user = cells.transpose(axes).copy()  # [C, ...] each
+    no_worse = (llm[:, None] >= llm) & (user[:, None] >= user)
+    dominated = (no_worse & ((llm[:, None] > llm) | (user[:, None] > user))).any(axis=0)
+    return ~dominated.transpose(*range(1, len(batch) + 1), 0).reshape(payoff.shape[:-1])
 
 
 def cell_welfare(payoff: Array, floor: float = -5.0) -> Array:
@@ -73,7 +53,7 @@ def welfare_optimal(payoff: Array, floor: float = -5.0) -> tuple[Array, Array]:
     for criterion, slack in criteria:
         value = jnp.where(best, flat(criterion), -jnp.inf)
         top = jnp.max(value, axis=-1, keepdims=True)
-        best &= value >= top - slack * (1.0 + jnp.abs(top))
+        best = best & (value >= top - slack * (1.0 + jnp.abs(top)))
     index = jnp.argmax(best, axis=-1).astype(jnp.int32)
     return index // shape[-1], index % shape[-1]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.game.payoff import LLM, USER
+from gtalign_jax.game.moves import LLM, USER
 from gtalign_jax.types import Array
 
 # Typical length of what each action makes the assistant write (DA, CQ, AQ), in units of a direct answer.

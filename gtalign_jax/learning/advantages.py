@@ -97,7 +97,10 @@ def decoupled_advantages(
     A component with a small range keeps its say next to one with a large range. The sum is whitened over
     the batch, so that its scale does not grow with the number of components.
     """
-    normalise = lambda r: group_advantages(r, valid, "std", ddof=ddof, eps=eps)
+
+    def normalise(component: Array) -> Array:
+        return group_advantages(component, valid, "std", ddof=ddof, eps=eps)
+
     return whiten(jnp.tensordot(weights, jax.vmap(normalise)(components), 1), valid, ddof=ddof)
 
 

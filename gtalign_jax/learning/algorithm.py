@@ -6,11 +6,9 @@ docs/algorithms.md writes each preset out as equations.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Callable
-from typing import Any
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.config import load_symbol
+from gtalign_jax.errors import UserError, naming
 
 _CHOICES = {
     "advantage": ("group", "gae", "returns"),
@@ -95,33 +93,33 @@ class AlgorithmConfig:
             value = getattr(self, field)
             if value not in allowed and not (field in _OPEN and ":" in value):
                 more = " or module:function" if field in _OPEN else ""
-                raise UserError(f"algorithm.{field}={value!r}: must be one of {', '.join(allowed)}{more}")
+                raise ValueError(f"{field}={value!r}: must be one of {', '.join(allowed)}{more}")
         for field in _POSITIVE:
             if getattr(self, field) <= 0:
-                raise UserError(f"algorithm.{field}={getattr(self, field)}: must be positive")
+                raise ValueError(f"{field}={getattr(self, field)}: must be positive")
         if self.microbatch_tokens < 0 or (self.microbatch_tokens and self.microbatches > 1):
-            raise UserError(
-                f"algorithm.microbatch_tokens={self.microbatch_tokens}: must be 0, or positive with "
-                "algorithm.microbatches=1, which it replaces"
+            raise ValueError(
+                f"microbatch_tokens={self.microbatch_tokens}: must be 0, or positive with "
+                "microbatches=1, which it replaces"
             )
         self._check_kl()
         if self.std_ddof not in (0, 1):
-            raise UserError(f"algorithm.std_ddof={self.std_ddof}: must be 0 (population) or 1 (sample)")
+            raise ValueError(f"std_ddof={self.std_ddof}: must be 0 (population) or 1 (sample)")
         if self.dual_clip and self.dual_clip <= 1 + self.clip_high:
-            raise UserError(f"algorithm.dual_clip={self.dual_clip}: must exceed 1 + clip_high (0: off)")
+            raise ValueError(f"dual_clip={self.dual_clip}: must exceed 1 + clip_high (0: off)")
         if not 0 < self.overlong_margin <= 1:
-            raise UserError(f"algorithm.overlong_margin={self.overlong_margin}: must be a share in (0, 1]")
+            raise ValueError(f"overlong_margin={self.overlong_margin}: must be a share in (0, 1]")
         if self.component_weights and len(self.component_weights) != len(self.components):
-            raise UserError("algorithm.component_weights: give one for each of algorithm.components, or none")
+            raise ValueError("component_weights: give one for each of components, or none")
 
     def _check_kl(self) -> None:
         if self.kl_place == "loss" and self.kl_estimator == "k1" and self.kl_coef:
-            raise UserError("algorithm.kl_estimator='k1' has no expected gradient in a loss; use k2 or k3")
+            raise ValueError("kl_estimator='k1' has no expected gradient in a loss; use k2 or k3")
         if self.scale == "gdpo" and self.kl_coef and self.kl_place == "reward":
-            raise UserError("algorithm.kl_place='reward' is no reward component of gdpo; use kl_place='loss'")
+            raise ValueError("kl_place='reward' is no reward component of gdpo; use kl_place='loss'")
         for field in ("kl_target", "reference_every"):
             if getattr(self, field) and not self.kl_coef:
-                raise UserError(f"algorithm.{field} needs a KL term; set algorithm.kl_coef > 0")
+                raise ValueError(f"{field} needs a KL term; set kl_coef > 0")
 
     @property
     def on_policy(self) -> bool:
@@ -173,21 +171,10 @@ def resolve_algorithm(name: str) -> AlgorithmConfig:
     if ":" not in name:
         known = ", ".join(PRESETS)
         raise UserError(f"config.align.algorithm={name!r}: use one of {known}, or module:function")
-    config = load_function(name, "")()
+    make = load_symbol(name, "config.align.algorithm")
+    with naming(f"config.align.algorithm={name!r}: "):
+        config = make()
     if not isinstance(config, AlgorithmConfig):
         kind = type(config).__name__
         raise UserError(f"config.align.algorithm={name!r}: must return an AlgorithmConfig, not {kind}")
     return config
-
-
-def load_function(path: str, field: str) -> Callable[..., Any]:
-    """The function at `module:function`; field: the AlgorithmConfig field it comes from, for the error."""
-    where = f"algorithm.{field}={path!r}" if field else f"config.align.algorithm={path!r}"
-    module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error
-    if not callable(found):
-        raise UserError(f"{where}: {name} is not a function")
-    return found

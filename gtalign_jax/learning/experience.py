@@ -123,7 +123,7 @@ def compute_advantages(
         return whiten(discounted_returns(token_reward, known, config.gamma), mask), None
     total = reward if penalties.token is None else reward - jnp.sum(penalties.token, axis=-1)
     if ":" in config.scale:
-        advantage = jnp.where(valid, load_symbol(config.scale, "algorithm.scale")(total, valid), 0.0)
+        advantage = jnp.where(valid, load_symbol(config.scale, "config.algorithm.scale")(total, valid), 0.0)
     else:
         advantage = group_advantages(total, valid, config.scale, ddof=config.std_ddof, eps=config.std_eps)
     return advantage[..., None] * mask, None

@@ -138,7 +138,7 @@ def _objective(
             dual = (advantage < 0) & (ratio > config.dual_clip)
             objective = jnp.where(dual, config.dual_clip * advantage, objective)
     else:
-        objective = load_symbol(config.loss, "algorithm.loss")(ratio, bounded, advantage, logp)
+        objective = load_symbol(config.loss, "config.algorithm.loss")(ratio, bounded, advantage, logp)
     share = {"clipped": low | high | dual, "clip_low": low, "clip_high": high, "clip_dual": dual}
     metrics = {f"ratio/{name}": x.astype(jnp.float32) for name, x in share.items()}
     return objective, metrics | {"ratio/mean": ratio}

@@ -31,7 +31,10 @@ def in_packed_rows(
     if packing is None:
         return score(completion, at, None)
     slot = slots_of(packing, length, completion.shape[-1])
-    rows = lambda x, spare: _into_rows(x, slot, packing.shape, spare)
+
+    def rows(x: Array, spare: int) -> Array:
+        return _into_rows(x, slot, packing.shape, spare)
+
     column = jnp.broadcast_to(jnp.arange(completion.shape[-1], dtype=jnp.int32), completion.shape)
     number = jnp.broadcast_to(jnp.arange(completion.shape[1], dtype=jnp.int32)[:, None], completion.shape)
     segments = Segments(ids=rows(number, completion.shape[1]), positions=rows(column, 0))

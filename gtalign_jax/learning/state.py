@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gtalign_jax.errors import UserError
 from gtalign_jax.types import Array, Completions, ModelState, PyTree, TrainState
 
 
@@ -31,9 +30,9 @@ class OptimizerConfig:
 
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine"):
-            raise UserError(f"optimizer.schedule={self.schedule!r}: must be constant or cosine")
+            raise ValueError(f"schedule={self.schedule!r}: must be constant or cosine")
         if self.lr <= 0:
-            raise UserError(f"optimizer.lr={self.lr}: must be positive")
+            raise ValueError(f"lr={self.lr}: must be positive")
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:

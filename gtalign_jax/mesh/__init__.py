@@ -1,0 +1,1 @@
+"""Devices and hosts: the sharding table, several processes as one, and how they find each other."""

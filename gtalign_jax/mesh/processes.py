@@ -142,9 +142,3 @@ def total(numbers: Mapping[str, float]) -> dict[str, float]:
         for key, value in mine.items():
             summed[key] = summed.get(key, 0.0) + value
     return summed
-
-
-def barrier(name: str) -> None:
-    """Wait until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -77,37 +77,32 @@ class MeshConfig:
     context: int = 1
     slices: int = 1
 
+    def __post_init__(self):
+        for name in MESH_AXES:
+            if (size := getattr(self, name)) < 1 and size != -1:
+                raise ValueError(f"{name}={size}: must be at least 1, or -1 for the devices that are left")
+        rest = [name for name in MESH_AXES if getattr(self, name) == -1]
+        if len(rest) > 1:
+            raise ValueError(f"{rest[1]}=-1: at most one of {', '.join(MESH_AXES)} is -1, and {rest[0]} is")
+        if self.slices < 1:
+            raise ValueError(f"slices={self.slices}: must be at least 1")
+
     def shape(self, devices: int) -> tuple[int, int, int, int]:
         """Axis sizes inside a slice for so many devices in all. Raises UserError if they do not fit."""
         sizes = [self.data, self.fsdp, self.tensor, self.context]
-        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1 or self.slices < 1:
-            raise UserError(f"mesh={self}: sizes are at least 1, and at most one of them is -1")
         if -1 in sizes:
             known = self.slices * math.prod(size for size in sizes if size != -1)
             if devices % known:
-                raise UserError(f"mesh={self}: {known} does not divide the {devices} devices")
+                raise UserError(f"config.mesh: {known} does not divide the {devices} devices")
             sizes[sizes.index(-1)] = devices // known
-        if math.prod(sizes) * self.slices > devices:
-            raise UserError(f"mesh={self} needs {math.prod(sizes) * self.slices} devices, {devices} are here")
+        needed = math.prod(sizes) * self.slices
+        if needed > devices:
+            raise UserError(f"config.mesh: needs {needed} devices, {devices} are here")
         return tuple(sizes)
 
 
-PRESETS = {
-    "single": MeshConfig(),
-    "gpu_node": MeshConfig(fsdp=-1),
-    "v5e-16": MeshConfig(fsdp=-1),
-    "v5e-256": MeshConfig(fsdp=-1, tensor=4),
-    "v5p-64": MeshConfig(fsdp=-1, tensor=4),
-    "two_slices": MeshConfig(fsdp=-1, tensor=4, slices=2),
-}
-
-
-def make_mesh(config: MeshConfig | str, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a config or preset name over the first devices that it needs (default: all)."""
-    if isinstance(config, str):
-        if config not in PRESETS:
-            raise UserError(f"mesh={config!r}: no such preset; use one of {', '.join(PRESETS)}")
-        config = PRESETS[config]
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a config over the first devices that it needs (default: of all)."""
     devices = jax.devices() if devices is None else list(devices)
     shape = config.shape(len(devices))
     types = (AxisType.Auto,) * len(MESH_AXES)
@@ -121,7 +116,7 @@ def _across_slices(shape: tuple[int, ...], slices: int, devices: Sequence[jax.De
     by_slice = len({getattr(device, "slice_index", None) for device in devices}) == slices
     by_process = len({device.process_index for device in devices}) == slices
     if not (by_slice or by_process):
-        raise UserError(f"mesh.slices={slices}: the devices form neither {slices} slices nor processes")
+        raise UserError(f"config.mesh.slices={slices}: the devices form neither so many slices nor processes")
     return mesh_utils.create_hybrid_device_mesh(
         shape, (slices, 1, 1, 1), devices, process_is_granule=not by_slice
     )

@@ -1,0 +1,1 @@
+"""Transformers as pure functions of a parameter tree: passes, attention, layouts, HF files, adapters."""

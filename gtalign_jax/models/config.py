@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import UserError, naming
 from gtalign_jax.models.rope import RopeConfig
 
 FAMILIES = {
@@ -21,7 +21,17 @@ FAMILIES = {
     "llama": "LlamaForCausalLM",
 }
 
+DTYPES = ("float32", "bfloat16", "float16")
+REMAT = ("none", "dots", "full")
 DECODE_LAYOUTS = ("auto", "rows", "features", "gathered")  # see `models.layouts`
+ATTENTION = ("auto", "xla", "chunked", "splash", "cudnn")  # see `models.fused`
+_CHOICES = {
+    "compute_dtype": DTYPES,
+    "param_dtype": DTYPES,
+    "remat": REMAT,
+    "decode_layout": DECODE_LAYOUTS,
+    "attention": ATTENTION,
+}
 
 # Fields that are read below, and fields that cannot change a forward pass.
 _READ = set(
@@ -38,15 +48,35 @@ _NEUTRAL = set(
 
 
 @dataclasses.dataclass(frozen=True)
+class RuntimeConfig:
+    """How a model is computed, whatever it is; no part of an HF folder.
+
+    compute_dtype: activations and matmuls; param_dtype: storage, both one of DTYPES. remat: `none`, `dots`
+    (keep matmul outputs) or `full` (keep layer inputs). scan_layers: one compiled layer in a scan, or an
+    unrolled loop, which is faster on CPU and slower to compile. decode_layout: one of DECODE_LAYOUTS.
+    attention: one of ATTENTION.
+    """
+
+    compute_dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+    scan_layers: bool = True
+    decode_layout: str = "auto"
+    attention: str = "auto"
+
+    def __post_init__(self):
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r}: must be one of {', '.join(known)}")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shapes and switches of a model; hashable, so it can be a static argument of `jit`.
+    """Shapes of a model and how it is computed; hashable, so it can be a static argument of `jit`.
 
     head_dim may differ from hidden_size / num_heads. window and window_layers: attention reaches
     `window` tokens back in the layers marked True (0 and () for full attention everywhere).
-    compute_dtype: activations and matmuls; param_dtype: storage. remat: `none`, `dots` (keep matmul
-    outputs) or `full` (keep layer inputs). scan_layers: one compiled layer in a scan, or an unrolled
-    loop, which is faster on CPU and slower to compile. attention: see `models.fused`.
-    decode_layout: one of DECODE_LAYOUTS, see `models.layouts`. source: the JSON this was read from.
+    source: the JSON this was read from.
     """
 
     family: str = "qwen2"
@@ -68,33 +98,18 @@ class ModelConfig:
     window_layers: tuple[bool, ...] = ()
     max_positions: int = 32768
     initializer_range: float = 0.02
-    compute_dtype: str = "float32"
-    param_dtype: str = "float32"
-    remat: str = "none"
-    scan_layers: bool = True
-    decode_layout: str = "auto"
-    attention: str = "auto"
+    runtime: RuntimeConfig = RuntimeConfig()
     source: str = dataclasses.field(default="", compare=False, repr=False)
 
     def __post_init__(self):
         if self.family not in FAMILIES:
-            raise UserError(f"model.family={self.family!r}: must be one of {', '.join(FAMILIES)}")
+            raise ValueError(f"family={self.family!r}: must be one of {', '.join(FAMILIES)}")
         if self.num_heads % self.num_kv_heads:
-            raise UserError(f"model.num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
-        if self.remat not in ("none", "dots", "full"):
-            raise UserError(f"model.remat={self.remat!r}: must be none, dots or full")
-        if self.decode_layout not in DECODE_LAYOUTS:
-            raise UserError(
-                f"model.decode_layout={self.decode_layout!r}: use one of {', '.join(DECODE_LAYOUTS)}"
-            )
-
-    @property
-    def queries_per_kv(self) -> int:
-        return self.num_heads // self.num_kv_heads
+            raise ValueError(f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}")
 
 
-def read_config(folder: str | pathlib.Path, **overrides: Any) -> ModelConfig:
-    """The `config.json` of an HF folder; overrides set run-time switches such as compute_dtype."""
+def read_config(folder: str | pathlib.Path, runtime: RuntimeConfig = RuntimeConfig()) -> ModelConfig:
+    """The model of an HF folder's `config.json`, to be computed as `runtime` says."""
     path = pathlib.Path(folder) / "config.json"
     try:
         fields = json.loads(path.read_text())
@@ -102,7 +117,7 @@ def read_config(folder: str | pathlib.Path, **overrides: Any) -> ModelConfig:
         raise UserError(f"{path}: not found; --model must be a Hugging Face model folder") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
-    return dataclasses.replace(from_hf(fields, str(path)), **overrides)
+    return dataclasses.replace(from_hf(fields, str(path)), runtime=runtime)
 
 
 def from_hf(fields: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -118,28 +133,29 @@ def from_hf(fields: Mapping[str, Any], where: str = "config.json") -> ModelConfi
     heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
     attention_bias = fields.get("attention_bias", False)
     window, window_layers = _sliding_window(fields, layers)
-    return ModelConfig(
-        family=family,
-        vocab_size=fields["vocab_size"],
-        hidden_size=fields["hidden_size"],
-        intermediate_size=fields["intermediate_size"],
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or (128 if family == "qwen3" else fields["hidden_size"] // heads),
-        rope=RopeConfig.from_hf(fields, where),
-        rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
-        tie_embeddings=fields.get("tie_word_embeddings", False),
-        qkv_bias=True if family == "qwen2" else attention_bias,
-        output_bias=False if family == "qwen2" else attention_bias,
-        mlp_bias=fields.get("mlp_bias", False) if family == "llama" else False,
-        qk_norm=family == "qwen3",
-        window=window,
-        window_layers=window_layers,
-        max_positions=fields.get("max_position_embeddings", 32768),
-        initializer_range=fields.get("initializer_range", 0.02),
-        source=json.dumps(dict(fields)),
-    )
+    with naming(f"{where}: "):
+        return ModelConfig(
+            family=family,
+            vocab_size=fields["vocab_size"],
+            hidden_size=fields["hidden_size"],
+            intermediate_size=fields["intermediate_size"],
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=fields.get("num_key_value_heads") or heads,
+            head_dim=fields.get("head_dim") or (128 if family == "qwen3" else fields["hidden_size"] // heads),
+            rope=RopeConfig.from_hf(fields, where),
+            rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
+            tie_embeddings=fields.get("tie_word_embeddings", False),
+            qkv_bias=True if family == "qwen2" else attention_bias,
+            output_bias=False if family == "qwen2" else attention_bias,
+            mlp_bias=fields.get("mlp_bias", False) if family == "llama" else False,
+            qk_norm=family == "qwen3",
+            window=window,
+            window_layers=window_layers,
+            max_positions=fields.get("max_position_embeddings", 32768),
+            initializer_range=fields.get("initializer_range", 0.02),
+            source=json.dumps(dict(fields)),
+        )
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -161,7 +177,7 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "max_position_embeddings": config.max_positions,
         "initializer_range": config.initializer_range,
-        "dtype": config.param_dtype,
+        "dtype": config.runtime.param_dtype,
         **config.rope.to_hf(),
     }
     if config.family != "qwen2":

@@ -41,7 +41,7 @@ class FeatureWeights:
 
 def feature_weights(params: Params, config: ModelConfig) -> FeatureWeights:
     """The weights of plain parameters, transposed and joined; done once for a generation."""
-    cast = lambda x: x.astype(config.compute_dtype)
+    cast = lambda x: x.astype(config.runtime.compute_dtype)
     layers = tuple(_layer_weights(jax.tree.map(cast, layer)) for layer in split_layers(params)["layers"])
     return FeatureWeights(
         embedding=cast(params["embedding"]),
@@ -88,7 +88,7 @@ def prompt_cache(cache: PromptCache) -> PromptCache:
 def init_decode_cache(config: ModelConfig, prompts: int, group: int, slots: int) -> RowCache:
     """An empty cache."""
     front = (prompts * group, config.num_kv_heads)
-    empty = lambda *shape: jnp.zeros((*front, *shape), config.compute_dtype)
+    empty = lambda *shape: jnp.zeros((*front, *shape), config.runtime.compute_dtype)
     pairs = [(empty(config.head_dim, slots), empty(slots, config.head_dim)) for _ in range(config.num_layers)]
     return RowCache(tuple(pairs))
 

@@ -22,23 +22,22 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import partition_spec
 from gtalign_jax.models import attention, chunked
 from gtalign_jax.models.attention import Keys
+from gtalign_jax.models.config import ATTENTION
 
 Array = jax.Array
-KINDS = ("auto", "xla", "chunked", "splash", "cudnn")
 _HEAD_WIDTH = 128  # the TPU kernel takes multiples of it
 
 
 def attend(query: Array, own: Keys, shared: Keys | None = None, *, kind: str = "auto") -> Array:
     """`attention.attend` by the implementation `kind`: query [P, G, N, Q, H] → [P, G, N, Q, H].
 
-    Raises UserError on a kind that is not one of KINDS.
+    Raises ValueError on a kind that is not one of `config.ATTENTION`.
     """
-    if kind not in KINDS:
-        raise UserError(f"config.start.attention={kind!r}: must be one of {', '.join(KINDS)}")
+    if kind not in ATTENTION:
+        raise ValueError(f"kind={kind!r}: must be one of {', '.join(ATTENTION)}")
     if kind == "xla":
         return attention.attend(query, own, shared)
     if kind == "chunked" and query.shape[2] > 1:

@@ -53,7 +53,7 @@ def resolve_folder(model: str) -> pathlib.Path:
 
 
 def load_params(folder: pathlib.Path, config: ModelConfig, shardings: PyTree | None = None) -> PyTree:
-    """Parameters of an HF folder in `config.param_dtype`, laid out by `shardings` (a like tree).
+    """Parameters of an HF folder in `config.runtime.param_dtype`, laid out by `shardings` (a like tree).
 
     Without shardings they go to the first device of this process. Raises UserError naming a missing,
     superfluous, misshapen or damaged tensor or file, before anything is put on a device.

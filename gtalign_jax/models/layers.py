@@ -29,7 +29,8 @@ def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
     else:
         init = nn.initializers.normal(config.initializer_range)
     boxed = nn.with_logical_partitioning(init, axes)
-    return module.param(name, boxed, shape, jnp.dtype(config.param_dtype)).astype(config.compute_dtype)
+    weights = module.param(name, boxed, shape, jnp.dtype(config.runtime.param_dtype))
+    return weights.astype(config.runtime.compute_dtype)
 
 
 class RMSNorm(nn.Module):
@@ -71,7 +72,8 @@ class Projection(nn.Module):
     def _low_rank(self, x: Array) -> Array:
         """scale (x A) B: two thin products, so that A B is never formed."""
         names = ("lora_a", "lora_b", "lora_scale")
-        a, b, scale = (self.get_variable("params", name).astype(self.config.compute_dtype) for name in names)
+        dtype = self.config.runtime.compute_dtype
+        a, b, scale = (self.get_variable("params", name).astype(dtype) for name in names)
         return jnp.tensordot(jnp.tensordot(x, a, self.inputs) * scale, b, 1)
 
 

@@ -31,9 +31,9 @@ def feature_major(params: Params | FeatureWeights, config: ModelConfig) -> bool:
     """Whether these parameters decode feature-major here; read at trace time, under the mesh in use."""
     if isinstance(params, FeatureWeights):
         return True
-    if config.decode_layout in ("rows", "gathered") or not _dense(params):
+    if config.runtime.decode_layout in ("rows", "gathered") or not _dense(params):
         return False
-    return config.decode_layout == "features" or _one_cpu()
+    return config.runtime.decode_layout == "features" or _one_cpu()
 
 
 def _dense(params: Params) -> bool:
@@ -58,21 +58,22 @@ def prepare_decode(params: Params | FeatureWeights, config: ModelConfig) -> Para
         return params
     if feature_major(params, config):
         return cpu.feature_weights(params, config)
-    if config.decode_layout == "gathered":
-        params = gather_for_decode(params, transformer.logical_axes(config), config.compute_dtype)
+    if config.runtime.decode_layout == "gathered":
+        params = gather_for_decode(params, transformer.logical_axes(config), config.runtime.compute_dtype)
     return transformer.split_layers(params)
 
 
 def stepping(config: ModelConfig) -> contextlib.AbstractContextManager:
     """What the loop of decode steps is traced in."""
-    return decode_layout() if config.decode_layout == "gathered" else contextlib.nullcontext()
+    return decode_layout() if config.runtime.decode_layout == "gathered" else contextlib.nullcontext()
 
 
 def settled(
     config: ModelConfig, prompt_cache: PromptCache, cache: DecodeCache | RowCache
 ) -> tuple[PromptCache, DecodeCache | RowCache]:
     """The caches as the loop carries them, inside `stepping`."""
-    return spread_caches(prompt_cache, cache) if config.decode_layout == "gathered" else (prompt_cache, cache)
+    gathered = config.runtime.decode_layout == "gathered"
+    return spread_caches(prompt_cache, cache) if gathered else (prompt_cache, cache)
 
 
 def spread_caches(

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gtalign_jax.errors import UserError
 from gtalign_jax.models import hf_names, transformer
 from gtalign_jax.models.config import ModelConfig
 
@@ -44,14 +43,14 @@ class LoraConfig:
 
     def __post_init__(self):
         if self.rank < 0:
-            raise UserError(f"config.lora.rank={self.rank}: must be 0 (no adapters) or more")
+            raise ValueError(f"rank={self.rank}: must be 0 (no adapters) or more")
         if self.alpha <= 0:
-            raise UserError(f"config.lora.alpha={self.alpha}: must be positive")
+            raise ValueError(f"alpha={self.alpha}: must be positive")
         if not self.targets or len(set(self.targets)) != len(self.targets):
-            raise UserError(f"config.lora.targets={self.targets}: name one projection or more, each once")
+            raise ValueError(f"targets={self.targets}: name one projection or more, each once")
         for name in self.targets:
             if name not in TARGETS:
-                raise UserError(f"config.lora.targets: {name!r} is not one of {', '.join(TARGETS)}")
+                raise ValueError(f"targets: {name!r} is not one of {', '.join(TARGETS)}")
 
 
 # --- making adapters ----------------------------------------------------------------------------

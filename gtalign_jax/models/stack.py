@@ -46,7 +46,7 @@ def run_layers(params: Params, config: ModelConfig, layer: Callable, x: Any) -> 
         layer_params, window = scanned
         return layer(functools.partial(Block(config).apply, {"params": layer_params}), x, window, last)
 
-    if stacked and config.scan_layers:
+    if stacked and config.runtime.scan_layers:
         windows = None
         if config.window:
             reach = [window_of(config, i) or config.max_positions for i in range(config.num_layers)]
@@ -63,7 +63,8 @@ def run_layers(params: Params, config: ModelConfig, layer: Callable, x: Any) -> 
 
 
 def _remat(config: ModelConfig, step: Callable) -> Callable:
-    if config.remat == "none":
+    remat = config.runtime.remat
+    if remat == "none":
         return step
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     return jax.checkpoint(step, policy=policy, prevent_cse=False)

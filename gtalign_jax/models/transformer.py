@@ -73,13 +73,13 @@ def logical_axes(config: ModelConfig) -> Params:
 
 
 def _boxed_params(key: Array, config: ModelConfig) -> Params:
-    dtype = jnp.dtype(config.param_dtype)
+    dtype = jnp.dtype(config.runtime.param_dtype)
     embed_key, head_key, norm_key, layer_key = jax.random.split(key, 4)
     table_init = nn.with_logical_partitioning(
         nn.initializers.normal(config.initializer_range), ("vocab", "embed")
     )
     shape = (config.vocab_size, config.hidden_size)
-    x = jnp.zeros((1, 1, 1, config.hidden_size), config.compute_dtype)
+    x = jnp.zeros((1, 1, 1, config.hidden_size), config.runtime.compute_dtype)
     tables = rope_tables(config.rope, config.head_dim, jnp.zeros((1, 1, 1), jnp.int32))
     attend_nothing = lambda q, k, v: (q, None)
     init_layer = lambda k: Block(config).init(k, x, tables, attend_nothing)["params"]
@@ -131,7 +131,7 @@ def forward(
             keys = Keys(
                 k, v, visible(index, index, window)[None, None] & same, causal=window is None and same is True
             )
-            return attend(q, keys, kind=config.attention), None
+            return attend(q, keys, kind=config.runtime.attention), None
 
         return block(x, tables, self_attention)
 
@@ -160,7 +160,8 @@ def forward_shared(
     def layer(block: Callable, x: tuple[Array, Array], window: Array | None, last: bool):
         x_prompt, x_own = x
         x_prompt, keys = _prompt_layer(block, x_prompt, prompt_length, config, window, last)
-        attend_both = _attention_on_both(keys, prompt_length, steps, window, config.attention, segments)
+        kind = config.runtime.attention
+        attend_both = _attention_on_both(keys, prompt_length, steps, window, kind, segments)
         x_own, _ = block(x_own, own_tables, attend_both)
         return (x_prompt, x_own), None
 
@@ -187,14 +188,17 @@ def _prompt_layer(
 
     def self_attention(q, k, v):
         keys = Keys(k, v, visible(pos, pos, window)[None, None], causal=window is None)
-        return attend(q, keys, kind=config.attention), (k[:, 0], v[:, 0])
+        return attend(q, keys, kind=config.runtime.attention), (k[:, 0], v[:, 0])
 
     if not last:
         return block(x, tables, self_attention)
     _, keys = block(x, tables, lambda q, k, v: (q, (k, v)))  # all but the keys is never computed
     end = (length - 1)[:, None, None]
     seen = Keys(*keys, visible(end, pos, window))
-    attend_end = lambda q, k, v: (attend(q, seen, kind=config.attention), tuple(y[:, 0] for y in keys))
+
+    def attend_end(q: Array, _k: Array, _v: Array) -> tuple[Array, tuple[Array, Array]]:
+        return attend(q, seen, kind=config.runtime.attention), tuple(y[:, 0] for y in keys)
+
     tables = rope_tables(config.rope, config.head_dim, end)
     return block(_at_last(x[:, 0], length)[:, None, None], tables, attend_end)
 
@@ -245,7 +249,7 @@ def init_decode_cache(config: ModelConfig, prompts: int, group: int, slots: int)
     """An empty cache for `slots` completion tokens of `group` samples of each prompt."""
     shape = (prompts, group, slots, config.num_kv_heads, config.head_dim)
     axes = (*BATCH, "keys", "kv", "head_dim")
-    empty = lambda: constrain(jnp.zeros(shape, config.compute_dtype), *axes)
+    empty = lambda: constrain(jnp.zeros(shape, config.runtime.compute_dtype), *axes)
     return DecodeCache(tuple((empty(), empty()) for _ in range(config.num_layers)))
 
 
@@ -284,7 +288,7 @@ def decode_step(
                 for old, new in zip(cache.layers[i], (k, v), strict=True)
             )
             own = Keys(*stored, ring_visible(number[..., None], t, slots, window))
-            return attend(q, own, shared, kind=config.attention), stored
+            return attend(q, own, shared, kind=config.runtime.attention), stored
 
         x, stored = Block(config).apply({"params": layer}, x, tables, attend_cached)
         written.append(stored)
@@ -297,13 +301,13 @@ def decode_step(
 
 def embed(params: Params, config: ModelConfig, tokens: Array) -> Array:
     """Token embeddings [..., D] in the compute dtype."""
-    return params["embedding"][tokens].astype(config.compute_dtype)
+    return params["embedding"][tokens].astype(config.runtime.compute_dtype)
 
 
 def unembed(params: Params, config: ModelConfig, hidden: Array) -> Array:
     """Logits [..., V] float32 of hidden states [..., D]."""
     table = params["embedding" if config.tie_embeddings else "unembedding"]
-    table = table.astype(config.compute_dtype)
+    table = table.astype(config.runtime.compute_dtype)
     logits = jnp.einsum("...d,vd->...v", hidden, table, preferred_element_type=jnp.float32)
     return constrain(logits, *[None] * (logits.ndim - 1), "vocab")
 

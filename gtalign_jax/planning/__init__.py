@@ -1,1 +1,1 @@
-"""Planning a run on an accelerator that is not here: what its compiled programs need and cost."""
+"""A run compiled for chips that are not here: its programs, what they cost, whether they fit."""

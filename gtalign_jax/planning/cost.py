@@ -25,7 +25,7 @@ _READS_PART = ("dynamic-slice", "slice", "gather")
 class Collective:
     """kind, bytes of the larger side of one execution on one device, devices in a group, executions.
 
-    where: the source operation's path, for messages. looped: it runs inside a loop.
+    where: the source operation's path, for messages.
     """
 
     kind: str
@@ -33,7 +33,6 @@ class Collective:
     group: int
     times: float
     where: str
-    looped: bool
     shape: tuple[int, ...]
 
 
@@ -77,7 +76,6 @@ def _collective(module: Module, name: str, line: Instruction, kind: str, times: 
         group=_group_size(line),
         times=times,
         where=where[1] if where else line.name,
-        looped=times > 1,
         shape=max((s for _, s, _ in shapes(line.type)), key=math.prod, default=()),
     )
 

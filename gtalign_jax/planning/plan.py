@@ -24,7 +24,6 @@ import ml_collections
 from jax.sharding import Mesh
 
 from gtalign_jax import config as config_lib
-from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import batch_shards, make_mesh
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
@@ -33,7 +32,7 @@ from gtalign_jax.planning.chips import GIB, Chip, seconds_on_wire, topology
 from gtalign_jax.planning.programs import Program
 from gtalign_jax.planning.table import advice
 from gtalign_jax.rollout.servers import EMBEDDED
-from gtalign_jax.run.settings import Settings, make_settings
+from gtalign_jax.run.settings import Settings, check_batches, make_settings
 from gtalign_jax.types import PyTree
 
 Say = Callable[[str], None]
@@ -84,22 +83,10 @@ def unplanned(settings: Settings) -> list[str]:
 
 
 def architecture(config: ml_collections.ConfigDict, settings: Settings) -> ModelConfig:
-    """The model a config describes, without its checkpoint: config.model with the start's switches."""
-    switches = settings.start.switches | {"vocab_size": settings.start.vocab_size}
-    return config_lib.build(ModelConfig, {**config.model, **switches}, "model")
-
-
-def check_batches(settings: Settings, shards: int) -> None:
-    """Refuse batches that the mesh cannot split evenly, as training would."""
-    algorithm = settings.algorithm
-    parts = {"sft": settings.sft.microbatches, "align": algorithm.minibatches * algorithm.microbatches}
-    for section, count in parts.items():
-        prompts = getattr(settings, section).prompts
-        if getattr(settings, section).steps and prompts % (count * shards):
-            raise UserError(
-                f"config.{section}.prompts={prompts}: must be a multiple of {count} (mini-, micro-batches) "
-                f"times {shards} (devices that split the batch); lower config.mesh.fsdp or the microbatches"
-            )
+    """The model a config describes, without its checkpoint: config.model, computed as config.start says."""
+    fields = {**config.model, "vocab_size": settings.start.vocab_size}
+    model = config_lib.build(ModelConfig, fields, "model")
+    return dataclasses.replace(model, runtime=settings.start.runtime)
 
 
 # --- compiling ----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gtalign_jax.chain.grammar import chain_grammar
 from gtalign_jax.learning.learner import Learner, experience_program, update_program
 from gtalign_jax.learning.sft import PackedBatch, SftBatch, sft_update
 from gtalign_jax.mesh.sharding import RULES, batch_shards, shard_state, shard_tree
@@ -24,8 +25,9 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.heads import value_logical_axes
 from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.rollout import programs
-from gtalign_jax.rollout.decode_state import Ending
 from gtalign_jax.rollout.generator import limit_of
+from gtalign_jax.rollout.grammar import Constraint, compile_constraint
+from gtalign_jax.rollout.request import Ending, Placed, Rules
 from gtalign_jax.run.settings import Settings
 from gtalign_jax.run.states import align_state, make_learner, sft_setup, sft_state
 from gtalign_jax.types import (
@@ -182,22 +184,18 @@ def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
 def prefill_program(settings: Settings, model: ModelConfig, mesh: Mesh, resident: PyTree) -> Program:
     """The first half of generation: every prompt computed, the caches made."""
     p, s = settings.align.prompts_at_once, settings.buckets.prompt[-1]
-    batch = PromptBatch(
-        tokens=jax.ShapeDtypeStruct((p, s), jnp.int32),
-        length=jax.ShapeDtypeStruct((p,), jnp.int32),
-        id=jax.ShapeDtypeStruct((p,), jnp.int32),
+    array = jax.ShapeDtypeStruct
+    placed = Placed(
+        prompts=by_prompt(PromptBatch(array((p, s), jnp.int32), array((p,), jnp.int32)), mesh),
+        key=replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh),
+        group_size=settings.align.group_size,
+        slots=settings.max_new_tokens,
+        row=replicated(array((p,), jnp.int32), mesh),
     )
-    key = replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh)
     params = abstract_params(model, mesh, settings.lora)
-    args = (params, model, by_prompt(batch, mesh), key, settings.sampling)
-    kwargs = {
-        "group_size": settings.align.group_size,
-        "max_new_tokens": settings.max_new_tokens,
-        "ending": _ending(mesh),
-        "row": replicated(jax.ShapeDtypeStruct((p,), jnp.int32), mesh),
-    }
+    args = (params, model, placed, settings.sampling, planned_rules(settings, model, mesh))
     calls = settings.align.prompts // p
-    return Program("rollout prefill", mesh, programs.start, args, kwargs, resident, p * s, calls=calls)
+    return Program("rollout prefill", mesh, programs.start, args, {}, resident, p * s, calls=calls)
 
 
 def decode_program(
@@ -205,25 +203,39 @@ def decode_program(
 ) -> Program:
     """The second half: a token a step until every row ends. state: what prefill returns, with shardings."""
     n = settings.max_new_tokens
-    args = (abstract_params(model, mesh, settings.lora), model, state, settings.sampling)
+    params = abstract_params(model, mesh, settings.lora)
+    args = (params, model, state, settings.sampling, planned_rules(settings, model, mesh))
     until = replicated(jax.ShapeDtypeStruct((), jnp.int32), mesh)
-    kwargs = {"ending": _ending(mesh), "until": until}
     p = settings.align.prompts_at_once
     tokens, calls = p * settings.align.group_size * n, settings.align.prompts // p
-    return Program("rollout decode", mesh, programs.advance, args, kwargs, resident, tokens, n, calls)
+    return Program(
+        "rollout decode", mesh, programs.advance, args, {"until": until}, resident, tokens, n, calls
+    )
 
 
-def _ending(mesh: Mesh) -> Ending:
-    return Ending(replicated(jax.ShapeDtypeStruct((2,), jnp.int32), mesh))
+def planned_constraint(settings: Settings, model: ModelConfig) -> Constraint | None:
+    """The grammar's tables for a vocabulary of single bytes, because no tokenizer is at hand: as many states
+    as a run's and fewer classes of tokens; None without the grammar."""
+    if not settings.engine.grammar:
+        return None
+    texts = [bytes([i]) if i < 256 else None for i in range(model.vocab_size)]
+    return compile_constraint(chain_grammar(), texts, (model.vocab_size - 1,), settings.engine.limits)
+
+
+def planned_rules(settings: Settings, model: ModelConfig, mesh: Mesh) -> Rules:
+    """What rows are held to, abstract."""
+    shapes = (
+        jax.ShapeDtypeStruct((2,), jnp.int32),
+        jax.eval_shape(lambda: planned_constraint(settings, model)),
+    )
+    eos, constraint = replicated(shapes, mesh)
+    return Rules(Ending(eos), constraint)
 
 
 def planned_learner(settings: Settings, model: ModelConfig) -> Learner:
-    """The trainer's learner; under the grammar, with the tables of a vocabulary of single bytes, because no
-    tokenizer is at hand: as many states, and fewer classes of tokens."""
-    limit = None
-    if settings.engine.grammar:
-        tables = byte_constraint(model.vocab_size, settings.engine.limits)
-        limit = limit_of(tables, settings.max_new_tokens)
+    """The trainer's learner, under the grammar with the tables of `planned_constraint`."""
+    constraint = planned_constraint(settings, model)
+    limit = None if constraint is None else limit_of(constraint, settings.max_new_tokens)
     return make_learner(settings, model, limit)
 
 

@@ -1,0 +1,1 @@
+"""Servers over HTTP: the client, whose turn it is, retries, time limits, counters."""

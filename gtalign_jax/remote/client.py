@@ -1,27 +1,21 @@
-"""What judges and inference engines share as clients of OpenAI-compatible servers.
+"""One request to an OpenAI-compatible server, and what the config of such servers is held to.
 
 A request ends as the JSON of an answer, or as `AttemptFailed`: a name to count by, the reason, and whether
-another try may help. Tries and waiting are tenacity's and not the client's own (`max_retries`), because the
-next try goes to another server where there is one. Which server that is, and what an answer means, is for the
-callers to say.
+another try may help. The client itself tries once (`max_retries`), because the next try goes to another
+server where there is one: that is for `remote.pool`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
-import concurrent.futures
-import contextlib
 import json
 import os
 import ssl
-import threading
 import urllib.parse
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import openai
-import tenacity
 
 from gtalign_jax.errors import UserError
 
@@ -30,43 +24,25 @@ class AttemptFailed(Exception):
     """One attempt gave no answer.
 
     kind: a short name to count by. reason: one line. retry: `again` (another try may help), `elsewhere`
-    (only at another server) or `never`. blame: whether the server, not the request, is at fault.
+    (only at another server) or `never` (the request is at fault). blame: whether the server is.
     pause_s: the server asked to be left alone so long.
     """
 
     def __init__(
         self, kind: str, reason: str, retry: str = "again", blame: bool = True, pause_s: float = 0.0
-    ):
+    ) -> None:
         super().__init__(reason)
         self.kind, self.reason, self.retry = kind, reason, retry
         self.blame, self.pause_s = blame, pause_s
-
-
-class Counters:
-    """Sums by name; every method may be used from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sums: collections.Counter[str] = collections.Counter()
-
-    def add(self, name: str, amount: float = 1) -> None:
-        """Add to a sum."""
-        with self._lock:
-            self._sums[name] += amount
-
-    def numbers(self) -> dict[str, float]:
-        """All sums as plain numbers, by name."""
-        with self._lock:
-            return {name: float(value) for name, value in sorted(self._sums.items())}
 
 
 # --- one request ----------------------------------------------------------------------------------
 
 
 def open_client(
-    url: str, api_key: str, connections: int, timeout_s: float, trust: ssl.SSLContext | bool = True
+    url: str, api_key: str, connections: int, timeout_s: float, trust: ssl.SSLContext
 ) -> openai.AsyncOpenAI:
-    """A client that tries once. trust: made once by who opens many, because it takes longer than all else."""
+    """A client that tries once. trust: made once for many, because it takes longer than all else."""
     # The client's own type: which HTTP library it stands on differs between its versions.
     limits = type(openai.DEFAULT_CONNECTION_LIMITS)(
         max_connections=connections, max_keepalive_connections=connections
@@ -117,69 +93,6 @@ def _retry_after(response: Any) -> float:
     except ValueError:
         return 0.0
     return seconds if 0 < seconds < 86400 else 0.0
-
-
-# --- many requests --------------------------------------------------------------------------------
-
-
-def attempts(
-    tries: int, wait_s: float, max_wait_s: float, worth: Callable[[AttemptFailed], bool]
-) -> tenacity.AsyncRetrying:
-    """`async for attempt in attempts(...)`: again after each AttemptFailed that is worth it, `tries` in all.
-
-    The wait between two is random, its bound growing from wait_s to max_wait_s. The last failure is raised.
-    """
-    return tenacity.AsyncRetrying(
-        stop=tenacity.stop_after_attempt(tries),
-        wait=tenacity.wait_random_exponential(multiplier=wait_s, max=max_wait_s),
-        retry=tenacity.retry_if_exception(lambda e: isinstance(e, AttemptFailed) and worth(e)),
-        reraise=True,
-    )
-
-
-def answer_all(
-    count: int,
-    connect: Callable[[], contextlib.AbstractAsyncContextManager[Any]],
-    answer: Callable[[Any, int], Awaitable[Any]],
-    *,
-    in_flight: int,
-    seconds: float,
-    late: Any,
-) -> list[Any]:
-    """`await answer(connection, i)` for i in range(count), in order, at most in_flight of them at a time.
-
-    connect opens the connection inside the event loop and closes it at the end. What is not answered within
-    `seconds` is `late`. The event loop is its own, in this thread or, where this thread already runs one, in
-    another.
-    """
-    if not count:
-        return []
-    answers = [late] * count
-
-    async def work(connection: Any, places: Any) -> None:
-        for place in places:
-            answers[place] = await answer(connection, place)
-
-    async def run() -> None:
-        places = iter(range(count))  # shared: each worker takes the next one
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds), connect() as connection, asyncio.TaskGroup() as group:
-                for _ in range(min(in_flight, count)):
-                    group.create_task(work(connection, places))
-
-    _run_apart(run)
-    return answers
-
-
-def _run_apart(run: Callable[[], Any]) -> None:
-    """asyncio.run, in a thread of its own where this one is inside an event loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(run())
-        return
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="http") as thread:
-        thread.submit(lambda: asyncio.run(run())).result()
 
 
 # --- configs --------------------------------------------------------------------------------------

@@ -1,29 +1,42 @@
 """Many JSON requests in flight over several servers: each ends as an answer, or as the reason for none.
 
-Which server is asked next and counting are here; tries and time limits in `http_client`; what is asked and
-how an answer is read in `rollout.backends`.
+Tries, time limits and counting are here; which server is asked next in `remote.turns`. What is asked and how
+an answer is read is for the callers to say.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
-import threading
+import itertools
+import math
+import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import openai
+import tenacity
 
-from gtalign_jax.remote.client import AttemptFailed, Counters, answer_all, attempts, open_client, post
+from gtalign_jax.remote.client import AttemptFailed, open_client, post
+from gtalign_jax.remote.counters import Counters
+from gtalign_jax.remote.turns import Turn, Turns
+
+# A client looks through all its connections at every request: several small ones are faster than one big.
+_CONNECTIONS = 16
+LATE = "call_timeout"  # the kind of what was not answered within call_timeout_s
+
+# Those of each server, in endless rounds.
+Clients = Sequence[Iterator[openai.AsyncOpenAI]]
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolConfig:
     """in_flight: requests at a time. tries: attempts of a request. timeout_s: of one attempt; call_timeout_s:
     of a whole call of `post_all`. wait_s, max_wait_s: random exponential wait between attempts, and the
-    longest Retry-After obeyed. rest_s: so long a server that failed is asked only when all others did too.
+    longest Retry-After obeyed.
     """
 
     in_flight: int = 256
@@ -32,121 +45,170 @@ class PoolConfig:
     call_timeout_s: float = 3600.0
     wait_s: float = 0.5
     max_wait_s: float = 20.0
-    rest_s: float = 15.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pool:
+    """Servers by URL and what is known of them; calls from several threads may share it.
+
+    counters: attempts and retries are counted here. watch: entered for every attempt, from sending to the
+    end of reading; the attempt's AttemptFailed passes through it. second_opinion: what one server refuses
+    for good is put to the others too. trust: made once for all connections.
+    """
+
+    urls: tuple[str, ...]
+    config: PoolConfig
+    turns: Turns
+    counters: Counters
+    api_key: str = "none"
+    watch: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    second_opinion: bool = False
+    trust: ssl.SSLContext = dataclasses.field(default_factory=ssl.create_default_context)
+
+    def numbers(self) -> dict[str, float]:
+        """What was counted so far, as plain numbers by name."""
+        return self.counters.numbers()
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a server sent. seconds: of this attempt; call_seconds: since the first attempt of the call."""
+
+    json: Any
+    seconds: float
+    call_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A POST of `body` to `path`; `read` makes the answer of its JSON, or raises AttemptFailed."""
+    """A POST of `body` to `path`; `read` makes the result of its answer, or raises AttemptFailed."""
 
     path: str
     body: Mapping[str, Any]
-    read: Callable[[Any], Any] = lambda answer: answer
+    read: Callable[[Answer], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """A call without an answer, and why."""
+    """A call without a result: kind, reason and server of its last attempt, and the seconds of them all."""
 
     kind: str
     reason: str
+    url: str = ""
+    seconds: float = 0.0
 
-
-class Pool(Counters):
-    """Servers by root URL and how they fare; every method may be used from any thread.
-
-    usable: indices of the servers that are asked; all of them until someone changes it. Counted: requests,
-    attempts, retries, failed, failed/KIND, tokens, pushes.
-    """
-
-    def __init__(self, urls: Sequence[str], config: PoolConfig, api_key: str = "none"):
-        super().__init__()
-        self.urls, self.config, self.api_key = tuple(urls), config, api_key
-        self.usable = frozenset(range(len(urls)))
-        self._turns = threading.Lock()
-        self._busy = [0] * len(urls)
-        self._rests_until = [0.0] * len(urls)
-
-    def take(self, tried: Sequence[int]) -> int:
-        """The server for the next attempt: one not yet tried, not at rest, the least busy; counted busy."""
-        with self._turns:
-            now = time.monotonic()
-            best = min(
-                sorted(self.usable),
-                key=lambda i: (tried.count(i), self._rests_until[i] > now, self._busy[i]),
-            )
-            self._busy[best] += 1
-            return best
-
-    def give_back(self, index: int, failure: AttemptFailed | None = None) -> None:
-        """The attempt at a server is over; after a failure of its own it rests."""
-        with self._turns:
-            self._busy[index] -= 1
-            if failure is not None and failure.blame:
-                rest = max(self.config.rest_s, failure.pause_s)
-                self._rests_until[index] = time.monotonic() + rest
-            elif failure is None:
-                self._rests_until[index] = 0.0
+    def __str__(self) -> str:
+        return f"{self.url}: {self.reason}" if self.url else self.reason
 
 
 def post_all(pool: Pool, calls: Sequence[Call]) -> list[Any]:
-    """What each call's `read` made, or `Failed`, in order; returns within call_timeout_s and a moment."""
+    """What each call's `read` made, or `Failed`, in order; returns within call_timeout_s and a moment.
+
+    The event loop is its own, in this thread or, where this thread already runs one, in another. An exception
+    of `read` other than AttemptFailed ends all.
+    """
+    if not calls:
+        return []
     config = pool.config
-    answers = answer_all(
-        len(calls),
-        lambda: _clients(pool),
-        lambda clients, place: _answer(pool, clients, calls[place]),
-        in_flight=config.in_flight,
-        seconds=config.call_timeout_s,
-        late=Failed("call_timeout", f"no answer within call_timeout_s={config.call_timeout_s:g}"),
-    )
-    pool.add("requests", len(calls))
-    for answer in answers:
-        if isinstance(answer, Failed):
-            pool.add("failed")
-            pool.add(f"failed/{answer.kind}")
-    return answers
+    late = Failed(LATE, f"no answer within call_timeout_s={config.call_timeout_s:g}")
+    results: list[Any] = [late] * len(calls)
+
+    async def work(clients: Clients, places: Iterator[int]) -> None:
+        for place in places:
+            results[place] = await _result(pool, clients, calls[place])
+
+    async def run() -> None:
+        places = iter(range(len(calls)))  # shared: each worker takes the next one
+        workers = min(config.in_flight, len(calls))
+        with contextlib.suppress(TimeoutError):
+            async with (
+                asyncio.timeout(config.call_timeout_s),
+                _open(pool, workers) as clients,
+                asyncio.TaskGroup() as group,
+            ):
+                for _ in range(workers):
+                    group.create_task(work(clients, places))
+
+    _run_apart(run)
+    return results
 
 
 @contextlib.asynccontextmanager
-async def _clients(pool: Pool) -> AsyncIterator[list[openai.AsyncOpenAI]]:
-    """A client for each server."""
-    config = pool.config
+async def _open(pool: Pool, workers: int) -> AsyncIterator[Clients]:
+    """Clients of every server for so many requests at a time, closed at the end."""
+    config, each = pool.config, range(math.ceil(workers / _CONNECTIONS))
     async with contextlib.AsyncExitStack() as stack:
-        opened = [open_client(url, pool.api_key, config.in_flight, config.timeout_s) for url in pool.urls]
-        yield [await stack.enter_async_context(client) for client in opened]
+        clients = []
+        for url in pool.urls:
+            opened = [
+                open_client(url, pool.api_key, config.in_flight, config.timeout_s, pool.trust) for _ in each
+            ]
+            clients.append(itertools.cycle([await stack.enter_async_context(one) for one in opened]))
+        yield clients
 
 
-async def _answer(pool: Pool, clients: Sequence[openai.AsyncOpenAI], call: Call) -> Any:
-    """The answer after at most `tries` attempts, or `Failed`."""
-    config, tried = pool.config, []
-    # What one server refuses for good may still be served by another one.
-    worth = lambda failure: failure.retry == "again" or not pool.usable <= set(tried)
+def _run_apart(run: Callable[[], Any]) -> None:
+    """asyncio.run, in a thread of its own where this one is inside an event loop."""
     try:
-        async for attempt in attempts(config.tries, config.wait_s, config.max_wait_s, worth):
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(run())
+        return
+    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="http") as thread:
+        thread.submit(lambda: asyncio.run(run())).result()
+
+
+# --- one call -------------------------------------------------------------------------------------
+
+
+async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
+    """The result after at most `tries` attempts, or `Failed`."""
+    config, started = pool.config, time.monotonic()
+    tried: list[int] = []
+    refused: set[int] = set()  # who would say the same again
+
+    def worth(error: BaseException) -> bool:
+        if not isinstance(error, AttemptFailed) or (error.retry == "never" and not pool.second_opinion):
+            return False
+        return error.retry == "again" or not pool.turns.usable <= refused
+
+    tries = tenacity.AsyncRetrying(
+        stop=tenacity.stop_after_attempt(config.tries),
+        wait=tenacity.wait_random_exponential(multiplier=config.wait_s, max=config.max_wait_s),
+        retry=tenacity.retry_if_exception(worth),
+        reraise=True,
+    )
+    try:
+        async for attempt in tries:
             with attempt:
                 if tried:
-                    pool.add("retries")
-                index = pool.take(tried)
-                tried.append(index)
-                return await _attempt(pool, clients[index], index, call)
+                    pool.counters.add("retries")
+                turn = pool.turns.take(tried, refused)
+                tried.append(turn.server)
+                try:
+                    return await _attempt(pool, next(clients[turn.server]), turn, call, started)
+                except AttemptFailed as failure:
+                    if failure.retry != "again":
+                        refused.add(turn.server)
+                    raise
     except AttemptFailed as failure:
-        return Failed(failure.kind, failure.reason)
+        return Failed(failure.kind, failure.reason, pool.urls[tried[-1]], time.monotonic() - started)
 
 
-async def _attempt(pool: Pool, client: openai.AsyncOpenAI, index: int, call: Call) -> Any:
-    pool.add("attempts")
+async def _attempt(pool: Pool, client: openai.AsyncOpenAI, turn: Turn, call: Call, started: float) -> Any:
+    """The result of one attempt, its turn given back. started: when the call's first attempt was made."""
     failure: AttemptFailed | None = AttemptFailed("cancelled", "cancelled", blame=False)
     try:
-        answer = call.read(await post(client, call.path, call.body, pool.config.timeout_s))
-        failure = None
-        return answer
+        await asyncio.sleep(min(turn.pause_s, pool.config.max_wait_s))
+        pool.counters.add("attempts")
+        with pool.watch():
+            sent = time.monotonic()
+            body = await post(client, call.path, call.body, pool.config.timeout_s)
+            failure, now = None, time.monotonic()  # it works, unless it is to blame for what it sent
+            return call.read(Answer(body, now - sent, now - started))
     except AttemptFailed as error:
-        failure = AttemptFailed(
-            error.kind, f"{pool.urls[index]}: {error.reason}", error.retry, error.blame, error.pause_s
-        )
-        if error.pause_s:
-            await asyncio.sleep(min(error.pause_s, pool.config.max_wait_s))
-        raise failure from error
+        if failure is not None or error.blame:
+            failure = error
+        raise
     finally:
-        pool.give_back(index, failure)
+        pool.turns.give_back(turn.server, failure)

@@ -1,0 +1,1 @@
+"""From text to welfare: features read from completions, tasks, judges, the jitted reward, normalisation."""

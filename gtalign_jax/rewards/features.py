@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from gtalign_jax.chain.parse import ACTIONS, PLAYERS, USER_MOVES, Chain, named_choice
+from gtalign_jax.chain.parse import Chain, named_choice
 from gtalign_jax.errors import UserError
+from gtalign_jax.game.moves import ACTIONS, GTALIGN, USER_MOVES
+from gtalign_jax.game.payoff import pareto_frontier
 from gtalign_jax.rewards import reading
 from gtalign_jax.rewards.judges.base import (
     ConsistencyJudge,
@@ -27,8 +28,7 @@ from gtalign_jax.rewards.judges.base import (
 from gtalign_jax.rewards.tasks import HEAVY_TASKS, TASKS
 from gtalign_jax.types import Features
 
-_SHAPE = (len(USER_MOVES), len(ACTIONS), len(PLAYERS))
-_NOTHING = (0.0,) * math.prod(_SHAPE)
+_NOTHING = (0.0,) * math.prod(GTALIGN.shape)
 _SOURCE = {task: i for i, task in enumerate(TASKS)}
 
 
@@ -62,9 +62,9 @@ class FeatureConfig:
         known = {"missing": ("drop", "zero"), "chain": ("gtalign", "plain"), "frontier": ("solver", "judge")}
         for name, choices in known.items():
             if (value := getattr(self, name)) not in choices:
-                raise UserError(f"features.{name}={value!r}: must be {' or '.join(choices)}")
+                raise ValueError(f"{name}={value!r}: must be {' or '.join(choices)}")
         if self.workers < 0:
-            raise UserError(f"features.workers={self.workers}: must be 0 or more")
+            raise ValueError(f"workers={self.workers}: must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +99,9 @@ def extract(
     verdicts = _verdicts(chains, due, items, judge)
     answers, missing = _answers(chains, due, verdicts, items, config.workers)
     rows = [c.row if d and c.row else _NOTHING for c, d in zip(chains, due, strict=True)]
-    payoff = np.array(rows, np.float64).reshape(-1, *_SHAPE)
+    payoff = np.array(rows, np.float64).reshape(-1, *GTALIGN.shape)
     choice = [None if plain else named_choice(c.analyze) for c in chains]
+    action = [None if c is None else GTALIGN.split(c)[1] for c in choice]
     frontier = frontier_consistency(payoff, choice)
     if consistency is not None and not plain:
         frontier, unjudged = _judged_consistency(chains, due, consistency)
@@ -120,7 +121,7 @@ def extract(
         source=np.array([_SOURCE[item.task] for item in items], np.int32),
         analyze_ok=np.array([plain or c.analyze is not None for c in chains], bool),
     )
-    return FeatureBatch(features, answers[:, 2], [c and c[-2:] for c in choice], verdicts, chains)
+    return FeatureBatch(features, answers[:, 2], action, verdicts, chains)
 
 
 def frontier_consistency(payoff: np.ndarray, choice: Sequence[str | None]) -> np.ndarray:
@@ -130,29 +131,16 @@ def frontier_consistency(payoff: np.ndarray, choice: Sequence[str | None]) -> np
     1: that cell is on the Pareto frontier, or, for an action, one of its cells is. 0.5: the cell is not,
     but the other cell of the same action is: the right action for a wrong reason. 0 otherwise.
     """
-    on_frontier = _frontier(np.asarray(payoff, np.float64))
-    index = np.array([ACTIONS.index(c[-2:]) if c else 0 for c in choice], int)
-    moves = np.array([USER_MOVES.index(c[:2]) if c and "_" in c else -1 for c in choice], int)
+    # On the host, because a jitted call would compile anew for each batch size.
+    on_frontier = pareto_frontier(np.asarray(payoff, np.float64))
+    names = [GTALIGN.split(c) if c else (None, ACTIONS[0]) for c in choice]
+    index = np.array([ACTIONS.index(action) for _, action in names], int)
+    moves = np.array([-1 if move is None else USER_MOVES.index(move) for move, _ in names], int)
     rows = np.arange(len(index))
     action_on = on_frontier.any(axis=1)[rows, index]
     cell_on = np.where(moves < 0, action_on, on_frontier[rows, moves, index])
     named = np.array([c is not None for c in choice], bool)
     return (named * np.where(cell_on, 1.0, 0.5 * action_on)).astype(np.float32)
-
-
-def _frontier(payoff: np.ndarray) -> np.ndarray:
-    """Cells that no other dominates, bool [B, 2, 3]: `game.payoff.pareto_frontier` in float64, for any B.
-
-    On the host, because a jitted call would compile anew for each batch size; cell by cell, because rows of
-    length B are what NumPy is quick at.
-    """
-    points = payoff.reshape(len(payoff), math.prod(payoff.shape[1:-1]), 2)
-    llm, user = np.ascontiguousarray(points.T)  # [C, B] each
-    on_frontier = np.ones(llm.shape, bool)
-    for cell, other in itertools.permutations(range(len(llm)), 2):
-        no_worse = (llm[other] >= llm[cell]) & (user[other] >= user[cell])
-        on_frontier[cell] &= ~(no_worse & ((llm[other] > llm[cell]) | (user[other] > user[cell])))
-    return on_frontier.T.reshape(payoff.shape[:-1])
 
 
 def _judged_consistency(

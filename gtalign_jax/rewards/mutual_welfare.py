@@ -11,12 +11,12 @@ Every symbol, its unit and source: docs/rewards.md.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
+from gtalign_jax.config import load_symbol
 from gtalign_jax.errors import UserError
 from gtalign_jax.game import welfare
 from gtalign_jax.types import Array, Features, Reward
@@ -118,7 +118,7 @@ def welfare_parts(features: Features, c: RewardConfig) -> tuple[Array, Array, di
 
 def component_weights(config: RewardConfig) -> dict[str, float]:
     """The weight in U or L of each of `Reward.parts`, for decoupled normalisation (GDPO): each part is
-    normalised in its group, then the parts are summed with these weights (`rl.advantages`)."""
+    normalised in its group, then the parts are summed with these weights (`learning.advantages`)."""
     return {
         "format": config.llm_format,
         "payoff": config.llm_payoff,
@@ -163,17 +163,10 @@ REWARDS: dict[str, RewardFn] = {
 }
 
 
-def resolve_reward(name: str) -> RewardFn:
-    """A registered reward, or `module:function`. UserError lists the names when there is none."""
+def resolve_reward(name: str, where: str = "config.reward.fn") -> RewardFn:
+    """A registered reward, or `module:function`; UserError lists the names. where: what named it."""
     if name in REWARDS:
         return REWARDS[name]
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise UserError(f"config.reward.fn={name!r}: use one of {', '.join(REWARDS)}, or module:function")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise UserError(f"config.reward.fn={name!r}: {error}") from error
-    if not callable(found):
-        raise UserError(f"config.reward.fn={name!r}: not a function of (features, config)")
-    return found
+    if ":" not in name:
+        raise UserError(f"{where}={name!r}: use one of {', '.join(REWARDS)}, or module:function")
+    return load_symbol(name, where)

@@ -1,0 +1,1 @@
+"""Completions: the engine, decoding, sampling, the grammar, queues, inference servers, who generates."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.remote.client import AttemptFailed
-from gtalign_jax.remote.pool import Call
+from gtalign_jax.remote.pool import Answer, Call
 from gtalign_jax.rollout.sampling import SamplingConfig
 
 KINDS = ("vllm", "sglang", "openai")
@@ -37,7 +37,7 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ask:
+class CompletionTerms:
     """What all requests of a rollout share.
 
     model: the name the server knows it by. eos_ids: tokens that end a row. stops: texts that do.
@@ -54,17 +54,17 @@ class Ask:
     text_ids: Callable[[], Mapping[str, Sequence[int]]]
 
 
-def completion_call(ask: Ask, prompt: Sequence[int], count: int, seed: int) -> Call:
+def completion_call(terms: CompletionTerms, prompt: Sequence[int], count: int, seed: int) -> Call:
     """The request for `count` samples of a prompt; its answer is read as a list of `Completion`.
 
     UserError where the sampling settings cannot be expressed in the server's protocol.
     """
     prompt = [int(i) for i in prompt]
-    if ask.kind == "sglang":
-        read = lambda answer: [_check(ask, _read_sglang(answer))]
-        return Call("/generate", _sglang_body(ask, prompt, seed), read)
-    body = _openai_body(ask, prompt, count, seed)
-    return Call("/v1/completions", body, lambda answer: _read_choices(ask, answer, prompt, count))
+    if terms.kind == "sglang":
+        body = _sglang_body(terms, prompt, seed)
+        return Call("/generate", body, lambda answer: [_check(terms, _read_sglang(answer.json))])
+    body = _openai_body(terms, prompt, count, seed)
+    return Call("/v1/completions", body, lambda answer: _read_choices(terms, answer.json, prompt, count))
 
 
 def reload_calls(kind: str, folder: str) -> list[Call]:
@@ -83,21 +83,21 @@ def reload_calls(kind: str, folder: str) -> list[Call]:
 # --- requests -------------------------------------------------------------------------------------
 
 
-def _openai_body(ask: Ask, prompt: list[int], count: int, seed: int) -> dict[str, Any]:
-    sampling = ask.sampling
+def _openai_body(terms: CompletionTerms, prompt: list[int], count: int, seed: int) -> dict[str, Any]:
+    sampling = terms.sampling
     body: dict[str, Any] = {
-        "model": ask.model,
+        "model": terms.model,
         "prompt": prompt,
         "n": count,
         "seed": seed,
-        "max_tokens": ask.max_tokens,
+        "max_tokens": terms.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "logprobs": 1,
     }
-    if ask.stops:
-        body["stop"] = list(ask.stops)
-    if ask.kind == "openai":
+    if terms.stops:
+        body["stop"] = list(terms.stops)
+    if terms.kind == "openai":
         for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
             if getattr(sampling, name) != off:
                 raise UserError(f"sampling.{name}: not in the OpenAI protocol; use config.engine.kind=vllm")
@@ -107,7 +107,7 @@ def _openai_body(ask: Ask, prompt: list[int], count: int, seed: int) -> dict[str
         "top_k": sampling.top_k or -1,
         "min_p": sampling.min_p,
         "repetition_penalty": sampling.repetition_penalty,
-        "stop_token_ids": list(ask.eos_ids),
+        "stop_token_ids": list(terms.eos_ids),
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
         "skip_special_tokens": False,
@@ -115,43 +115,45 @@ def _openai_body(ask: Ask, prompt: list[int], count: int, seed: int) -> dict[str
     }
 
 
-def _sglang_body(ask: Ask, prompt: list[int], seed: int) -> dict[str, Any]:
-    sampling = ask.sampling
+def _sglang_body(terms: CompletionTerms, prompt: list[int], seed: int) -> dict[str, Any]:
+    sampling = terms.sampling
     params: dict[str, Any] = {
-        "max_new_tokens": ask.max_tokens,
+        "max_new_tokens": terms.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k or -1,
         "min_p": sampling.min_p,
         "repetition_penalty": sampling.repetition_penalty,
-        "stop_token_ids": list(ask.eos_ids),
+        "stop_token_ids": list(terms.eos_ids),
         "sampling_seed": seed,
         "skip_special_tokens": False,
     }
-    if ask.stops:
-        params["stop"] = list(ask.stops)
+    if terms.stops:
+        params["stop"] = list(terms.stops)
     return {"input_ids": prompt, "sampling_params": params, "return_logprob": True}
 
 
 # --- answers --------------------------------------------------------------------------------------
 
 
-def _read_choices(ask: Ask, answer: Any, prompt: list[int], count: int) -> list[Completion]:
+def _read_choices(terms: CompletionTerms, answer: Any, prompt: list[int], count: int) -> list[Completion]:
     try:
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         if len(choices) != count:
             raise _misfit(f"{len(choices)} samples instead of n={count}")
-        found = [_check(ask, _read_choice(ask, choice, prompt)) for choice in choices]
+        found = [_check(terms, _read_choice(terms, choice, prompt)) for choice in choices]
         told = (answer.get("usage") or {}).get("completion_tokens")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _misfit(f"it has no usable choices ({type(error).__name__}: {error})") from error
     total = sum(len(c.ids) for c in found)
-    if ask.kind == "vllm" and told is not None and told != total:
+    if terms.kind == "vllm" and told is not None and told != total:
         raise _misfit(f"{total} tokens, but it counts {told}")
     return found
 
 
-def _read_choice(ask: Ask, choice: Mapping[str, Any], prompt: list[int]) -> tuple[list, list, str]:
+def _read_choice(
+    terms: CompletionTerms, choice: Mapping[str, Any], prompt: list[int]
+) -> tuple[list, list, str]:
     """(token ids, log-probabilities, finish reason) of a choice."""
     logprobs = choice.get("logprobs")
     if not logprobs:
@@ -165,15 +167,15 @@ def _read_choice(ask: Ask, choice: Mapping[str, Any], prompt: list[int]) -> tupl
         raise _misfit("the server changed the prompt's tokens")
     ids = choice.get("token_ids")
     if ids is None:
-        ids = _ids_of_texts(ask, logprobs["tokens"])
+        ids = _ids_of_texts(terms, logprobs["tokens"])
     return ids, logprobs["token_logprobs"], choice["finish_reason"]
 
 
-def _ids_of_texts(ask: Ask, texts: Sequence[str]) -> list[int]:
+def _ids_of_texts(terms: CompletionTerms, texts: Sequence[str]) -> list[int]:
     """Ids of tokens given as `token_id:N` or as texts; AttemptFailed for a text of no id or several."""
     if all(text.startswith(_ID_TOKEN) for text in texts):
         return [int(text.removeprefix(_ID_TOKEN)) for text in texts]
-    known, ids = ask.text_ids(), []
+    known, ids = terms.text_ids(), []
     for text in texts:
         same = known.get(text, ())
         if len(same) != 1:
@@ -202,24 +204,23 @@ def _read_sglang(answer: Any) -> tuple[list, list, str]:
         raise _misfit(f"it has no usable meta_info ({type(error).__name__}: {error})") from error
 
 
-def _check(ask: Ask, read: tuple[list, list, str]) -> Completion:
+def _check(terms: CompletionTerms, read: tuple[list, list, str]) -> Completion:
     """The sample, once its ids, log-probabilities, length and end fit together."""
     ids, logprobs, reason = read
     if not isinstance(ids, list) or not isinstance(logprobs, list) or len(ids) != len(logprobs):
         raise _misfit("token ids and log-probabilities are not as many")
-    if not 0 < len(ids) <= ask.max_tokens:
-        raise _misfit(f"{len(ids)} tokens; 1 to max_tokens={ask.max_tokens} were asked for")
-    if not all(type(i) is int and 0 <= i < ask.vocab_size for i in ids):
-        raise _misfit(f"a token id is not in [0, {ask.vocab_size}): another model?")
-    number = lambda x: isinstance(x, int | float) and math.isfinite(x) and x <= _ABOVE_ZERO
-    if not all(map(number, logprobs)):
+    if not 0 < len(ids) <= terms.max_tokens:
+        raise _misfit(f"{len(ids)} tokens; 1 to max_tokens={terms.max_tokens} were asked for")
+    if not all(type(i) is int and 0 <= i < terms.vocab_size for i in ids):
+        raise _misfit(f"a token id is not in [0, {terms.vocab_size}): another model?")
+    if not all(isinstance(x, int | float) and math.isfinite(x) and x <= _ABOVE_ZERO for x in logprobs):
         raise _misfit("a log-probability is no finite number below zero")
     if reason not in ("stop", "length"):
         raise _misfit(f"the sample ended by {reason!r}")
-    ended = ids[-1] in ask.eos_ids
-    if any(i in ask.eos_ids for i in ids[:-1]):
+    ended = ids[-1] in terms.eos_ids
+    if any(i in terms.eos_ids for i in ids[:-1]):
         raise _misfit("tokens follow an end token")
-    if reason == "stop" and not ended and not ask.stops:
+    if reason == "stop" and not ended and not terms.stops:
         raise AttemptFailed(
             "no_end_token",
             "the server leaves out the end token, which training needs; use one that sends it (vLLM, SGLang)",
@@ -229,16 +230,20 @@ def _check(ask: Ask, read: tuple[list, list, str]) -> Completion:
     return Completion(tuple(ids), tuple(min(float(x), 0.0) for x in logprobs), reason == "stop" or ended)
 
 
-def _read_success(answer: Any) -> bool:
-    if not isinstance(answer, dict) or answer.get("success") is not True:
-        said = answer.get("message") if isinstance(answer, dict) else answer
-        raise AttemptFailed("reload", f"the weights were not taken: {str(said)[:160]}")
-    return True
+def _read_success(answer: Answer) -> bool:
+    return _taken(answer.json)
 
 
-def _not_refused(answer: Any) -> bool:
+def _not_refused(answer: Answer) -> bool:
     """For calls whose good answer has no fixed form."""
-    return _read_success({"success": True} if not isinstance(answer, dict) else {"success": True} | answer)
+    return _taken({"success": True} | (answer.json if isinstance(answer.json, dict) else {}))
+
+
+def _taken(said: Any) -> bool:
+    if not isinstance(said, dict) or said.get("success") is not True:
+        why = said.get("message") if isinstance(said, dict) else said
+        raise AttemptFailed("reload", f"the weights were not taken: {str(why)[:160]}")
+    return True
 
 
 def _misfit(what: str) -> AttemptFailed:

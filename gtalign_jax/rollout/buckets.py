@@ -24,9 +24,9 @@ class BucketConfig:
         for field in dataclasses.fields(self):
             sizes = getattr(self, field.name)
             if list(sizes) != sorted({int(size) for size in sizes if size > 0}):
-                raise UserError(f"buckets.{field.name}={sizes}: give positive sizes, increasing")
+                raise ValueError(f"{field.name}={sizes}: give positive sizes, increasing")
             if not sizes and field.name != "batch":
-                raise UserError(f"buckets.{field.name} is empty: give at least one size")
+                raise ValueError(f"{field.name}=(): give at least one size")
 
 
 def bucket(size: int, sizes: Sequence[int], field: str, what: str) -> int:

@@ -8,27 +8,54 @@ row draws does not change.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
 
 from gtalign_jax.mesh import processes
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.rollout import programs
-from gtalign_jax.rollout.decode import DecodeState, Ending, Pause
-from gtalign_jax.rollout.grammar import Constraint
+from gtalign_jax.rollout import placing, programs
+from gtalign_jax.rollout.decode_state import DecodeState, Pause
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.request import Rules
 from gtalign_jax.rollout.sampling import SamplingConfig
-from gtalign_jax.types import PromptBatch, PyTree, Rollout
+from gtalign_jax.types import Completions, PromptBatch, PyTree, Rollout
 
 FIRST_SHRINK = 2  # the second stage has half of the rows, because a step of all rows costs most
 SHRINK = 4  # a later one has a quarter of the stage before, so that few programs are compiled
 MIN_ROWS = 4  # between these and one row little is gained: the weights are read once a step
-_PER_ROW = {"tokens": np.int32, "logp": np.float32, "action_mask": bool, "length": np.int32, "done": bool}
-_SLOTTED = ("tokens", "logp", "action_mask")
 
-Written = dict[str, np.ndarray]  # the rows of the result by name: [B, N] or [B]
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decoding:
+    """What every decode step of a generation is given, and when its loop pauses.
+
+    weights: prepared params. until: tokens a row may write. every: steps from one gathering of the live rows
+    to the next, at least; 0 for none. sizes: rows of each stage (`batch_sizes`).
+    """
+
+    weights: PyTree
+    config: ModelConfig
+    sampling: SamplingConfig
+    rules: Rules
+    until: int
+    every: int
+    sizes: Sequence[int]
+
+
+def make_decoding(engine: Engine, params: PyTree, rules: Rules, until: int, rows: int) -> Decoding:
+    """The decoding of an engine that begins with so many rows."""
+    return Decoding(
+        weights=programs.prepare(params, engine.model_config),
+        config=engine.model_config,
+        sampling=engine.sampling,
+        rules=rules,
+        until=until,
+        every=engine.compact_every,
+        sizes=batch_sizes(rows, placing.shards(engine)),
+    )
 
 
 def batch_sizes(rows: int, shards: int) -> tuple[int, ...]:
@@ -44,67 +71,38 @@ def batch_sizes(rows: int, shards: int) -> tuple[int, ...]:
     return (*sizes, shards) if shards < sizes[-1] else tuple(sizes)
 
 
-def finish(
-    params: PyTree,
-    config: ModelConfig,
-    state: DecodeState,
-    sampling: SamplingConfig,
-    *,
-    ending: Ending,
-    until: int,
-    every: int,
-    sizes: Sequence[int],
-    constraint: Constraint | None = None,
-) -> Rollout:
-    """Advance a state until every row is done or `until` tokens are decided; the result is on the host.
-
-    every: as in `drain`. sizes: from `batch_sizes`.
-    """
-    shape = state.tokens.shape
-    prompts = jax.tree.map(np.array, processes.fetch(state.prompts))  # a copy: advancing consumes the state
-    written = empty_rows(shape[0] * shape[1], shape[2])
-    options = {"ending": ending, "constraint": constraint}
-    drain(
-        programs.prepare(params, config),
-        config,
+def advance(decoding: Decoding, state: DecodeState, pause: Pause) -> DecodeState:
+    """Decide tokens until the pause, or until every row is finished or has its tokens; consumes the state."""
+    return programs.advance(
+        decoding.weights,
+        decoding.config,
         state,
-        sampling,
-        written=written,
-        owner=np.arange(shape[0] * shape[1]),
-        until=until,
-        every=every,
-        sizes=sizes,
-        **options,
+        decoding.sampling,
+        decoding.rules,
+        until=np.int32(decoding.until),
+        pause=pause,
     )
-    return as_rollout(written, prompts, shape[1])
 
 
-def drain(
-    params: PyTree,
-    config: ModelConfig,
-    state: DecodeState,
-    sampling: SamplingConfig,
-    *,
-    written: Written,
-    owner: np.ndarray,
-    until: int,
-    every: int,
-    sizes: Sequence[int],
-    **options: Any,
-) -> None:
-    """Advance until every row is done or has `until` tokens, and write them all.
+def finish(decoding: Decoding, state: DecodeState) -> Rollout:
+    """Advance a state until every row is finished or has its tokens; the result is on the host."""
+    prompts, group_size, slots = state.completions.tokens.shape
+    batch = jax.tree.map(np.array, processes.fetch(state.prompts))  # a copy: advancing consumes the state
+    written = empty_rows(prompts * group_size, slots)
+    drain(decoding, state, written, np.arange(prompts * group_size))
+    return as_rollout(written, batch, group_size)
 
-    params: prepared. owner [B]: which row of the result each row of the state is, -1 for none. every: steps
-    from one gathering of the live rows to the next, at least; 0 for none. options: ending and constraint.
+
+def drain(decoding: Decoding, state: DecodeState, written: Completions, owner: np.ndarray) -> None:
+    """Advance until every row is finished or has its tokens, and write them all.
+
+    written: as of `empty_rows`. owner [B]: which row of it each row of the state is, -1 for none.
     """
-    after = 0
+    sizes, after = decoding.sizes, 0
     while True:
-        enough = max((s for s in sizes if s < len(owner)), default=0) if every else 0
-        pause = Pause(np.int32(enough), np.int32(after))
-        state = programs.advance(
-            params, config, state, sampling, until=np.int32(until), pause=pause, **options
-        )
-        live = live_rows(state, until)
+        enough = max((s for s in sizes if s < len(owner)), default=0) if decoding.every else 0
+        state = advance(decoding, state, Pause(np.int32(enough), np.int32(after)))
+        live = live_rows(state, decoding.until)
         size = min(s for s in sizes if s >= live.sum())
         if not live.any() or size < len(owner):
             write_rows(written, owner, state)
@@ -112,31 +110,22 @@ def drain(
             return
         if size < len(owner):
             chosen = np.argsort(~live, kind="stable")[:size].astype(np.int32)
-            state, owner, after = programs.take(config, state, chosen), owner[chosen], int(state.t) + every
+            state, owner = programs.take(decoding.config, state, chosen), owner[chosen]
+            after = int(state.t) + decoding.every
 
 
-def warm_up(
-    params: PyTree,
-    config: ModelConfig,
-    state: DecodeState,
-    sampling: SamplingConfig,
-    *,
-    ending: Ending,
-    sizes: Sequence[int],
-    constraint: Constraint | None = None,
-) -> DecodeState:
+def warm_up(decoding: Decoding, state: DecodeState) -> DecodeState:
     """Compile the steps of every size and every move between sizes; the state is consumed and given back."""
-    options = {"ending": ending, "constraint": constraint, "until": np.int32(0)}
+    decoding, sizes = dataclasses.replace(decoding, until=0), decoding.sizes
     pause = Pause(np.int32(0), np.int32(0))
-    params = programs.prepare(params, config)
     for _ in range(2):  # what begins may lie otherwise on the devices than what goes on
-        state = programs.advance(params, config, state, sampling, pause=pause, **options)
+        state = advance(decoding, state, pause)
     for i, size in enumerate(sizes):
-        stage = state if i == 0 else programs.take(config, state, np.arange(size, dtype=np.int32))
+        stage = state if i == 0 else programs.take(decoding.config, state, np.arange(size, dtype=np.int32))
         for smaller in sizes[i + 1 :]:
-            programs.take(config, stage, np.arange(smaller, dtype=np.int32))
+            programs.take(decoding.config, stage, np.arange(smaller, dtype=np.int32))
         if i > 0:
-            programs.advance(params, config, stage, sampling, pause=pause, **options)
+            advance(decoding, stage, pause)
     return state
 
 
@@ -144,44 +133,50 @@ def warm_up(
 
 
 def live_rows(state: DecodeState, until: int) -> np.ndarray:
-    """[P*G] bool on every host: the rows that are not done and have fewer than `until` tokens."""
-    t, start, done = processes.fetch((state.t, state.start, state.done))
+    """[P*G] bool on every host: the rows that are not finished and have fewer than `until` tokens."""
+    t, start, finished = processes.fetch((state.t, state.start, state.completions.finished))
     decided = t if start is None else t - start
-    return (~np.asarray(done) & (decided < until)).reshape(-1)
+    return (~np.asarray(finished) & (decided < until)).reshape(-1)
 
 
-def empty_rows(rows: int, slots: int) -> Written:
-    """Room for a result of so many rows."""
-    return {
-        name: np.zeros((rows, slots) if name in _SLOTTED else rows, kind) for name, kind in _PER_ROW.items()
-    }
-
-
-def write_rows(written: Written, owner: np.ndarray, state: DecodeState) -> None:
-    """Copy the rows of the state to those of the result that own them [P*G]; -1 is none."""
-    values, start = processes.fetch(({name: getattr(state, name) for name in _PER_ROW}, state.start))
-    values = {name: np.asarray(value).reshape(-1, *value.shape[2:]) for name, value in values.items()}
-    if start is not None:
-        number = np.arange(values["tokens"].shape[1])
-        slot, inside = (start + number) % len(number), number < values["length"][:, None]
-        for name in _SLOTTED:
-            values[name] = np.where(inside, np.take_along_axis(values[name], slot, axis=1), 0)
-    owned = owner >= 0
-    for name, value in values.items():
-        # A state that was only begun has fewer slots than the result.
-        into = written[name][:, : value.shape[1]] if name in _SLOTTED else written[name]
-        into[owner[owned]] = value[owned]
-
-
-def as_rollout(written: Written, prompts: PromptBatch, group_size: int) -> Rollout:
-    """The rows of P prompts with their prompts."""
-    rows = {name: value.reshape(-1, group_size, *value.shape[1:]) for name, value in written.items()}
-    return Rollout(
-        prompt=prompts.tokens,
-        prompt_length=prompts.length,
-        completion=rows["tokens"],
-        length=rows["length"],
-        finished=rows["done"],
-        sampler_logp=rows["logp"],
-        action_mask=rows["action_mask"],
+def empty_rows(rows: int, slots: int) -> Completions:
+    """Room for a result of B = rows: host arrays [B, N] and [B], which `write_rows` fills."""
+    return Completions(
+        tokens=np.zeros((rows, slots), np.int32),
+        length=np.zeros(rows, np.int32),
+        finished=np.zeros(rows, bool),
+        logp=np.zeros((rows, slots), np.float32),
+        action_mask=np.zeros((rows, slots), bool),
     )
+
+
+def write_rows(written: Completions, owner: np.ndarray, state: DecodeState) -> None:
+    """Copy the rows of the state to those of the result that own them [P*G]; -1 is none."""
+    rows, start = processes.fetch((state.completions, state.start))
+    rows = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), rows)
+    if start is not None:
+        rows = _straight(rows, start)
+    owned = owner >= 0
+    for into, values in zip(jax.tree.leaves(written), jax.tree.leaves(rows), strict=True):
+        # A state that was only begun has fewer slots than the result.
+        into = into[:, : values.shape[1]] if values.ndim == 2 else into
+        into[owner[owned]] = values[owned]
+
+
+def _straight(rows: Completions, start: np.ndarray) -> Completions:
+    """Rows [B, N] with token n of each in slot n, and not in (start + n) % N; start [B, 1]."""
+    number = np.arange(rows.tokens.shape[1])
+    slot, inside = (start + number) % len(number), number < rows.length[:, None]
+
+    def turned(values: np.ndarray) -> np.ndarray:
+        return np.where(inside, np.take_along_axis(values, slot, axis=1), np.zeros((), values.dtype))
+
+    return rows.replace(
+        tokens=turned(rows.tokens), logp=turned(rows.logp), action_mask=turned(rows.action_mask)
+    )
+
+
+def as_rollout(written: Completions, prompts: PromptBatch, group_size: int) -> Rollout:
+    """The rows of P prompts with their prompts."""
+    rows = jax.tree.map(lambda x: x.reshape(-1, group_size, *x.shape[1:]), written)
+    return Rollout(prompts, rows)

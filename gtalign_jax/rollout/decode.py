@@ -1,8 +1,8 @@
 """Generation as a pure function: prefill each prompt once, then one token a step for all its samples.
 
-    state   = start(params, config, batch, key, sampling, ...)    prompt computed, token 0 drawn
-    state   = advance(params, config, state, sampling, ...)       tokens until `until`, or all rows done
-    state   = rewind(state, t)                                    forget tokens from t on, keep the cache
+    state   = start(params, config, placed, sampling, rules)         prompts computed, token 0 drawn
+    state   = advance(params, config, state, sampling, rules, ...)   tokens until `until`, or all rows done
+    state   = rewind(state, t)                                       forget tokens from t on, keep the cache
     rollout = to_rollout(state)
 
 `generate` is the first two and the last. Stopping, editing and going on is the whole of it: forced
@@ -26,91 +26,70 @@ from gtalign_jax.models.layouts import (
     stepping,
 )
 from gtalign_jax.rollout import grammar
-from gtalign_jax.rollout.decode_state import DecodeState, Ending, Forced, Pause, decided, to_rollout
+from gtalign_jax.rollout.decode_state import DecodeState, Forced, Pause, decided, to_rollout
 from gtalign_jax.rollout.grammar import Constraint
+from gtalign_jax.rollout.request import Placed, Rules
 from gtalign_jax.rollout.sampling import SamplingConfig, row_keys, sample_token, token_uniform
-from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
+from gtalign_jax.types import Array, Completions, PromptBatch, PyTree, Rollout
 
 
 def generate(
     params: PyTree,
     config: ModelConfig,
-    batch: PromptBatch,
-    key: Array,
+    placed: Placed,
     sampling: SamplingConfig,
+    rules: Rules,
     *,
-    group_size: int,
-    max_new_tokens: int,
-    ending: Ending,
-    row: Array | None = None,
     until: Array | int | None = None,
     forced: Forced | None = None,
-    constraint: Constraint | None = None,
 ) -> Rollout:
-    """group_size completions of each prompt, at most max_new_tokens each.
+    """group_size completions of each prompt, at most placed.slots tokens each.
 
-    batch: prompts of length 0 are padding and cost no steps. key: the step key. row [P] int32: number of
-    each prompt in the whole step, when this batch is a part of it (default 0..P-1); [P, G] is a number
-    of each sample, such as a seed. until: a traced budget of at most max_new_tokens, so that one compiled
-    program serves several budgets. constraint: draw from the tokens that its grammar allows; rows end
-    within its own budget, and log-probabilities are under the constraint.
+    until: a traced budget of at most placed.slots, so that one compiled program serves several budgets.
     """
-    options = {"ending": ending, "forced": forced, "constraint": constraint}
-    state = start(
-        params,
-        config,
-        batch,
-        key,
-        sampling,
-        group_size=group_size,
-        max_new_tokens=max_new_tokens,
-        row=row,
-        **options,
-    )
-    until = max_new_tokens if until is None else until
-    return to_rollout(advance(params, config, state, sampling, until=until, **options))
+    state = start(params, config, placed, sampling, rules, forced=forced)
+    until = placed.slots if until is None else until
+    return to_rollout(advance(params, config, state, sampling, rules, until=until, forced=forced))
 
 
 def start(
     params: PyTree,
     config: ModelConfig,
-    batch: PromptBatch,
-    key: Array,
+    placed: Placed,
     sampling: SamplingConfig,
+    rules: Rules,
     *,
-    group_size: int,
-    max_new_tokens: int,
-    ending: Ending,
-    row: Array | None = None,
     forced: Forced | None = None,
-    constraint: Constraint | None = None,
 ) -> DecodeState:
     """Compute the prompts and decide token 0 of every row. Arguments as in `generate`."""
+    batch, group_size = placed.prompts, placed.group_size
     prompts = batch.tokens.shape[0]
-    shape, slots = (prompts, group_size), (prompts, group_size, max_new_tokens)
+    shape, slots = (prompts, group_size), (prompts, group_size, placed.slots)
     # An empty row gets one padding token to look at, so that nothing in it is undefined.
     logits, prompt_cache = prefill(params, config, batch.tokens, jnp.maximum(batch.length, 1))
-    row = jnp.arange(prompts, dtype=jnp.int32) if row is None else row
+    row = jnp.arange(prompts, dtype=jnp.int32) if placed.row is None else placed.row
     sample = jnp.arange(group_size, dtype=jnp.int32)
     tokens = jnp.zeros(slots, jnp.int32)
     t = jnp.zeros((), jnp.int32)
     state = DecodeState(
         prompts=batch,
         prompt_cache=prompt_cache,
-        cache=init_decode_cache(params, config, prompts, group_size, max_new_tokens),
-        keys=row_keys(key, row[:, None] * group_size + sample if row.ndim == 1 else row),
+        cache=init_decode_cache(params, config, prompts, group_size, placed.slots),
+        keys=row_keys(placed.key, row[:, None] * group_size + sample if row.ndim == 1 else row),
         t=t,
-        tokens=tokens,
-        logp=jnp.zeros(slots, jnp.float32),
-        action_mask=jnp.zeros(slots, bool),
-        length=jnp.zeros(shape, jnp.int32),
-        done=jnp.broadcast_to((batch.length == 0)[:, None], shape),
+        completions=Completions(
+            tokens=tokens,
+            length=jnp.zeros(shape, jnp.int32),
+            finished=jnp.broadcast_to((batch.length == 0)[:, None], shape),
+            logp=jnp.zeros(slots, jnp.float32),
+            action_mask=jnp.zeros(slots, bool),
+        ),
         stop_state=jnp.zeros(shape, jnp.int32),
         seen=_seen(batch, tokens, t, config.vocab_size) if sampling.repetition_penalty != 1 else None,
-        grammar=None if constraint is None else grammar.start_state(constraint, shape),
+        grammar=None if rules.constraint is None else grammar.start_state(rules.constraint, shape),
     )
     logits = jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1]))
-    return _decide(state, logits, ~state.done, sampling, ending, forced, constraint)
+    return _decide(state, logits, ~state.completions.finished, sampling, rules, forced)
 
 
 def advance(
@@ -118,14 +97,13 @@ def advance(
     config: ModelConfig,
     state: DecodeState,
     sampling: SamplingConfig,
+    rules: Rules,
     *,
-    ending: Ending,
     until: Array | int,
     pause: Pause | None = None,
     forced: Forced | None = None,
-    constraint: Constraint | None = None,
 ) -> DecodeState:
-    """Decide tokens t, t + 1, ... until every row is done or has `until` tokens.
+    """Decide tokens t, t + 1, ... until every row is finished or has `until` tokens.
 
     params: the model's, or what `prepare_decode` made of them, which a caller of several advances keeps.
     pause: when to return before that. Rows that began at different times take no forced tokens.
@@ -135,7 +113,7 @@ def advance(
     params = prepare_decode(params, config)  # once, outside the loop
 
     def live(state: DecodeState) -> Array:
-        return ~state.done & (decided(state) < until)
+        return ~state.completions.finished & (decided(state) < until)
 
     def going(state: DecodeState) -> Array:
         if pause is None:
@@ -144,12 +122,12 @@ def advance(
         return (count > pause.live) | ((count > 0) & (state.t < pause.after))
 
     def step(state: DecodeState) -> DecodeState:
-        fed = state.t - 1
-        last = jax.lax.dynamic_index_in_dim(state.tokens, fed % state.tokens.shape[2], axis=2, keepdims=False)
+        fed, tokens = state.t - 1, state.completions.tokens
+        last = jax.lax.dynamic_index_in_dim(tokens, fed % tokens.shape[2], axis=2, keepdims=False)
         caches = (state.prompt_cache, state.cache)
         logits, cache = decode_step(params, config, last, fed, *caches, state.start)
         state = state.replace(cache=cache)
-        return _decide(state, logits, live(state), sampling, ending, forced, constraint)
+        return _decide(state, logits, live(state), sampling, rules, forced)
 
     with stepping(config):
         prompt_cache, cache = settled(config, state.prompt_cache, state.cache)
@@ -163,22 +141,24 @@ def rewind(state: DecodeState, t: Array | int, constraint: Constraint | None = N
     rows must have begun together.
     constraint: the one of `start`, under which the kept tokens are read again.
     """
-    t = jnp.asarray(t, jnp.int32)
-    kept = jnp.arange(state.tokens.shape[2]) < t
-    tokens = jnp.where(kept, state.tokens, 0)
+    t, old = jnp.asarray(t, jnp.int32), state.completions
+    kept = jnp.arange(old.tokens.shape[2]) < t
+    tokens, length = jnp.where(kept, old.tokens, 0), jnp.minimum(old.length, t)
     seen = None
     if state.seen is not None:
         seen = _seen(state.prompts, tokens, t, state.seen.shape[-1])
     reached = None
     if constraint is not None:
-        reached, _ = grammar.replay(constraint, tokens, jnp.minimum(state.length, t))
+        reached, _ = grammar.replay(constraint, tokens, length)
     return state.replace(
         t=t,
-        tokens=tokens,
-        logp=jnp.where(kept, state.logp, 0),
-        action_mask=kept & state.action_mask,
-        length=jnp.minimum(state.length, t),
-        done=jnp.broadcast_to((state.prompts.length == 0)[:, None], state.done.shape),
+        completions=Completions(
+            tokens=tokens,
+            length=length,
+            finished=jnp.broadcast_to((state.prompts.length == 0)[:, None], old.finished.shape),
+            logp=jnp.where(kept, old.logp, 0),
+            action_mask=kept & old.action_mask,
+        ),
         stop_state=jnp.zeros_like(state.stop_state),
         seen=seen,
         grammar=reached,
@@ -190,13 +170,12 @@ def _decide(
     logits: Array,
     live: Array,
     sampling: SamplingConfig,
-    ending: Ending,
+    rules: Rules,
     forced: Forced | None,
-    constraint: Constraint | None,
 ) -> DecodeState:
     """Write the next token of every live [P, G] row, drawn from logits [P, G, V] or given."""
     t = decided(state)
-    at = state.grammar
+    (ending, constraint), at = rules, state.grammar
     if constraint is not None:
         logits = grammar.masked_logits(constraint, at, logits)
     token, logp = sample_token(token_uniform(state.keys, t), logits, sampling, state.seen)
@@ -219,28 +198,35 @@ def _decide(
     if seen is not None:
         p, g = jnp.indices(token.shape)
         seen = seen.at[p, g, token].max(live)
-    written = _write(state, live, tokens=token, logp=jnp.where(chosen, logp, 0), action_mask=chosen)
     return state.replace(
         t=state.t + 1,
-        **written,
-        length=jnp.where(live, t + 1, state.length),
-        done=state.done | (chosen & over),
+        completions=_written(state, live, token, jnp.where(chosen, logp, 0), chosen, over),
         stop_state=stop_state,
         seen=seen,
         grammar=at,
     )
 
 
-def _write(state: DecodeState, live: Array, **values: Array) -> dict[str, Array]:
-    """The named arrays [P, G, N] with values [P, G] in the slot of step t."""
-    slot, written = state.t % state.tokens.shape[2], {}
-    for name, value in values.items():
-        old = getattr(state, name)
+def _written(
+    state: DecodeState, live: Array, token: Array, logp: Array, chosen: Array, over: Array
+) -> Completions:
+    """The completions with the tokens of step t, all [P, G]; chosen: by the policy; over: a row's last."""
+    old, t = state.completions, decided(state)
+    slot = state.t % old.tokens.shape[2]
+
+    def put(old: Array, value: Array) -> Array:
         if state.start is not None:  # a row that is done keeps what it wrote when the ring comes round
             kept = jax.lax.dynamic_index_in_dim(old, slot, axis=2, keepdims=False)
             value = jnp.where(live, value, kept)
-        written[name] = jax.lax.dynamic_update_index_in_dim(old, value, slot, axis=2)
-    return written
+        return jax.lax.dynamic_update_index_in_dim(old, value, slot, axis=2)
+
+    return Completions(
+        tokens=put(old.tokens, token),
+        length=jnp.where(live, t + 1, old.length),
+        finished=old.finished | (chosen & over),
+        logp=put(old.logp, logp),
+        action_mask=put(old.action_mask, chosen),
+    )
 
 
 def _seen(batch: PromptBatch, tokens: Array, t: Array, vocab: int) -> Array:

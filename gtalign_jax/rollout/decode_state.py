@@ -1,4 +1,4 @@
-"""What a generation holds between two calls, and what it is told about forced tokens, ends and pauses."""
+"""What a generation holds between two calls, and what it is told about forced tokens and pauses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import flax.struct
 
 from gtalign_jax.models.transformer import DecodeCache, PromptCache
 from gtalign_jax.rollout.grammar import GrammarState
-from gtalign_jax.types import Array, PromptBatch, Rollout
+from gtalign_jax.types import Array, Completions, PromptBatch, Rollout
 
 
 class Forced(NamedTuple):
@@ -19,17 +19,6 @@ class Forced(NamedTuple):
 
     tokens: Array
     length: Array
-
-
-class Ending(NamedTuple):
-    """What ends a row: an end token, or a stop string found by the automaton of `rollout.stop`.
-
-    eos [E] int32; stop [states, V] int32, the next state after a token, the last state being "found"
-    (None: no stop strings).
-    """
-
-    eos: Array
-    stop: Array | None = None
 
 
 class Pause(NamedTuple):
@@ -48,12 +37,12 @@ class DecodeState:
 
     prompts, prompt_cache: as given, and their K/V. cache: K/V of completion tokens before t - 1.
     keys [P, G]: row keys. t [] int32: completion tokens decided so far, the same for all rows.
-    tokens, logp, action_mask [P, G, N], length, done [P, G]: as in `Rollout` (done is `finished`).
-    stop_state [P, G] int32: state of the stop automaton. seen [P, G, V] bool or None: tokens under the
+    completions [P, G, N]: what is written so far; a finished row writes no more, and rows of padding prompts
+    are. stop_state [P, G] int32: state of the stop automaton. seen [P, G, V] bool or None: tokens under the
     repetition penalty. grammar: rows [P, G] under a constraint, or None.
     start [P, G] int32 or None: the step at which each row's token 0 was decided, where rows began at
     different times (`rollout.ring`). Such a row has decided t - start tokens, and its token n is in slot
-    (start + n) % N of the cache, tokens, logp and action_mask.
+    (start + n) % N of the cache and of the completions.
     """
 
     prompts: PromptBatch
@@ -61,11 +50,7 @@ class DecodeState:
     cache: DecodeCache
     keys: Array
     t: Array
-    tokens: Array
-    logp: Array
-    action_mask: Array
-    length: Array
-    done: Array
+    completions: Completions
     stop_state: Array
     seen: Array | None
     grammar: GrammarState | None = None
@@ -73,18 +58,10 @@ class DecodeState:
 
 
 def decided(state: DecodeState) -> Array:
-    """How many tokens each row has decided, were it not done: int32 [], or [P, G] with different starts."""
+    """Tokens that each row has decided, were it not finished: int32 [], or [P, G] with different starts."""
     return state.t if state.start is None else state.t - state.start
 
 
 def to_rollout(state: DecodeState) -> Rollout:
     """What has been written so far."""
-    return Rollout(
-        prompt=state.prompts.tokens,
-        prompt_length=state.prompts.length,
-        completion=state.tokens,
-        length=state.length,
-        finished=state.done,
-        sampler_logp=state.logp,
-        action_mask=state.action_mask,
-    )
+    return Rollout(state.prompts, state.completions)

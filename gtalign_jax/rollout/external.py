@@ -1,7 +1,7 @@
 """Rollouts from inference servers (vLLM, SGLang, any OpenAI-compatible one) in the place of our own engine.
 
     server   = servers.connect(config)
-    generate = functools.partial(external.rollout, server)      the signature of `engine.rollout`
+    generate = functools.partial(external.rollout, server)      the signature of `generate.rollout`
     push_weights(server, params, engine, folder)                HF export, then the servers' reload call
 
 A sample whose request failed has length 0: no token of it is an action, so nothing is learnt from it, and
@@ -22,15 +22,14 @@ import numpy as np
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
 from gtalign_jax.models import hf, lora
-from gtalign_jax.remote.pool import Call, Failed, Pool, post_all
+from gtalign_jax.remote.pool import Call, Failed, post_all
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.backends import Ask, Completion, completion_call, reload_calls
+from gtalign_jax.rollout.backends import Completion, CompletionTerms, completion_call, reload_calls
 from gtalign_jax.rollout.buckets import bucket
-from gtalign_jax.rollout.decode import Ending
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.rollout.grammar import Constraint
-from gtalign_jax.rollout.servers import Server
-from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
+from gtalign_jax.rollout.request import Ending, Request
+from gtalign_jax.rollout.servers import Server, make_pool
+from gtalign_jax.types import Completions, PromptBatch, PyTree, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -38,22 +37,8 @@ log = logging.getLogger(__name__)
 # --- generation -----------------------------------------------------------------------------------
 
 
-def rollout(
-    server: Server,
-    engine: Engine,
-    params: PyTree,
-    prompts: PromptBatch,
-    key: Array,
-    group_size: int,
-    max_new_tokens: int,
-    *,
-    ending: Ending | None = None,
-    constraint: Constraint | None = None,
-    first_row: int = 0,
-    seeds: np.ndarray | None = None,
-    stops: Sequence[str] = (),
-) -> Rollout:
-    """group_size completions of each prompt as `engine.rollout` gives them, host arrays, from a server.
+def rollout(server: Server, engine: Engine, params: PyTree, request: Request) -> Rollout:
+    """group_size completions of each prompt as `generate.rollout` gives them, host arrays, from a server.
 
     The engine lends its tokenizer, end tokens, sampling and buckets. params are not read: the server
     answers with the weights it was last given. stops: the texts of `ending`, told to the server so that
@@ -63,27 +48,25 @@ def rollout(
     log-probabilities no server returns.
     """
     del params
-    if constraint is not None:
+    if request.constraint is not None:
         raise UserError(
             "config.engine.kind: no server reports log-probabilities under the grammar; use the embedded "
             "engine, or switch the grammar off"
         )
-    prompts = jax.device_get(prompts)
-    count = prompts.tokens.shape[0]
-    base = _seeds(key, first_row, count, group_size) if seeds is None else np.asarray(seeds) & 0x7FFFFFFF
-    if base.shape != (count, group_size):
-        raise UserError(f"seeds: shape {base.shape}, needs {(count, group_size)}, one a sample")
-    if stops and ending is None:
-        ending = engine_lib.make_ending(engine, stops)
-    ask = _ask(server, engine, max_new_tokens, ending, stops)
-    whole_groups = seeds is None and ask.kind != "sglang"
-    rows = sum(processes.all_gather(_completions(server, ask, prompts, base, whole_groups)), [])
+    request = request.replace(prompts=jax.device_get(request.prompts))
+    seeds, ending = _seeds(request), request.ending
+    if request.stops and ending is None:
+        ending = engine_lib.make_ending(engine, request.stops)
+    terms = _terms(server, engine, request, ending)
+    whole_groups = request.seeds is None and terms.kind != "sglang"
+    answers = processes.all_gather(_completions(server, terms, request.prompts, seeds, whole_groups))
+    rows = sum(answers, [])
     _report(server, rows)
-    return _to_rollout(engine, prompts, rows, group_size, max_new_tokens, ending)
+    return _to_rollout(engine, request, ending, rows)
 
 
 def _completions(
-    server: Server, ask: Ask, prompts: PromptBatch, seeds: np.ndarray, whole_groups: bool
+    server: Server, terms: CompletionTerms, prompts: PromptBatch, seeds: np.ndarray, whole_groups: bool
 ) -> list[Completion | Failed]:
     """Row after row of this host's part of the prompts. whole_groups: a group is one request."""
     count, group_size = seeds.shape
@@ -91,22 +74,34 @@ def _completions(
     for p in range(count)[processes.part(count)]:
         ids = prompts.tokens[p, : prompts.length[p]]
         requests = [(group_size, seeds[p, 0])] if whole_groups else [(1, seed) for seed in seeds[p]]
-        calls += [completion_call(ask, ids, n, int(seed)) for n, seed in requests]
+        calls += [completion_call(terms, ids, n, int(seed)) for n, seed in requests]
     each = group_size if whole_groups else 1
+    counters = server.pool.counters
+    counters.add("requests", len(calls))
     rows: list[Completion | Failed] = []
     for answer in post_all(server.pool, calls):
+        if isinstance(answer, Failed):
+            counters.add("failed")
+            counters.add(f"failed/{answer.kind}")
         rows += [answer] * each if isinstance(answer, Failed) else answer
     return rows
 
 
-def _seeds(key: Array, first_row: int, count: int, group_size: int) -> np.ndarray:
+def _seeds(request: Request) -> np.ndarray:
     """[P, G] of 31 bits; a server that makes several samples of one seed adds their number to it too."""
-    words = [int(word) for word in np.asarray(jax.random.key_data(key)).reshape(-1)]
-    draw = lambda p: np.random.default_rng([*words, first_row + p]).integers(2**31 - 2**16)
-    return np.array([[draw(p)] for p in range(count)]) + np.arange(group_size)
+    shape = (request.prompts.tokens.shape[0], request.group_size)
+    if request.seeds is not None:
+        seeds = np.asarray(request.seeds) & 0x7FFFFFFF
+        if seeds.shape != shape:
+            raise UserError(f"seeds: shape {seeds.shape}, needs {shape}, one a sample")
+        return seeds
+    words = [int(word) for word in np.asarray(jax.random.key_data(request.key)).reshape(-1)]
+    rows = range(request.first_row, request.first_row + shape[0])
+    draws = [np.random.default_rng([*words, row]).integers(2**31 - 2**16) for row in rows]
+    return np.array(draws)[:, None] + np.arange(shape[1])
 
 
-def _ask(server: Server, engine: Engine, max_tokens: int, ending: Ending | None, stops: Sequence[str]) -> Ask:
+def _terms(server: Server, engine: Engine, request: Request, ending: Ending | None) -> CompletionTerms:
     eos = engine.eos_ids if ending is None else tuple(int(i) for i in np.asarray(ending.eos))
 
     def text_ids() -> Mapping[str, Sequence[int]]:
@@ -115,22 +110,22 @@ def _ask(server: Server, engine: Engine, max_tokens: int, ending: Ending | None,
             found[text].append(i)
         return found
 
-    return Ask(
+    return CompletionTerms(
         kind=server.config.kind,
         model=server.config.model,
         sampling=engine.sampling,
-        max_tokens=max_tokens,
+        max_tokens=request.max_new_tokens,
         vocab_size=engine.model_config.vocab_size,
         eos_ids=eos,
-        stops=tuple(stops),
+        stops=tuple(request.stops),
         text_ids=text_ids,
     )
 
 
 def _report(server: Server, rows: Sequence[Completion | Failed]) -> None:
     """Count the tokens, log why samples are missing; UserError when all are."""
-    reasons = collections.Counter(row.reason for row in rows if isinstance(row, Failed))
-    server.pool.add("tokens", sum(len(row.ids) for row in rows if isinstance(row, Completion)))
+    reasons = collections.Counter(str(row) for row in rows if isinstance(row, Failed))
+    server.pool.counters.add("tokens", sum(len(row.ids) for row in rows if isinstance(row, Completion)))
     if not reasons:
         return
     (reason, _), missing = reasons.most_common(1)[0], sum(reasons.values())
@@ -140,18 +135,14 @@ def _report(server: Server, rows: Sequence[Completion | Failed]) -> None:
 
 
 def _to_rollout(
-    engine: Engine,
-    prompts: PromptBatch,
-    rows: Sequence[Completion | Failed],
-    group_size: int,
-    max_new_tokens: int,
-    ending: Ending | None,
+    engine: Engine, request: Request, ending: Ending | None, rows: Sequence[Completion | Failed]
 ) -> Rollout:
     """Rows p*G + g as arrays in the engine's buckets."""
+    prompts = request.prompts
     count, slots = prompts.tokens.shape
     width = bucket(slots, engine.buckets.prompt, "prompt", "the longest prompt")
-    budget = bucket(max_new_tokens, engine.buckets.completion, "completion", "max_new_tokens")
-    tokens = np.zeros((count * group_size, budget), np.int32)
+    budget = bucket(request.max_new_tokens, engine.buckets.completion, "completion", "max_new_tokens")
+    tokens = np.zeros((count * request.group_size, budget), np.int32)
     logp = np.zeros(tokens.shape, np.float32)
     length, finished = np.zeros(len(tokens), np.int32), np.zeros(len(tokens), bool)
     for i, row in enumerate(rows):
@@ -160,17 +151,17 @@ def _to_rollout(
         n, stopped = _cut(row.ids, ending)
         tokens[i, :n], logp[i, :n] = row.ids[:n], row.logprobs[:n]
         length[i], finished[i] = n, stopped or row.finished
-    shape = (count, group_size)
+    shape = (count, request.group_size)
     length = length.reshape(shape)
-    return Rollout(
-        prompt=np.pad(np.asarray(prompts.tokens), ((0, 0), (0, width - slots))),
-        prompt_length=np.asarray(prompts.length),
-        completion=tokens.reshape(*shape, budget),
+    padded = np.pad(np.asarray(prompts.tokens), ((0, 0), (0, width - slots)))
+    completions = Completions(
+        tokens=tokens.reshape(*shape, budget),
         length=length,
         finished=finished.reshape(shape),
-        sampler_logp=logp.reshape(*shape, budget),
+        logp=logp.reshape(*shape, budget),
         action_mask=np.arange(budget) < length[..., None],
     )
+    return Rollout(PromptBatch(padded, np.asarray(prompts.length)), completions)
 
 
 def _cut(ids: Sequence[int], ending: Ending | None) -> tuple[int, bool]:
@@ -196,23 +187,24 @@ def push_weights(server: Server, params: PyTree, engine: Engine, folder: pathlib
     Every process of a run calls this.
     """
     generation = {"eos_token_id": list(engine.eos_ids), "pad_token_id": engine.tokenizer.pad_token_id}
-    extra = {"tokenizer": engine.tokenizer, "generation": generation}
-    hf.save_params(lora.merged(params), engine.model_config, folder, **extra)
+    merged = lora.merged(params)
+    hf.save_params(merged, engine.model_config, folder, tokenizer=engine.tokenizer, generation=generation)
     calls = reload_calls(server.config.kind, str(folder))
     failures = processes.from_main(lambda: [_reload(server, url, calls) for url in server.pool.urls])
-    server.pool.usable = frozenset(i for i, failed in enumerate(failures) if failed is None)
+    usable = frozenset(i for i, failed in enumerate(failures) if failed is None)
+    server.pool.turns.usable = usable
     first = next((failed for failed in failures if failed is not None), None)
-    if not server.pool.usable:
-        raise UserError(f"config.engine: no server loaded {folder} ({first.reason})")
+    if not usable:
+        raise UserError(f"config.engine: no server loaded {folder} ({first})")
     if first is not None:
-        log.warning("a server did not load the weights and is left out for now: %s", first.reason)
-    server.pool.add("pushes")
-    return len(server.pool.usable)
+        log.warning("a server did not load the weights and is left out for now: %s", first)
+    server.pool.counters.add("pushes")
+    return len(usable)
 
 
 def _reload(server: Server, url: str, calls: Sequence[Call]) -> Failed | None:
     """Why this server does not hold the new weights, or None when it does."""
-    alone = Pool([url], server.config, server.pool.api_key)
+    alone = make_pool((url,), server.config, server.pool.api_key)
     for call in calls:
         (answer,) = post_all(alone, [call])
         if isinstance(answer, Failed):

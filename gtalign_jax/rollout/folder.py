@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
-from typing import Any
 
 from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -12,11 +12,24 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import shard_tree
 from gtalign_jax.models import hf
-from gtalign_jax.models.config import read_config
+from gtalign_jax.models.config import RuntimeConfig, read_config
 from gtalign_jax.models.transformer import logical_axes
-from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EngineOptions:
+    """What an `Engine` is told besides its folder. runtime: how the model is computed."""
+
+    sampling: SamplingConfig = SamplingConfig()
+    buckets: BucketConfig = BucketConfig()
+    mesh: Mesh | None = None
+    compact_every: int = 0
+    rows: int = 0
+    runtime: RuntimeConfig = RuntimeConfig()
 
 
 def load_tokenizer(folder: pathlib.Path, chat: bool = False) -> PreTrainedTokenizerBase:
@@ -37,40 +50,33 @@ def load_tokenizer(folder: pathlib.Path, chat: bool = False) -> PreTrainedTokeni
 
 
 def folder_engine(
-    folder: pathlib.Path,
-    *,
-    sampling: SamplingConfig | None = None,
-    buckets: BucketConfig | None = None,
-    mesh: Mesh | None = None,
-    compact_every: int = 0,
-    rows: int = 0,
-    chat: bool = False,
-    **switches: Any,
+    folder: pathlib.Path, options: EngineOptions = EngineOptions(), *, chat: bool = False
 ) -> Engine:
     """The engine of an HF folder, without its parameters. chat: as in `load_tokenizer`.
 
-    switches: run-time fields of ModelConfig such as compute_dtype. Raises UserError as `load_engine` does.
+    Raises UserError as `load_engine` does.
     """
-    config, tokenizer = read_config(folder, **switches), load_tokenizer(folder, chat)
+    config, tokenizer = read_config(folder, options.runtime), load_tokenizer(folder, chat)
     return Engine(
         tokenizer=tokenizer,
         model_config=config,
         eos_ids=end_tokens(folder, tokenizer.eos_token_id),
-        sampling=sampling or SamplingConfig(),
-        buckets=buckets or BucketConfig(),
-        mesh=mesh,
-        compact_every=compact_every,
-        rows=rows,
+        sampling=options.sampling,
+        buckets=options.buckets,
+        mesh=options.mesh,
+        compact_every=options.compact_every,
+        rows=options.rows,
     )
 
 
-def load_engine(model: str, *, mesh: Mesh | None = None, **options: Any) -> tuple[Engine, PyTree]:
-    """(engine, parameters) of a local folder or hub name; options: those of `folder_engine`.
+def load_engine(model: str, options: EngineOptions = EngineOptions()) -> tuple[Engine, PyTree]:
+    """(engine, parameters) of a local folder or hub name.
 
     Raises UserError when the folder lacks a model, a supported architecture or a tokenizer.
     """
     folder = hf.resolve_folder(model)
-    engine = folder_engine(folder, mesh=mesh, **options)
+    engine = folder_engine(folder, options)
+    mesh = options.mesh
     shardings = None if mesh is None else shard_tree(logical_axes(engine.model_config), mesh)
     return engine, hf.load_params(folder, engine.model_config, shardings)
 

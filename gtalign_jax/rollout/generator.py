@@ -10,18 +10,20 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
-from gtalign_jax.errors import UserError
-from gtalign_jax.learning.logprobs import Limit
 from gtalign_jax.mesh import processes
-from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import external, grammar, servers
+from gtalign_jax.rollout import generate as generate_lib
 from gtalign_jax.rollout.buckets import bucket
-from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.engine import Engine, make_constraint, prompt_batch
 from gtalign_jax.rollout.grammar import BlockLimits, Constraint
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.servers import EMBEDDED, Server, ServerConfig
-from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
+from gtalign_jax.types import Limit, PyTree, Rollout
+
+Write = Callable[[Engine, PyTree, Request], Rollout]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +47,19 @@ class EngineConfig(ServerConfig):
         super().__post_init__()
         for name in ("compact_every", "rows"):
             if getattr(self, name) < 0:
-                raise UserError(f"config.engine.{name}={getattr(self, name)}: must be 0 (off) or positive")
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 (off) or positive")
         if self.grammar and self.kind != EMBEDDED:
-            raise UserError(f"config.engine.grammar: needs kind='embedded', not {self.kind!r}")
+            raise ValueError(f"grammar: needs kind='embedded', not {self.kind!r}")
         if self.limits != BlockLimits() and not self.grammar:
-            raise UserError("config.engine.limits: only the grammar knows blocks; set config.engine.grammar")
+            raise ValueError("limits: only the grammar knows blocks; set grammar")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generator:
-    """rollout: `engine.rollout` or a function of the same signature. server: None for our own engine.
+    """rollout: `generate.rollout` or a function of the same signature. server: None for our own engine.
     constraint: the grammar's tables, or None. folder: where weights are handed over to servers."""
 
-    rollout: Callable[..., Rollout]
+    rollout: Write
     server: Server | None
     constraint: Constraint | None
     folder: pathlib.Path
@@ -66,26 +68,14 @@ class Generator:
 def make_generator(config: EngineConfig, engine: Engine, workdir: pathlib.Path) -> Generator:
     """The generator of a run; nothing is sent to a server yet. UserError for a config that cannot work."""
     server = None if config.kind == EMBEDDED else servers.connect(config)
-    generate = engine_lib.rollout if server is None else functools.partial(external.rollout, server)
-    constraint = engine_lib.make_constraint(engine, config.limits) if config.grammar else None
-    return Generator(generate, server, constraint, workdir / "engine")
+    write = generate_lib.rollout if server is None else functools.partial(external.rollout, server)
+    constraint = make_constraint(engine, config.limits) if config.grammar else None
+    return Generator(write, server, constraint, workdir / "engine")
 
 
-def generate(
-    generator: Generator,
-    engine: Engine,
-    params: PyTree,
-    prompts: PromptBatch,
-    key: Array,
-    group_size: int,
-    max_new_tokens: int,
-    *,
-    first_row: int = 0,
-) -> Rollout:
-    """The run's rollouts; servers answer with the weights of the last `hand_over`."""
-    sizes = (group_size, max_new_tokens)
-    options = {"constraint": generator.constraint, "first_row": first_row}
-    return generator.rollout(engine, params, prompts, key, *sizes, **options)
+def generate(generator: Generator, engine: Engine, params: PyTree, request: Request) -> Rollout:
+    """The run's rollouts, under its grammar; servers answer with the weights of the last `hand_over`."""
+    return generator.rollout(engine, params, request.replace(constraint=generator.constraint))
 
 
 def warm_up(
@@ -106,7 +96,9 @@ def warm_up(
     rows = bucket(prompts, buckets.batch, "batch", "the batch") if buckets.batch and not queued else prompts
     narrowed = dataclasses.replace(buckets, prompt=tuple(sorted(widths)), batch=(rows,))
     engine = dataclasses.replace(engine, buckets=narrowed)
-    engine_lib.warm_up(engine, params, group_size, max_new_tokens, constraint=generator.constraint)
+    any_prompt, key = prompt_batch(engine, [[0]]), jax.random.key(0)
+    request = Request(any_prompt, key, group_size, max_new_tokens, constraint=generator.constraint)
+    generate_lib.warm_up(engine, params, request)
 
 
 def hand_over(generator: Generator, engine: Engine, params: PyTree, due: bool = True) -> None:
@@ -118,12 +110,15 @@ def hand_over(generator: Generator, engine: Engine, params: PyTree, due: bool = 
 
 def trainer_limit(generator: Generator, max_new_tokens: int) -> Limit | None:
     """What holds the trainer's distributions to the grammar, as it held the sampler's; None without one."""
-    if generator.constraint is None:
-        return None
+    return None if generator.constraint is None else limit_of(generator.constraint, max_new_tokens)
+
+
+def limit_of(constraint: Constraint, max_new_tokens: int) -> Limit:
+    """A constraint as the trainer is held to it."""
     # Host copies, which every program that is compiled with them takes as constants of a few megabytes.
-    tables = processes.fetch(generator.constraint)._replace(budget=np.int32(max_new_tokens))
-    bind = lambda function: functools.partial(function, tables)
-    return Limit(bind(grammar.action_states), bind(grammar.limited_logits))
+    tables = processes.fetch(constraint)._replace(budget=np.int32(max_new_tokens))
+    states, logits = (functools.partial(f, tables) for f in (grammar.action_states, grammar.limited_logits))
+    return Limit(states, logits)
 
 
 def numbers(generator: Generator) -> dict[str, float]:

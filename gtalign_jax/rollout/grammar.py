@@ -27,7 +27,7 @@ import numpy as np
 from gtalign_jax.chain.grammar import Grammar
 from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.errors import UserError
-from gtalign_jax.types import Array, Rollout
+from gtalign_jax.types import Array, Completions
 
 UNLIMITED = 2**30
 FAR_BELOW = -1e30
@@ -53,7 +53,7 @@ class BlockLimits:
         for name in BLOCKS:
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise UserError(f"limits.{name}={value}: give 0 or more tokens, or None")
+                raise ValueError(f"{name}={value}: give 0 or more tokens, or None")
 
 
 def read_limits(text: str) -> BlockLimits:
@@ -237,16 +237,16 @@ def _room(constraint: Constraint, state: Array, total: Array) -> Array:
 # --- training (pure) --------------------------------------------------------------------------------
 
 
-def action_states(constraint: Constraint, rollout: Rollout) -> GrammarState:
-    """Where each action of a rollout was chosen: states of shape [P, G, N], to limit the trainer's logits.
+def action_states(constraint: Constraint, completions: Completions) -> GrammarState:
+    """Where each action was chosen: states of shape [P, G, N], to limit the trainer's logits.
 
     Columns that are no action (padding, forced tokens) are free, so that nothing there is -inf. The
-    constraint's budget must be the one of the rollout.
+    constraint's budget must be the one of the completions.
     """
     tables = jax.tree.map(jnp.asarray, constraint)
-    _, before = replay(tables, rollout.completion, rollout.length)
+    _, before = replay(tables, completions.tokens, completions.length)
     off = len(constraint.step) - 2
-    return before.replace(state=jnp.where(rollout.action_mask, before.state, off))
+    return before.replace(state=jnp.where(completions.action_mask, before.state, off))
 
 
 def limited_logits(constraint: Constraint, at: GrammarState, logits: Array) -> Array:

@@ -1,19 +1,17 @@
-"""Batches in the shapes of an engine's buckets and on its devices."""
+"""Requests in the shapes of an engine's buckets and on its devices."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from gtalign_jax.mesh.sharding import batch_shards, place_batch
 from gtalign_jax.rollout.buckets import bucket
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.request import Placed, Request
 from gtalign_jax.types import PromptBatch
-
-if TYPE_CHECKING:
-    from gtalign_jax.rollout.engine import Engine
 
 
 def padded(engine: Engine, count: int) -> int:
@@ -22,7 +20,18 @@ def padded(engine: Engine, count: int) -> int:
     return rows + -rows % shards(engine)
 
 
-def place(engine: Engine, prompts: PromptBatch, rows: int) -> PromptBatch:
+def place(engine: Engine, request: Request, row: np.ndarray, count: int) -> Placed:
+    """A request whose batch is padded to so many prompts; row: from `row_numbers`."""
+    return Placed(
+        prompts=place_prompts(engine, request.prompts, count),
+        key=request.key,
+        group_size=request.group_size,
+        slots=completion_slots(engine, request.max_new_tokens),
+        row=np.pad(row, [(0, count - len(row)), *[(0, 0)] * (row.ndim - 1)]),
+    )
+
+
+def place_prompts(engine: Engine, prompts: PromptBatch, rows: int) -> PromptBatch:
     """Pad to (rows, prompt bucket) and put on the devices, prompts spread over the mesh."""
     count, slots = prompts.tokens.shape
     width = bucket(slots, engine.buckets.prompt, "prompt", "the longest prompt")
@@ -32,7 +41,6 @@ def place(engine: Engine, prompts: PromptBatch, rows: int) -> PromptBatch:
         prompts = PromptBatch(
             tokens=np.pad(prompts.tokens, (extra, (0, width - slots))),
             length=np.pad(prompts.length, extra),
-            id=np.pad(prompts.id, extra, constant_values=-1),
         )
     # A copy: the decode state takes these buffers over and gives them up when it is resumed.
     prompts = jax.tree.map(np.array, jax.device_get(prompts))
@@ -42,11 +50,6 @@ def place(engine: Engine, prompts: PromptBatch, rows: int) -> PromptBatch:
 def shards(engine: Engine) -> int:
     """Over how many devices the prompts of a batch are spread."""
     return 1 if engine.mesh is None else batch_shards(engine.mesh)
-
-
-def pad_rows(row: np.ndarray, rows: int) -> np.ndarray:
-    """Row numbers or seeds [P, ...] of a batch padded to so many prompts."""
-    return np.pad(row, [(0, rows - len(row)), *[(0, 0)] * (row.ndim - 1)])
 
 
 def completion_slots(engine: Engine, max_new_tokens: int) -> int:

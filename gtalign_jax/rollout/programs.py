@@ -11,20 +11,29 @@ import jax
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layouts import prepare_decode
 from gtalign_jax.rollout import decode, ring
-from gtalign_jax.rollout.decode import DecodeState
+from gtalign_jax.rollout.decode_state import DecodeState, Forced, Pause
+from gtalign_jax.rollout.request import Rules
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import Array, PyTree
 
 _TRACED: collections.Counter[str] = collections.Counter()
-_SHAPES = ("config", "sampling", "group_size", "max_new_tokens")
+_STATIC = ("config", "sampling")
 
 
 def advance_rows(
-    params: PyTree, config: ModelConfig, state: DecodeState, sampling: SamplingConfig, **options
+    params: PyTree,
+    config: ModelConfig,
+    state: DecodeState,
+    sampling: SamplingConfig,
+    rules: Rules,
+    *,
+    until: Array,
+    pause: Pause | None = None,
+    forced: Forced | None = None,
 ) -> DecodeState:
     """`decode.advance`; what it pauses keeps its layout, because it comes back to the same programs."""
-    advanced = decode.advance(params, config, state, sampling, **options)
-    return ring.laid_out(config, advanced) if "pause" in options else advanced
+    advanced = decode.advance(params, config, state, sampling, rules, until=until, pause=pause, forced=forced)
+    return advanced if pause is None else ring.laid_out(config, advanced)
 
 
 def take_rows(config: ModelConfig, state: DecodeState, row: Array) -> DecodeState:
@@ -43,10 +52,10 @@ def _program(function: Callable, static: Sequence[str] = (), donate: Sequence[st
     return jax.jit(traced, static_argnames=static, donate_argnames=donate)
 
 
-generate = _program(decode.generate, _SHAPES)
+generate = _program(decode.generate, _STATIC)
 prepare = _program(prepare_decode, ("config",))
-start = _program(decode.start, _SHAPES)
-advance = _program(advance_rows, ("config", "sampling"), donate=("state",))
+start = _program(decode.start, _STATIC)
+advance = _program(advance_rows, _STATIC, donate=("state",))
 rewind = _program(decode.rewind, donate=("state",))
 take = _program(take_rows, ("config",))
 seat = _program(ring.seat, ("config", "max_new_tokens"))

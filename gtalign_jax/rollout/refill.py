@@ -11,55 +11,51 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import compaction, placing, programs
 from gtalign_jax.rollout.buckets import bucket
-from gtalign_jax.rollout.compaction import Written, batch_sizes, drain, live_rows, write_rows
-from gtalign_jax.rollout.decode import DecodeState, Pause
-from gtalign_jax.rollout.sampling import SamplingConfig
-from gtalign_jax.types import Array, PromptBatch, PyTree, Rollout
-
-if TYPE_CHECKING:
-    from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.compaction import Decoding, drain, live_rows, write_rows
+from gtalign_jax.rollout.decode_state import DecodeState, Pause
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.request import Placed, Request, Rules, row_numbers
+from gtalign_jax.types import Completions, PyTree, Rollout
 
 FREE = 16  # rows are seated when one place in so many is free; until then those places cost their step
 AT_ONCE = 8  # a refill moves one place in so many
 
-Part = tuple[PromptBatch, np.ndarray]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-    """What every program of a generation is given, and the fixed numbers of its shapes.
+class Floor:
+    """A generation with a fixed number of places: what it was asked for, and how its rows decode.
 
-    weights: prepared params. group_size: samples of a prompt. places: rows decoded at a time. slots:
-    completion slots N. until: tokens a row may write. every: steps between two gatherings in the end
-    (`compaction.drain`). shards: devices that rows are spread over. options: ending and constraint.
+    params: for the prompts, not prepared. request: with any number of prompts on the host. row: of those
+    prompts, from `row_numbers`. decoding: of all the places.
     """
 
+    engine: Engine
     params: PyTree
-    weights: PyTree
-    config: ModelConfig
-    sampling: SamplingConfig
-    key: Array
-    group_size: int
-    places: int
-    slots: int
-    until: int
-    every: int
-    shards: int
-    options: dict[str, Any]
+    request: Request
+    row: np.ndarray
+    decoding: Decoding
+
+    @property
+    def places(self) -> int:
+        """Rows decoded at a time."""
+        return self.decoding.sizes[0]
+
+    @property
+    def slots(self) -> int:
+        """Completion slots N."""
+        return placing.completion_slots(self.engine, self.request.max_new_tokens)
 
     @property
     def part(self) -> int:
         """Prompts of a part: as many as fill the places, so that one prefill begins."""
-        least = -(-self.places // self.group_size)
-        return least + -least % self.shards
+        least = -(-self.places // self.request.group_size)
+        return least + -least % placing.shards(self.engine)
 
     @property
     def move(self) -> int:
@@ -74,14 +70,14 @@ class Queue:
     first: the number that row 0 of `state` has in the result. written: the result.
     """
 
-    parts: Iterator[Part]
-    written: Written
+    parts: Iterator[Placed]
+    written: Completions
     state: DecodeState | None = None
     ready: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     first: int = 0
 
 
-# --- for the engine ------------------------------------------------------------------------------
+# --- for `rollout.generate` ----------------------------------------------------------------------
 
 
 def waits(engine: Engine, count: int, group_size: int) -> bool:
@@ -92,165 +88,131 @@ def waits(engine: Engine, count: int, group_size: int) -> bool:
     return beyond or placing.padded(engine, count) * group_size > engine.rows
 
 
-def rollout(
-    engine: Engine,
-    params: PyTree,
-    prompts: PromptBatch,
-    key: Array,
-    row: np.ndarray,
-    group_size: int,
-    max_new_tokens: int,
-    options: dict[str, Any],
-) -> Rollout:
-    """`engine.rollout` with `engine.rows` rows at a time; the result is on the host.
-
-    prompts: host arrays of any number P. row [P] or [P, G]: their numbers or seeds, as in `decode.start`.
-    """
-    prompts, count = jax.device_get(prompts), prompts.tokens.shape[0]
+def rollout(engine: Engine, params: PyTree, request: Request, rules: Rules) -> Rollout:
+    """`generate.rollout` with `engine.rows` rows at a time, for any number of prompts; the result is on the
+    host."""
+    request = request.replace(prompts=jax.device_get(request.prompts))
+    prompts, count = request.prompts, request.prompts.tokens.shape[0]
     with placing.on_mesh(engine):
-        run = _make_run(engine, params, key, group_size, max_new_tokens, options)
-        firsts = range(0, count, run.part)
-        parts = (_part(engine, prompts, row, slice(i, i + run.part), run.part) for i in firsts)
-        written = complete(run, parts, len(firsts))
+        floor = _make_floor(engine, params, request, rules)
+        firsts = range(0, count, floor.part)
+        written = complete(floor, (_part(floor, first) for first in firsts), len(firsts))
     width = bucket(prompts.tokens.shape[1], engine.buckets.prompt, "prompt", "the longest prompt")
     tokens = np.pad(prompts.tokens, ((0, 0), (0, width - prompts.tokens.shape[1])))
-    written = {name: value[: count * group_size] for name, value in written.items()}
-    return compaction.as_rollout(written, prompts.replace(tokens=tokens), group_size)
+    written = jax.tree.map(lambda x: x[: count * request.group_size], written)
+    return compaction.as_rollout(written, prompts.replace(tokens=tokens), request.group_size)
 
 
-def warm_up(
-    engine: Engine,
-    params: PyTree,
-    prompts: PromptBatch,
-    key: Array,
-    group_size: int,
-    max_new_tokens: int,
-    options: dict[str, Any],
-) -> None:
+def warm_up(engine: Engine, params: PyTree, request: Request, rules: Rules) -> None:
     """Compile all that `rollout` will run for prompts of this width."""
     with placing.on_mesh(engine):
-        run = _make_run(engine, params, key, group_size, max_new_tokens, options)
-        rows = np.zeros(prompts.tokens.shape[0], np.int32)
-        waiting = _prefill(run, _part(engine, prompts, rows, slice(run.part), run.part))
-        none = np.full(run.places, -1, np.int32)
-        state = programs.seat(run.weights, run.config, waiting, none, max_new_tokens=run.slots)
+        floor = _make_floor(engine, params, request, rules)
+        waiting = _prefill(floor, _part(floor, 0))
+        none = np.full(floor.places, -1, np.int32)
+        state = _seat(floor, waiting, none)
+        idle = dataclasses.replace(floor.decoding, until=0)
         # Twice, because each is called with what the other returned.
         for _ in range(2):
-            state = programs.refill(run.config, state, waiting, *_moves(run, none[:0], none[:0]))
-            state = _advance(run, state, until=0, live=0)
-        if run.every:
-            sizes = batch_sizes(run.places, run.shards)
-            compaction.warm_up(run.weights, run.config, state, run.sampling, sizes=sizes, **run.options)
+            state = _refill(floor, state, waiting, none[:0], none[:0])
+            state = _advance(idle, state, live=0)
+        if idle.every:
+            compaction.warm_up(idle, state)
 
 
-def _make_run(
-    engine: Engine,
-    params: PyTree,
-    key: Array,
-    group_size: int,
-    max_new_tokens: int,
-    options: dict[str, Any],
-) -> Run:
-    shards = placing.shards(engine)
-    return Run(
-        params=params,
-        weights=programs.prepare(params, engine.model_config),
-        config=engine.model_config,
-        sampling=engine.sampling,
-        key=key,
-        group_size=group_size,
-        places=engine.rows + -engine.rows % shards,
-        slots=placing.completion_slots(engine, max_new_tokens),
-        until=max_new_tokens,
-        every=engine.compact_every,
-        shards=shards,
-        options=options,
-    )
+def _make_floor(engine: Engine, params: PyTree, request: Request, rules: Rules) -> Floor:
+    places = engine.rows + -engine.rows % placing.shards(engine)
+    decoding = compaction.make_decoding(engine, params, rules, request.max_new_tokens, places)
+    return Floor(engine, params, request, row_numbers(request), decoding)
 
 
-def _part(engine: Engine, prompts: PromptBatch, row: np.ndarray, rows: slice, size: int) -> Part:
-    """Some of the prompts on the devices, padded to `size`, and their row numbers."""
-    cut = jax.tree.map(lambda x: x[rows], prompts)
-    return placing.place(engine, cut, size), placing.pad_rows(row[rows], size)
+def _part(floor: Floor, first: int) -> Placed:
+    """The prompts from `first` on that make a part, padded to its size; no room for more than one token."""
+    rows = slice(first, first + floor.part)
+    request = floor.request.replace(prompts=jax.tree.map(lambda x: x[rows], floor.request.prompts))
+    return placing.place(floor.engine, request, floor.row[rows], floor.part).replace(slots=1)
 
 
 # --- the loop ------------------------------------------------------------------------------------
 
 
-def complete(run: Run, parts: Iterator[Part], count: int) -> Written:
-    """The completions of `count` parts on the host: row p*G + g of the prompts in order.
-
-    parts: `run.part` prompts each on the devices, with their row numbers or seeds.
-    """
-    queue = Queue(parts, compaction.empty_rows(count * run.part * run.group_size, run.slots))
-    owner = np.full(run.places, -1)  # which row of the result sits in each place
-    busy = run.places - max(1, run.places // FREE)
-    state = _seat_first(run, queue, owner)
+def complete(floor: Floor, parts: Iterator[Placed], count: int) -> Completions:
+    """The completions of `count` parts on the host: row p*G + g of the prompts in order, [B, N] and [B]."""
+    rows = count * floor.part * floor.request.group_size
+    queue = Queue(parts, compaction.empty_rows(rows, floor.slots))
+    owner = np.full(floor.places, -1)  # which row of the result sits in each place
+    busy = floor.places - max(1, floor.places // FREE)
+    state = _seat_first(floor, queue, owner)
     while state is not None:
-        state = _seat_more(run, queue, state, owner)
+        state = _seat_more(floor, queue, state, owner)
         if not len(queue.ready):
-            sizes = batch_sizes(run.places, run.shards)
-            ends = {"until": run.until, "every": run.every, "sizes": sizes, **run.options}
-            drain(run.weights, run.config, state, run.sampling, written=queue.written, owner=owner, **ends)
+            drain(floor.decoding, state, queue.written, owner)
             break
-        state = _advance(run, state, until=run.until, live=busy)
-        over = ~live_rows(state, run.until)
+        state = _advance(floor.decoding, state, live=busy)
+        over = ~live_rows(state, floor.decoding.until)
         write_rows(queue.written, np.where(over, owner, -1), state)
         owner[over] = -1
     return queue.written
 
 
-def _advance(run: Run, state: DecodeState, *, until: int, live: int) -> DecodeState:
+def _advance(decoding: Decoding, state: DecodeState, *, live: int) -> DecodeState:
     """Decode until at most `live` rows are live."""
-    ends = {"until": np.int32(until), "pause": Pause(np.int32(live), np.int32(0)), **run.options}
-    return programs.advance(run.weights, run.config, state, run.sampling, **ends)
+    return compaction.advance(decoding, state, Pause(np.int32(live), np.int32(0)))
 
 
-def _prefill(run: Run, part: Part) -> DecodeState:
-    """The prompts of a part computed and token 0 of its rows drawn; no room for more tokens."""
-    shapes = {"group_size": run.group_size, "max_new_tokens": 1, "row": part[1]}
-    return programs.start(run.params, run.config, part[0], run.key, run.sampling, **shapes, **run.options)
+def _prefill(floor: Floor, part: Placed) -> DecodeState:
+    """The prompts of a part computed and token 0 of its rows drawn."""
+    engine, rules = floor.engine, floor.decoding.rules
+    return programs.start(floor.params, engine.model_config, part, engine.sampling, rules)
 
 
-def _wait(run: Run, queue: Queue) -> None:
+def _wait(floor: Floor, queue: Queue) -> None:
     """Prefill parts until a row is ready or no part is left, and write down every row's token 0."""
     while not len(queue.ready):
         part = next(queue.parts, None)
         if part is None:
             return
-        rows = run.part * run.group_size
+        rows = floor.part * floor.request.group_size
         queue.first += rows if queue.state is not None else 0
-        queue.state = _prefill(run, part)
+        queue.state = _prefill(floor, part)
         write_rows(queue.written, queue.first + np.arange(rows), queue.state)
-        queue.ready = np.flatnonzero(live_rows(queue.state, run.until)).astype(np.int32)
+        queue.ready = np.flatnonzero(live_rows(queue.state, floor.decoding.until)).astype(np.int32)
 
 
-def _seat_first(run: Run, queue: Queue, owner: np.ndarray) -> DecodeState | None:
+def _seat_first(floor: Floor, queue: Queue, owner: np.ndarray) -> DecodeState | None:
     """The places with the first rows that wait; None when no row is longer than one token."""
-    _wait(run, queue)
+    _wait(floor, queue)
     if not len(queue.ready):
         return None
-    rows = np.full(run.places, -1, np.int32)
+    rows = np.full(floor.places, -1, np.int32)
     count = min(len(rows), len(queue.ready))
     rows[:count], queue.ready = queue.ready[:count], queue.ready[count:]
     owner[:count] = queue.first + rows[:count]
-    return programs.seat(run.weights, run.config, queue.state, rows, max_new_tokens=run.slots)
+    return _seat(floor, queue.state, rows)
 
 
-def _seat_more(run: Run, queue: Queue, state: DecodeState, owner: np.ndarray) -> DecodeState:
+def _seat(floor: Floor, waiting: DecodeState, rows: np.ndarray) -> DecodeState:
+    """The places with these rows of a part."""
+    decoding = floor.decoding
+    return programs.seat(decoding.weights, decoding.config, waiting, rows, max_new_tokens=floor.slots)
+
+
+def _seat_more(floor: Floor, queue: Queue, state: DecodeState, owner: np.ndarray) -> DecodeState:
     """Seat waiting rows until every place is taken, or none waits and `ready` stays empty."""
-    _wait(run, queue)
+    _wait(floor, queue)
     while len(free := np.flatnonzero(owner < 0)) and len(queue.ready):
-        count = min(run.move, len(free), len(queue.ready))
+        count = min(floor.move, len(free), len(queue.ready))
         row, queue.ready = queue.ready[:count], queue.ready[count:]
         place = free[:count].astype(np.int32)
-        state = programs.refill(run.config, state, queue.state, *_moves(run, row, place))
+        state = _refill(floor, state, queue.state, row, place)
         owner[place] = queue.first + row
-        _wait(run, queue)
+        _wait(floor, queue)
     return state
 
 
-def _moves(run: Run, row: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Arguments `row` and `place` of a refill, filled up with moves to a place that is not there."""
-    spare = (0, run.move - len(row))
-    return np.pad(row, spare), np.pad(place, spare, constant_values=run.places)
+def _refill(
+    floor: Floor, state: DecodeState, waiting: DecodeState, row: np.ndarray, place: np.ndarray
+) -> DecodeState:
+    """Rows of a part in these places, filled up with moves to a place that is not there."""
+    spare = (0, floor.move - len(row))
+    row, place = np.pad(row, spare), np.pad(place, spare, constant_values=floor.places)
+    return programs.refill(floor.decoding.config, state, waiting, row, place)

@@ -1,6 +1,6 @@
 """Rows that begin at different times in one batch: places, and the rows that take them. Pure functions.
 
-    waiting = start(..., max_new_tokens=1)        prompts computed once a group, token 0 drawn
+    waiting = start(...) with one slot            prompts computed once a group, token 0 drawn
     state   = seat(params, config, waiting, row)  R places with one row each: P = R, G = 1
     state   = advance(..., pause=...)             until enough rows are done
     state   = refill(state, waiting, row, place)  waiting rows in the places of rows that are done
@@ -12,6 +12,8 @@ left behind are older than that, so attention does not see them and nothing is c
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -20,9 +22,10 @@ from gtalign_jax.models import layouts
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layers import BATCH
 from gtalign_jax.rollout.decode_state import DecodeState
-from gtalign_jax.types import Array, PyTree
+from gtalign_jax.types import Array, Completions, PyTree
 
-_SLOTTED = ("tokens", "logp", "action_mask")
+_PER_PROMPT = ("prompts", "prompt_cache")
+_PER_ROW = ("keys", "completions", "stop_state", "seen", "grammar", "start")
 
 
 def take_rows(state: DecodeState, row: Array) -> DecodeState:
@@ -30,16 +33,20 @@ def take_rows(state: DecodeState, row: Array) -> DecodeState:
 
     Each row draws what it would have drawn in place, because its key goes with it.
     """
-    prompt = row // state.done.shape[1]
-    per_prompt = {"prompts": state.prompts, "prompt_cache": state.prompt_cache}
-    others = set(state.__dataclass_fields__) - {*per_prompt, "cache", "t"}
-    per_row = {name: getattr(state, name) for name in others}
-    pick = lambda x: x.reshape(-1, 1, *x.shape[2:])[row]
-    return state.replace(
-        cache=layouts.take_rows(state.cache, row),
-        **jax.tree.map(lambda x: x[prompt], per_prompt),
-        **jax.tree.map(pick, per_row),
-    )
+    prompt = row // state.completions.length.shape[1]
+
+    def of_row(x: Array) -> Array:
+        return x.reshape(-1, 1, *x.shape[2:])[row]
+
+    taken = _mapped(_PER_ROW, of_row, state)
+    taken = _mapped(_PER_PROMPT, lambda x: x[prompt], taken)
+    return taken.replace(cache=layouts.take_rows(state.cache, row))
+
+
+def _mapped(names: Sequence[str], function: Callable[..., Array], *states: DecodeState) -> DecodeState:
+    """The first state with function(its array, those of the others in the same place) in these fields."""
+    fields = {name: [getattr(state, name) for state in states] for name in names}
+    return states[0].replace(**{name: jax.tree.map(function, *trees) for name, trees in fields.items()})
 
 
 def seat(
@@ -47,14 +54,20 @@ def seat(
 ) -> DecodeState:
     """R places with the rows listed in row [R] int32 of a state at step 1; -1 leaves a place empty."""
     state = take_rows(waiting, jnp.maximum(row, 0))
-    slots = [(0, 0), (0, 0), (0, max_new_tokens - waiting.tokens.shape[2])]
+    first = state.completions
+    room = [(0, 0), (0, 0), (0, max_new_tokens - first.tokens.shape[2])]
+    completions = first.replace(
+        tokens=jnp.pad(first.tokens, room),
+        finished=first.finished | (row < 0)[:, None],
+        logp=jnp.pad(first.logp, room),
+        action_mask=jnp.pad(first.action_mask, room),
+    )
     return laid_out(
         config,
         state.replace(
             cache=layouts.init_decode_cache(params, config, row.shape[0], 1, max_new_tokens),
-            done=state.done | (row < 0)[:, None],
+            completions=completions,
             start=jnp.zeros((row.shape[0], 1), jnp.int32),
-            **{name: jnp.pad(getattr(state, name), slots) for name in _SLOTTED},
         ),
     )
 
@@ -64,24 +77,37 @@ def refill(
 ) -> DecodeState:
     """The state with row[k] of `waiting` in place[k], both [K] int32; a place of R or more takes no row."""
     fresh, first = take_rows(waiting, row), state.t - 1
-    put = lambda old, new: old.at[place].set(new, mode="drop")
-    names = ("prompts", "prompt_cache", "keys", "length", "done", "stop_state", "seen", "grammar")
-    moved = {name: jax.tree.map(put, getattr(state, name), getattr(fresh, name)) for name in names}
-    for name in _SLOTTED:
-        old, new = getattr(state, name), getattr(fresh, name)[..., 0]
-        moved[name] = old.at[place, :, first % old.shape[2]].set(new, mode="drop")
-    start = put(state.start, jnp.full((row.shape[0], 1), first))
-    return laid_out(config, state.replace(start=start, **moved))
+    old, new = state.completions, fresh.completions
+
+    def put(old: Array, new: Array) -> Array:
+        return old.at[place].set(new, mode="drop")
+
+    def put_first(old: Array, new: Array) -> Array:
+        return old.at[place, :, first % old.shape[2]].set(new[..., 0], mode="drop")
+
+    names = (*_PER_PROMPT, "keys", "stop_state", "seen", "grammar")
+    seated = _mapped(names, put, state, fresh).replace(
+        completions=Completions(
+            tokens=put_first(old.tokens, new.tokens),
+            length=put(old.length, new.length),
+            finished=put(old.finished, new.finished),
+            logp=put_first(old.logp, new.logp),
+            action_mask=put_first(old.action_mask, new.action_mask),
+        ),
+        start=put(state.start, jnp.full((row.shape[0], 1), first)),
+    )
+    return laid_out(config, seated)
 
 
 def laid_out(config: ModelConfig, state: DecodeState) -> DecodeState:
     """The state with its rows spread over the mesh, always alike, so that no call is compiled for another's
     layout of the same arrays."""
+
+    def spread(x: Array, names: Sequence[str]) -> Array:
+        return constrain(x, *[*names, *["width"] * x.ndim][: x.ndim])
+
     with layouts.stepping(config):
         prompt_cache, cache = layouts.spread_caches(state.prompt_cache, state.cache)
-        spread = lambda x, names: constrain(x, *[*names, *["width"] * x.ndim][: x.ndim])
-        prompts = jax.tree.map(lambda x: spread(x, ["batch"]), state.prompts)
-        names = set(state.__dataclass_fields__) - {"prompts", "prompt_cache", "cache"}
-        per_row = {name: getattr(state, name) for name in names}
-        per_row = jax.tree.map(lambda x: spread(x, BATCH), per_row)
-        return state.replace(prompts=prompts, prompt_cache=prompt_cache, cache=cache, **per_row)
+        laid = _mapped((*_PER_ROW, "t"), lambda x: spread(x, BATCH), state)
+        laid = _mapped(["prompts"], lambda x: spread(x, ["batch"]), laid)
+        return laid.replace(prompt_cache=prompt_cache, cache=cache)

@@ -16,7 +16,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from gtalign_jax.errors import UserError
 from gtalign_jax.types import Array
 
 BLOCK = 128
@@ -40,16 +39,16 @@ class SamplingConfig:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        limits = (
-            (self.repetition_penalty > 0, "repetition_penalty must be positive"),
-            (self.temperature >= 0, "temperature must be 0 (greedy) or positive"),
-            (self.top_k >= 0, "top_k must be 0 (off) or positive"),
-            (0 < self.top_p <= 1, "top_p must be in (0, 1]"),
-            (0 <= self.min_p <= 1, "min_p must be in [0, 1]"),
-        )
-        for ok, message in limits:
+        limits = {
+            "repetition_penalty": (self.repetition_penalty > 0, "positive"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or positive"),
+            "top_k": (self.top_k >= 0, "0 (off) or positive"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
+            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
+        }
+        for name, (ok, message) in limits.items():
             if not ok:
-                raise UserError(f"sampling.{message}, got {self}")
+                raise ValueError(f"{name}={getattr(self, name)}: must be {message}")
 
     @property
     def greedy(self) -> bool:

@@ -6,7 +6,9 @@ import dataclasses
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.remote.client import api_key, check_numbers, check_urls
+from gtalign_jax.remote.counters import Counters
 from gtalign_jax.remote.pool import Pool, PoolConfig
+from gtalign_jax.remote.turns import Turns
 from gtalign_jax.rollout.backends import KINDS
 
 EMBEDDED = "embedded"
@@ -21,12 +23,13 @@ _AT_LEAST = {  # field → (smallest value, whether it may be that value)
 class ServerConfig(PoolConfig):
     """Who generates. The fields of `PoolConfig`, and:
 
-    kind: `embedded` (our own engine), `vllm`, `sglang` or `openai`. endpoints: URLs such as
-    http://host:8000, with or without /v1; they share the work. model: the name the servers know it by.
-    push_every: training steps between two hand-overs of the weights. api_key_env: environment variable
-    with the key, empty for none.
+    rest_s: so long a server that failed is asked only when all others did too. kind: `embedded` (our own
+    engine), `vllm`, `sglang` or `openai`. endpoints: URLs such as http://host:8000, with or without /v1; they
+    share the work. model: the name the servers know it by. push_every: training steps between two hand-overs
+    of the weights. api_key_env: environment variable with the key, empty for none.
     """
 
+    rest_s: float = 15.0
     kind: str = EMBEDDED
     endpoints: tuple[str, ...] = ()
     model: str = ""
@@ -35,14 +38,16 @@ class ServerConfig(PoolConfig):
 
     def __post_init__(self) -> None:
         if self.kind not in (EMBEDDED, *KINDS):
-            raise UserError(f"config.engine.kind={self.kind!r}: use one of {', '.join((EMBEDDED, *KINDS))}")
+            raise ValueError(f"kind={self.kind!r}: use one of {', '.join((EMBEDDED, *KINDS))}")
         check_numbers(self, _AT_LEAST, "config.engine")
         check_urls(self.endpoints, "config.engine.endpoints", "http://host:8000")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Server:
-    """Servers that hold the same model. pool: how they fare, and counters (`pool.numbers()`)."""
+    """Servers that hold the same model. pool: how they fare, and counters (`pool.numbers()`): requests,
+    attempts, retries, failed, failed/KIND, tokens, pushes.
+    """
 
     config: ServerConfig
     pool: Pool
@@ -57,5 +62,11 @@ def connect(config: ServerConfig) -> Server:
     if not config.model and config.kind != "sglang":
         raise UserError("config.engine.model is empty: name the model as the server lists it in /v1/models")
     key = api_key(config.api_key_env, "config.engine.api_key_env")
-    roots = [url.rstrip("/").removesuffix("/v1") for url in config.endpoints]
-    return Server(config, Pool(roots, config, key))
+    roots = tuple(url.rstrip("/").removesuffix("/v1") for url in config.endpoints)
+    return Server(config, make_pool(roots, config, key))
+
+
+def make_pool(urls: tuple[str, ...], config: ServerConfig, key: str) -> Pool:
+    """The least busy server is asked first, one that failed rests, what one refuses goes to the others."""
+    turns = Turns(len(urls), 1, config.rest_s, least_busy=True)
+    return Pool(urls, config, turns, Counters(), key, second_opinion=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
 import jax
@@ -20,7 +21,7 @@ def add_adapters(job: Job, params: PyTree) -> PyTree:
     config, key = job.settings.lora, jax.random.key(job.settings.seed + 3)
     if not config.rank:
         return params
-    make = lambda key: lora.init_adapters(key, job.model, config)
+    make = functools.partial(lora.init_adapters, model=job.model, config=config)
     shardings = shard_tree(lora.adapter_axes(job.model, config), job.mesh, jax.eval_shape(make, key))
     return lora.join(params, jax.jit(make, out_shardings=shardings)(key))
 

@@ -8,6 +8,7 @@ here, on a folder that all of them see.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -39,7 +40,7 @@ def open_manager(
     if keep_best:
         if not best:
             raise UserError(f"checkpoint.keep_best={keep_best}: checkpoint.best must name a metric")
-        value = lambda metrics: _number(metrics.get(best))
+        value = functools.partial(_number, best)
         stay.append(
             checkpoint_managers.BestN(
                 get_metric_fn=value, n=keep_best, keep_checkpoints_without_metrics=False
@@ -54,8 +55,9 @@ def open_manager(
     return ocp.CheckpointManager(folder.absolute(), options=options)
 
 
-def _number(value: Any) -> float:
-    """The value, or minus infinity where there is none to compare."""
+def _number(name: str, metrics: Mapping[str, Any]) -> float:
+    """A metric, or minus infinity where there is none to compare."""
+    value = metrics.get(name)
     return float(value) if value is not None and math.isfinite(value) else -math.inf
 
 

@@ -36,7 +36,7 @@ def export_checkpoint(checkpoints: pathlib.Path, out: pathlib.Path, best: bool =
     workdir = checkpoints.absolute().parent
     settings = make_settings(read_config_json(workdir))
     folder = start_folder(settings, workdir)
-    model = read_config(folder, **settings.start.switches)
+    model = read_config(folder, settings.start.runtime)
     for phase in reversed(PHASES):
         if not (checkpoints / phase).is_dir():
             continue

@@ -107,44 +107,52 @@ def judging(job: Job, rollout: Rollout, items: Sequence[Item]) -> Iterator[concu
 # --- flat groups ------------------------------------------------------------------------------------
 
 
-def flat_groups(rollout: Rollout, scored: Scored) -> np.ndarray:
-    """[P] bool: groups whose rewards are all equal, which teach nothing."""
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """A rollout (host arrays [P, G, ...]) and what was read from it; flat [P] bool: groups whose rewards are
+    all equal, which teach nothing."""
+
+    rollout: Rollout
+    scored: Scored
+    flat: np.ndarray
+
+
+def grouped(rollout: Rollout, scored: Scored) -> Groups:
+    """A scored rollout with its flat groups found."""
     shape = rollout.completions.length.shape
     valid = np.asarray(scored.batch.features.valid).reshape(shape)
-    return ~np.asarray(_informative(scored.reward.welfare.reshape(shape), valid))
+    flat = ~np.asarray(_informative(scored.reward.welfare.reshape(shape), valid))
+    return Groups(rollout, scored, flat)
 
 
-def refill_flat(
-    job: Job, params: PyTree, k: int, rollout: Rollout, scored: Scored
-) -> tuple[Rollout, Scored, Metrics]:
+def refill_flat(job: Job, params: PyTree, k: int, groups: Groups) -> tuple[Groups, Metrics]:
     """With dynamic sampling, flat groups are replaced from further prompts (DAPO): functions of (seed, k)."""
-    algorithm, flat = job.settings.algorithm, flat_groups(rollout, scored)
-    metrics, batches = {"group/zero_variance": flat.mean()}, 1
+    algorithm = job.settings.algorithm
+    metrics, batches = {"group/zero_variance": groups.flat.mean()}, 1
     if not algorithm.dynamic_sampling:
-        return rollout, scored, metrics
-    while flat.any() and batches <= algorithm.max_refills:
+        return groups, metrics
+    while groups.flat.any() and batches <= algorithm.max_refills:
         prompts = step_prompts(job, k + batches * REFILL_STRIDE)
-        fresh = generate(job, params, prompts)
-        rollout, scored = replace_groups(flat, (rollout, scored), (fresh, score(job, fresh, prompts.items)))
-        flat, batches = flat_groups(rollout, scored), batches + 1
-    return rollout, scored, metrics | {"group/batches_drawn": batches, "group/flat_after_refill": flat.mean()}
+        rollout = generate(job, params, prompts)
+        groups = replace_flat(groups, grouped(rollout, score(job, rollout, prompts.items)))
+        batches += 1
+    return groups, metrics | {"group/batches_drawn": batches, "group/flat_after_refill": groups.flat.mean()}
 
 
-def replace_groups(
-    flat: np.ndarray, groups: tuple[Rollout, Scored], others: tuple[Rollout, Scored]
-) -> tuple[Rollout, Scored]:
-    """Flat groups replaced by others that are not, as far as they go."""
-    (rollout, scored), (fresh, fresh_scored) = groups, others
-    prompts, group = rollout.completions.length.shape
-    places, good = np.flatnonzero(flat), np.flatnonzero(~flat_groups(fresh, fresh_scored))
+def replace_flat(groups: Groups, fresh: Groups) -> Groups:
+    """Flat groups replaced by fresh ones that are not, as far as they go."""
+    prompts, group = groups.rollout.completions.length.shape
+    places, good = np.flatnonzero(groups.flat), np.flatnonzero(~fresh.flat)
     count = min(len(places), len(good))
     take = np.arange(prompts)
     take[places[:count]] = prompts + good[:count]
-    width = max(x.prompts.tokens.shape[1] for x in (rollout, fresh))
     samples = (take[:, None] * group + np.arange(group)).reshape(-1)
-    return (
-        jax.tree.map(lambda a, b: _pick(a, b, take), _widened(rollout, width), _widened(fresh, width)),
-        _merge(scored, fresh_scored, samples),
+    width = max(x.rollout.prompts.tokens.shape[1] for x in (groups, fresh))
+    first, second = (_widened(x.rollout, width) for x in (groups, fresh))
+    return Groups(
+        rollout=jax.tree.map(lambda a, b: _pick(a, b, take), first, second),
+        scored=_merge(groups.scored, fresh.scored, samples),
+        flat=_pick(groups.flat, fresh.flat, take),
     )
 
 
@@ -179,9 +187,10 @@ def _widened(rollout: Rollout, width: int) -> Rollout:
 # --- what is learnt from ------------------------------------------------------------------------------
 
 
-def training_batch(job: Job, rollout: Rollout, scored: Scored) -> Batch:
-    """The batch of a scored rollout, host arrays; rewards are normalised per task when the config says so."""
-    shape, settings = rollout.completions.length.shape, job.settings
+def training_batch(job: Job, groups: Groups) -> Batch:
+    """The batch of these groups, host arrays; rewards are normalised per task when the config says so."""
+    rollout, scored, settings = groups.rollout, groups.scored, job.settings
+    shape = rollout.completions.length.shape
     features, reward, components = scored.batch.features, scored.reward.welfare, None
     if settings.align.normalize != "none":
         method = settings.align.normalize

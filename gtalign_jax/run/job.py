@@ -28,18 +28,18 @@ from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import batch_shards, make_mesh, shard_tree
 from gtalign_jax.models import hf, lora, transformer
 from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.remote.counters import Counters
 from gtalign_jax.rewards.judges.base import ConsistencyJudge, Judge
 from gtalign_jax.rewards.judges.http import make_http_consistency_judge, make_http_judge
-from gtalign_jax.rewards.judges.pool import JudgeStats
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.rollout.folder import folder_engine
+from gtalign_jax.rollout.folder import EngineOptions, folder_engine
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
-from gtalign_jax.run.settings import DataConfig, Settings, make_settings
+from gtalign_jax.run.settings import DataConfig, Settings, check_batches, make_settings
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Job:
     demonstrations: Sequence[Demonstration]
     judge: Judge
     consistency: ConsistencyJudge | None
-    judge_stats: JudgeStats
+    judge_stats: Counters
     reward_fn: RewardFn
     untrained: tuple[Tables, ...]
     generator: Generator
@@ -82,10 +82,10 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     """Read the data, make or find the starting model, and prepare prompts and demonstrations."""
     settings = make_settings(config)
     mesh = make_mesh(settings.mesh)
-    _check_batches(settings, batch_shards(mesh))
+    check_batches(settings, batch_shards(mesh))
     _warn(settings)
     reward_fn = resolve_reward(config.reward.fn)
-    stats = JudgeStats()
+    stats = Counters()
     judge, consistency = _judges(settings, stats)
     trains = settings.sft.steps or settings.align.steps
     train_items = load_items(settings.data, "train") if trains else []
@@ -135,7 +135,7 @@ def load_items(config: DataConfig, split: str) -> list[Item]:
     return sources.mark_seen(kept, config.root) if split == "test" else kept
 
 
-def _judges(settings: Settings, stats: JudgeStats) -> tuple[Judge, ConsistencyJudge | None]:
+def _judges(settings: Settings, stats: Counters) -> tuple[Judge, ConsistencyJudge | None]:
     """The judge of answers, and the one of Pareto consistency where one is wanted."""
     if not settings.judge.endpoints:
         if settings.features.frontier == "judge":
@@ -162,21 +162,6 @@ def _warn(settings: Settings) -> None:
         log.warning("config.start.param_dtype: small updates are lost in bfloat16; set config.lora.rank")
 
 
-def _check_batches(settings: Settings, shards: int) -> None:
-    """Every batch of prompts must be split evenly over the mesh."""
-    for name in ("sft", "align"):
-        prompts, microbatches = getattr(settings, name).prompts, 1
-        if name == "sft":
-            microbatches = settings.sft.microbatches
-        else:
-            microbatches = settings.algorithm.minibatches * settings.algorithm.microbatches
-        if prompts % (microbatches * shards):
-            raise UserError(
-                f"config.{name}.prompts={prompts}: must be a multiple of {microbatches} (mini- and "
-                f"micro-batches) times {shards} (devices that split the batch)"
-            )
-
-
 def _check_budget(settings: Settings, train: PromptSet, shards: int) -> None:
     """A micro-batch by token count holds the longest prompt and completions on every device."""
     algorithm, align = settings.algorithm, settings.align
@@ -195,16 +180,15 @@ def load_start(job: Job) -> PyTree:
 
 def load_folder_engine(folder: pathlib.Path, settings: Settings, mesh: Mesh) -> Engine:
     """An engine for an HF folder at the run's sampling and buckets; parameters are loaded apart."""
-    return folder_engine(
-        folder,
+    options = EngineOptions(
         sampling=settings.sampling,
         buckets=settings.buckets,
         mesh=mesh,
         compact_every=settings.engine.compact_every,
         rows=settings.engine.rows,
-        chat=True,
-        **settings.start.switches,
+        runtime=settings.start.runtime,
     )
+    return folder_engine(folder, options, chat=True)
 
 
 def start_folder(settings: Settings, workdir: pathlib.Path) -> pathlib.Path:

@@ -67,7 +67,7 @@ class RunLog:
         *,
         settings: Mapping[str, Any] | None = None,
         clock: Callable[[], float] = time.time,
-    ):
+    ) -> None:
         """phases: every phase of the run, in order. settings: the run's config, which W&B shows."""
         self._workdir, self._path = workdir, metrics_path(workdir)
         self._phases, self._config, self._clock = tuple(phases), config, clock
@@ -137,7 +137,7 @@ class RunLog:
 class NullLog(RunLog):
     """The log of a process that writes nothing."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         pass
 
     def begin(self, phase: str, step: int) -> None:

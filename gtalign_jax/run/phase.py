@@ -142,7 +142,7 @@ def run_phase(session: Session, phase: Phase, state: TrainState) -> TrainState:
 class _Recorder:
     """Fetches the metrics of a step while the next one runs, logs and checks them."""
 
-    def __init__(self, session: Session, phase: str, progress: Progress):
+    def __init__(self, session: Session, phase: str, progress: Progress) -> None:
         self._session, self._phase, self._progress = session, phase, progress
         self._late: tuple[int, Metrics] | None = None
         self._began = time.monotonic()

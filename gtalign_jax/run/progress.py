@@ -57,7 +57,7 @@ class Progress:
         line_seconds: float = 10.0,
         stream: TextIO = sys.stderr,
         clock: Callable[[], float] = time.monotonic,
-    ):
+    ) -> None:
         """name: shown first. line_seconds: the least time between two plain lines."""
         self._name, self._total, self._done = name, total, initial
         self._line_seconds, self._stream, self._clock = line_seconds, stream, clock

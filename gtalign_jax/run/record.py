@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 import ml_collections
 
@@ -13,19 +14,35 @@ from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
 
+# Section → fields that runs once recorded, that nothing was read from, and that no longer exist.
+RETIRED = {"model": ("attention", "decode_layout", "param_dtype")}
+
 
 def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Refuse a workdir that holds another run, before anything in it is touched."""
-    path, text = workdir / "config.json", config_lib.to_json(config)
-    if path.is_file() and path.read_text() != text:
-        field = next(_differences(json.loads(path.read_text()), json.loads(text)))
-        raise UserError(f"{path}: holds a run with another {field}; name a new --workdir or remove this one")
+    path = workdir / "config.json"
+    if path.is_file():
+        now = json.loads(config_lib.to_json(config))
+        for field in _differences(_recorded(path), now):
+            raise UserError(
+                f"{path}: holds a run with another {field}; name a new --workdir or remove this one"
+            )
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Record the config of a run."""
-    if processes.is_main():
-        jsonl.write_atomic(workdir / "config.json", config_lib.to_json(config))
+    """Record the config of a run, once: one that goes on keeps what it recorded (`check_config`)."""
+    path = workdir / "config.json"
+    if processes.is_main() and not path.is_file():
+        jsonl.write_atomic(path, config_lib.to_json(config))
+
+
+def _recorded(path: pathlib.Path) -> dict[str, Any]:
+    """The fields of a `config.json`, without those of RETIRED."""
+    config = json.loads(path.read_text())
+    for section, fields in RETIRED.items():
+        for field in fields:
+            config.get(section, {}).pop(field, None)
+    return config
 
 
 def _differences(old: dict, new: dict, prefix: str = "config") -> Iterator[str]:
@@ -42,4 +59,4 @@ def read_config_json(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{path}: not found; this is no work directory of a run")
-    return ml_collections.ConfigDict(json.loads(path.read_text()))
+    return ml_collections.ConfigDict(_recorded(path))

@@ -87,7 +87,7 @@ def join_batches(parts: Sequence[FeatureBatch]) -> FeatureBatch:
     )
 
 
-def rollout_lines(job: Job, rollout: Rollout, scored: Scored, step: int) -> list[dict[str, Any]]:
+def rollout_lines(rollout: Rollout, scored: Scored, step: int) -> list[dict[str, Any]]:
     """The lines of a rollout file; a row that did not come back from its server has none."""
     length = np.asarray(rollout.completions.length).reshape(-1)
     lines = (_line(scored, i, step, int(n)) for i, n in enumerate(length) if n > 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import ml_collections
 
@@ -14,6 +13,7 @@ from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
 from gtalign_jax.learning.state import OptimizerConfig
 from gtalign_jax.mesh.sharding import MeshConfig
+from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.rewards.features import FeatureConfig
 from gtalign_jax.rewards.judges.http import HttpJudgeConfig
@@ -44,18 +44,17 @@ class DataConfig:
 
     def __post_init__(self):
         if self.source not in ("synthetic", "gtalign"):
-            raise UserError(f"config.data.source={self.source!r}: must be synthetic or gtalign")
+            raise ValueError(f"source={self.source!r}: must be synthetic or gtalign")
 
 
 @dataclasses.dataclass(frozen=True)
-class StartConfig:
-    """The starting model: an HF folder or hub name, or "" to make one from `config.model` here.
+class StartConfig(RuntimeConfig):
+    """The starting model, and how it is computed: the fields of `RuntimeConfig` for a made and a loaded one.
 
-    vocab_size: entries of the tokenizer that is then trained on the run's own text. compute_dtype,
-    remat, scan_layers: run-time switches, for loaded models too. param_dtype: what the weights are held in,
-    `float32` or `bfloat16`; "" is float32 whatever type they are stored in. decode_layout: one of
-    `models.config.DECODE_LAYOUTS`; `gathered` decodes faster on a mesh where 1 / tensor of the model fits.
-    attention: `auto`, `xla`, `chunked`, `splash` (TPU) or `cudnn` (GPU), see `models.fused`.
+    path: an HF folder or hub name, or "" to make a model from `config.model` here. vocab_size: entries of
+    the tokenizer that is then trained on the run's own text. param_dtype: what the weights are held in,
+    `float32` or `bfloat16`; "" is float32 whatever type they are stored in. decode_layout: `gathered` decodes
+    faster on a mesh where 1 / tensor of the model fits. attention: `splash` needs a TPU, `cudnn` a GPU.
 
     warm_up: compile for every bucket of prompts that the run will meet before its first step. These programs
     would all be compiled later, so it costs no time in all; a bucket that does not fit the memory is found at
@@ -64,23 +63,25 @@ class StartConfig:
 
     path: str = ""
     vocab_size: int = 1024
-    compute_dtype: str = "float32"
-    remat: str = "none"
-    scan_layers: bool = True
     param_dtype: str = ""
-    decode_layout: str = "auto"
-    attention: str = "auto"
     warm_up: bool = True
 
     def __post_init__(self):
         if self.param_dtype not in ("", "float32", "bfloat16"):
-            raise UserError(f"config.start.param_dtype={self.param_dtype!r}: must be float32 or bfloat16")
+            raise ValueError(f"param_dtype={self.param_dtype!r}: must be float32 or bfloat16")
+        _ = self.runtime  # which refuses a wrong value of the other fields
 
     @property
-    def switches(self) -> dict[str, Any]:
-        """The fields of a ModelConfig that are not in a model's own config.json."""
-        names = ("compute_dtype", "remat", "scan_layers", "param_dtype", "decode_layout", "attention")
-        return {name: getattr(self, name) for name in names if getattr(self, name) != ""}
+    def runtime(self) -> RuntimeConfig:
+        """What a ModelConfig holds of it, with a type for the weights."""
+        return RuntimeConfig(
+            compute_dtype=self.compute_dtype,
+            param_dtype=self.param_dtype or "float32",
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+            decode_layout=self.decode_layout,
+            attention=self.attention,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +100,14 @@ class SftConfig:
 
     def __post_init__(self):
         if self.pack < 0:
-            raise UserError(f"config.sft.pack={self.pack}: must be 0 or the length of a row")
+            raise ValueError(f"pack={self.pack}: must be 0 or the length of a row")
 
 
 @dataclasses.dataclass(frozen=True)
 class AlignConfig:
     """Alignment: `steps` rollouts of `group_size` samples for each of `prompts` prompts.
 
-    algorithm: a preset of `rl.algorithm` or module:function. normalize: how rewards are made comparable
+    algorithm: a preset of `learning.algorithm` or module:function. normalize: how rewards are made comparable
     between the tasks of a batch, one of `rewards.normalize.METHODS`. untrained_blocks: blocks whose tokens
     earn no advantage, only the KL to the reference; with `analyze` among them the choice goes on following
     the matrix, so the reward is earned by writing the right matrix. rollout_prompts: how many prompts are
@@ -128,14 +129,12 @@ class AlignConfig:
 
     def __post_init__(self):
         if self.prompts % self.prompts_at_once:
-            raise UserError(
-                f"config.align.rollout_prompts={self.rollout_prompts}: must divide prompts={self.prompts}"
-            )
+            raise ValueError(f"rollout_prompts={self.rollout_prompts}: must divide prompts={self.prompts}")
         if self.normalize not in METHODS:
-            raise UserError(f"config.align.normalize={self.normalize!r}: use one of {', '.join(METHODS)}")
+            raise ValueError(f"normalize={self.normalize!r}: use one of {', '.join(METHODS)}")
         for block in self.untrained_blocks:
             if block not in BLOCKS:
-                raise UserError(f"config.align.untrained_blocks: {block!r} is not one of {', '.join(BLOCKS)}")
+                raise ValueError(f"untrained_blocks: {block!r} is not one of {', '.join(BLOCKS)}")
 
     @property
     def prompts_at_once(self) -> int:
@@ -151,6 +150,10 @@ class EvalConfig:
     temperature: float = 1.0
     seed: int = 1234
 
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or positive")
+
 
 @dataclasses.dataclass(frozen=True)
 class SteerConfig:
@@ -162,7 +165,7 @@ class SteerConfig:
 
     def __post_init__(self):
         if self.policy not in POLICIES:
-            raise UserError(f"config.steer.policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
+            raise ValueError(f"policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,3 +242,17 @@ def make_settings(config: ml_collections.ConfigDict) -> Settings:
             "config.align.overlap: dynamic_sampling refills after judging; switch one of them off"
         )
     return settings
+
+
+def check_batches(settings: Settings, shards: int) -> None:
+    """Refuse prompts of a phase that its updates, and `shards` devices in each, cannot share evenly."""
+    algorithm = settings.algorithm
+    parts = {"sft": settings.sft.microbatches, "align": algorithm.minibatches * algorithm.microbatches}
+    for name, count in parts.items():
+        section = getattr(settings, name)
+        if section.steps and section.prompts % (count * shards):
+            raise UserError(
+                f"config.{name}.prompts={section.prompts}: must be a multiple of {count} (mini- and "
+                f"micro-batches) times {shards} (devices that split the batch); lower them or "
+                "config.mesh.fsdp"
+            )

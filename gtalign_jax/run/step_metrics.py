@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gtalign_jax.game.moves import ACTIONS
 from gtalign_jax.mesh import processes
 from gtalign_jax.rollout.generator import numbers
 from gtalign_jax.run.job import Job
@@ -41,7 +42,7 @@ def rollout_metrics(rollout: Rollout, scored: Scored) -> Metrics:
         "tokens": int(completions.length.sum()),
     }
     acted = [a for a, came in zip(action, back, strict=True) if came]
-    metrics |= {f"action/{name}": float(np.mean([a == name for a in acted])) for name in ("DA", "CQ", "AQ")}
+    metrics |= {f"action/{name}": float(np.mean([a == name for a in acted])) for name in ACTIONS}
     tasks = np.array([item.task for item in scored.items])
     values = {"welfare": reward.welfare, "user": reward.user, "llm": reward.llm}
     for name, value in (values | {"answer": scored.batch.answer}).items():

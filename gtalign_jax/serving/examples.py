@@ -31,10 +31,17 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
     edit = price_edit(config.policy, config.price)
 
     def attempt(item: Item) -> Steered | None:
-        key, slots = jax.random.key(0), job.settings.max_new_tokens
         try:
-            options = {"max_new_tokens": slots, "stop": stop, "constraint": job.generator.constraint}
-            return steer(engine, params, item.messages, edit, key, **options)
+            return steer(
+                engine,
+                params,
+                item.messages,
+                edit,
+                jax.random.key(0),
+                max_new_tokens=job.settings.max_new_tokens,
+                stop=stop,
+                constraint=job.generator.constraint,
+            )
         except UserError:
             return None  # this chain has no usable matrix to edit; another prompt's may
 

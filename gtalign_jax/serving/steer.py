@@ -19,11 +19,12 @@ from gtalign_jax.chain.parse import chosen_action, parse_chain, parse_payoff, to
 from gtalign_jax.chain.prompt import payoff_json
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
-from gtalign_jax.rollout import decode
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.decode import DecodeState, Ending, Forced
+from gtalign_jax.rollout import generate
+from gtalign_jax.rollout.decode_state import DecodeState, Forced
 from gtalign_jax.rollout.engine import Engine, Messages
 from gtalign_jax.rollout.grammar import Constraint
+from gtalign_jax.rollout.request import Ending, Request
 from gtalign_jax.types import Array, PyTree
 
 OPEN, CLOSE = "<payoff>", "</payoff>"
@@ -82,9 +83,8 @@ def steer(
     engine = dataclasses.replace(engine, buckets=dataclasses.replace(engine.buckets, batch=(1,)))
     batch = engine_lib.prompt_batch(engine, [engine_lib.encode(engine, prompt)])
     stop = stop_ending(engine) if stop is None else stop
-    state = engine_lib.begin(
-        engine, params, batch, key, 1, max_new_tokens, ending=stop, constraint=constraint
-    )
+    request = Request(batch, key, 1, max_new_tokens, ending=stop, constraint=constraint)
+    state = generate.begin(engine, params, request)
     written = _tokens(state)
     payoff = read_payoff(engine_lib.decode_tokens(engine, written))
     edited = np.asarray(edit(payoff), np.float64)
@@ -93,10 +93,10 @@ def steer(
         raise UserError(
             f"max_new_tokens={max_new_tokens}: the edited matrix ends at token {len(splice.prefix)}; raise it"
         )
-    own = Splice(tuple(written), len(written))
-    state = _continue(engine, params, state, own, max_new_tokens, constraint)
+    own, to_the_end = Splice(tuple(written), len(written)), request.replace(ending=None)
+    state = _continue(engine, params, state, own, to_the_end)
     original = _branch(engine, payoff, _tokens(state))
-    state = _continue(engine, params, state, splice, max_new_tokens, constraint)
+    state = _continue(engine, params, state, splice, to_the_end)
     return Steered(original, _branch(engine, edited, _tokens(state)), splice.prefix, splice.kept)
 
 
@@ -138,32 +138,18 @@ def splice_payoff(engine: Engine, token_ids: Sequence[int], matrix: str) -> Spli
 
 
 def _continue(
-    engine: Engine,
-    params: PyTree,
-    state: DecodeState,
-    splice: Splice,
-    max_new_tokens: int,
-    constraint: Constraint | None,
+    engine: Engine, params: PyTree, state: DecodeState, splice: Splice, request: Request
 ) -> DecodeState:
     """Go on after the splice's prefix, on the cache of its kept tokens."""
-    shape = state.tokens.shape
+    shape = state.completions.tokens.shape
     tokens = np.zeros(shape, np.int32)
     tokens[..., : len(splice.prefix)] = splice.prefix
-    length = np.full(shape[:2], len(splice.prefix), np.int32)
-    return engine_lib.resume(
-        engine,
-        params,
-        state,
-        Forced(tokens, length),
-        splice.kept,
-        max_new_tokens,
-        ending=engine_lib.make_ending(engine),
-        constraint=constraint,
-    )
+    forced = Forced(tokens, np.full(shape[:2], len(splice.prefix), np.int32))
+    return generate.resume(engine, params, state, forced, splice.kept, request)
 
 
 def _tokens(state: DecodeState) -> list[int]:
-    return engine_lib.completion_ids(processes.fetch(decode.to_rollout(state)))[0].tolist()
+    return engine_lib.completion_ids(processes.fetch(state.completions))[0].tolist()
 
 
 def _branch(engine: Engine, payoff: np.ndarray, token_ids: list[int]) -> Branch:

@@ -10,7 +10,8 @@ import sys
 import atheris
 
 with atheris.instrument_imports():
-    from gtalign_jax.chain.parse import BLOCKS, KEYS, named_choice, parse_chain
+    from gtalign_jax.chain.parse import BLOCKS, named_choice, parse_chain
+    from gtalign_jax.game.moves import KEYS
 
 CELL = '{"LLM": 1.5, "user": -2}'
 PIECES = [

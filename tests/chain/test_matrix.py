@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gtalign_jax.chain.matrix import KEYS, MAX_PAYOFF, MAX_PAYOFF_CHARS, parse_payoff, parse_row, to_array
+from gtalign_jax.chain.matrix import MAX_PAYOFF, MAX_PAYOFF_CHARS, parse_payoff, parse_row, to_array
 from gtalign_jax.chain.prompt import payoff_json
+from gtalign_jax.game.moves import KEYS
 
 MATRIX = np.arange(12.0).reshape(2, 3, 2) / 10 - 0.4
 TEXT = payoff_json(MATRIX)
@@ -51,7 +52,7 @@ assert FIRST in TEXT
 
 
 @pytest.mark.parametrize(
-    "text, reason",
+    ("text", "reason"),
     [
         ("", "payoff: not a JSON object"),
         ("[]", "payoff: unreadable at character 0"),

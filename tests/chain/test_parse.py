@@ -9,13 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtalign_jax.chain.parse import (
-    ACTIONS,
     BLOCKS,
-    KEYS,
     MAX_CHARS,
     MAX_ERRORS,
-    PLAYERS,
-    USER_MOVES,
     chosen_action,
     named_choice,
     parse_chain,
@@ -23,6 +19,7 @@ from gtalign_jax.chain.parse import (
     plain_chain,
 )
 from gtalign_jax.chain.prompt import format_chain, payoff_json
+from gtalign_jax.game.moves import ACTIONS, KEYS, PLAYERS, USER_MOVES
 
 MATRIX = np.arange(12.0).reshape(2, 3, 2) / 10
 GOOD = format_chain("Think.", MATRIX, "The frontier is DQ_AQ: choose DQ_AQ.", "Answer?")
@@ -47,7 +44,7 @@ def test_a_missing_block_costs_the_format_and_is_named(name):
 
 
 @pytest.mark.parametrize(
-    "text, reason",
+    ("text", "reason"),
     [
         ("Sure. " + GOOD, "text: something stands outside the four blocks"),
         (GOOD + "\nBye.", "text: something stands outside the four blocks"),
@@ -94,7 +91,7 @@ def test_a_plain_answer_is_its_own_response():
 
 
 @pytest.mark.parametrize(
-    "analyze, choice",
+    ("analyze", "choice"),
     [
         ("DA 1.0 2.0, CQ 0.0 1.0: choose CQ.", "CQ"),
         ("The frontier is VQ_DA and DQ_AQ; I take DQ_AQ", "DQ_AQ"),

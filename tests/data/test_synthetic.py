@@ -14,6 +14,7 @@ from gtalign_jax.rewards.judges.rules import judge_by_rules
 
 TASKS = tuple(synthetic.FAMILIES)
 BEST_VERDICT = {"math": 1.0, "medium": 4.0, "ambig_qa": 1.0, "wildguard": (0.5, 1.0)}
+IDEAL = teacher.TeacherConfig(1.0, 1.0, 0.0, 0.0, 1)  # right, whole and brief
 
 
 def items(split="train", per_task=40, seed=0):
@@ -59,7 +60,7 @@ def test_an_unknown_task_is_named():
 def test_an_ideal_chain_is_judged_best_and_acts_on_its_matrix():
     rng = np.random.default_rng(0)
     for item in items(per_task=25):
-        chain = parse_chain(teacher.write_chain(item, rng, teacher.IDEAL))
+        chain = parse_chain(teacher.write_chain(item, rng, IDEAL))
         assert chain.format_ok and chain.reward_ok, chain.errors
         assert chosen_action(chain.analyze) == teacher.right_action(item)
         request = JudgeRequest(item.task, item.intent, chain.response, item.ground_truth)

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from gtalign_jax.evaluation.bootstrap import METRICS, bootstrap_mean, format_table, summary_table
+from gtalign_jax.evaluation.bootstrap import METRICS, bootstrap_means, format_table, summary_table
+
+
+def bootstrap_mean(values, **options):
+    return bootstrap_means(np.asarray(values, np.float64)[:, None], **options)[0]
 
 
 def test_the_interval_of_two_clusters_is_the_exact_one():

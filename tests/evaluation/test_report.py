@@ -124,8 +124,12 @@ def test_describe_matrices_marks_the_cell_the_choice_leads_to():
 
 
 def test_frontier_and_smoothing():
-    points = np.array([[0, 3], [1, 1], [2, 2], [3, 0], [2, 2], [1, 2.5]], float)
-    assert curves.frontier(points).tolist() == [[3, 0], [2, 2], [1, 2.5], [0, 3]]
+    points = [[0, 3], [1, 1], [2, 2], [3, 0], [2, 2], [1, 2.5]]
+    rows = [{"user_reward": u, "llm_reward": v} for u, v in [*points, (9, None)]]
+    cloud = curves.cloud("sft", rows)
+    assert cloud.points.tolist() == points
+    assert cloud.frontier.tolist() == [[3, 0], [2, 2], [1, 2.5], [0, 3]]
+    assert curves.cloud("sft", rows[-1:]) is None
     flat = curves.smooth(np.full(40, 2.0))
     np.testing.assert_allclose(flat, 2.0)
     line = np.arange(40.0)

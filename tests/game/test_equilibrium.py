@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gtalign_jax.game import equilibrium, payoff
-from gtalign_jax.game.payoff import LLM, USER
+from gtalign_jax.game.moves import LLM, USER
 
 N = 10_000
 

@@ -4,28 +4,63 @@ import jax
 import numpy as np
 import pytest
 
-from gtalign_jax.game import payoff, pricing
-from gtalign_jax.game.payoff import LLM, USER
+from gtalign_jax.game import moves, pareto, payoff, pricing
+from gtalign_jax.game.moves import LLM, USER
 
 
 def matrix(cells: dict[str, tuple[float, float]]) -> np.ndarray:
     """[2, 3, 2] from (user, llm) pairs by key; other cells are (-5, -5)."""
     found = np.full((2, 3, 2), -5.0, np.float32)
     for key, (user, llm) in cells.items():
-        found[payoff.GTALIGN.cell(key)] = (llm, user)
+        found[moves.GTALIGN.cell(key)] = (llm, user)
     return found
 
 
 def key_of(table) -> str:
     move, action = payoff.welfare_optimal(table)
-    return f"{payoff.USER_MOVES[int(move)]}_{payoff.ACTIONS[int(action)]}"
+    return f"{moves.USER_MOVES[int(move)]}_{moves.ACTIONS[int(action)]}"
 
 
 def test_names_and_places():
-    assert payoff.GTALIGN.keys == ("DQ_AQ", "DQ_CQ", "DQ_DA", "VQ_AQ", "VQ_CQ", "VQ_DA")
-    assert payoff.GTALIGN.cell("DQ_AQ") == (1, 2)
-    wide = payoff.Game(user_moves=("a", "b", "c"), actions=("x", "y"))
+    assert moves.GTALIGN.keys == ("DQ_AQ", "DQ_CQ", "DQ_DA", "VQ_AQ", "VQ_CQ", "VQ_DA")
+    assert moves.GTALIGN.cell("DQ_AQ") == (1, 2)
+    wide = moves.Game(user_moves=("a", "b", "c"), actions=("x", "y"))
     assert len(wide.keys) == 6 and wide.cell("c_y") == (2, 1)
+    assert (moves.GTALIGN.shape, wide.shape) == ((2, 3, 2), (3, 2, 2))
+
+
+def test_a_name_is_split_where_its_game_says():
+    wide = moves.Game(user_moves=("ask", "tell"), actions=("wait", "reply"))
+    for game in (moves.GTALIGN, wide):
+        for move in game.user_moves:
+            for action in game.actions:
+                assert game.split(f"{move}_{action}") == (move, action)
+                assert game.split(action) == (None, action)
+    for name in ("AQUA", "XX_AQ", "_AQ", "VQ", "VQ_", "", "ask_wait"):
+        with pytest.raises(ValueError, match="no cell or action of a game with DQ_AQ, "):
+            moves.GTALIGN.split(name)
+    with pytest.raises(ValueError):
+        moves.GTALIGN.cell("AQ")
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (300,), (4, 5), (0,)])
+@pytest.mark.parametrize("game", [moves.GTALIGN, moves.Game(user_moves=("a", "b", "c"), actions=("x", "y"))])
+def test_the_frontier_of_numpy_and_jax_arrays_is_that_of_point_sets(batch, game):
+    tables = np.random.default_rng(0).integers(-2, 3, (*batch, *game.shape)).astype(np.float64)
+    found = payoff.pareto_frontier(tables)
+    assert isinstance(found, np.ndarray) and found.shape == tables.shape[:-1] and found.dtype == bool
+    expected = [pareto.frontier(table.reshape(-1, 2)) for table in tables.reshape(-1, *game.shape)]
+    np.testing.assert_array_equal(found, np.reshape(np.array(expected, bool), found.shape))
+    for again in (payoff.pareto_frontier, jax.jit(payoff.pareto_frontier)):
+        np.testing.assert_array_equal(again(jax.numpy.asarray(tables)), found)
+
+
+def test_the_frontier_of_doubles_is_told_in_doubles():
+    table = np.zeros((2, 1, 2))
+    table[0] += 1e-12
+    assert payoff.pareto_frontier(table).tolist() == [[True], [False]]
+    assert payoff.pareto_frontier(1 + table).tolist() == [[True], [False]]
+    assert np.asarray(payoff.pareto_frontier(jax.numpy.asarray(1 + table))).all()  # float32 sees them equal
 
 
 @pytest.mark.parametrize(
@@ -71,7 +106,7 @@ def test_cell_welfare_counts_gains_above_the_floor():
 
 def test_a_side_may_choose_for_itself():
     table = matrix({"VQ_DA": (1, 4), "DQ_AQ": (4, 1), "VQ_CQ": (3, 3)})
-    actions = {rule: payoff.ACTIONS[int(payoff.choose(table, rule))] for rule in ("welfare", "llm", "user")}
+    actions = {rule: moves.ACTIONS[int(payoff.choose(table, rule))] for rule in ("welfare", "llm", "user")}
     assert actions == {"welfare": "CQ", "llm": "DA", "user": "AQ"}
 
 

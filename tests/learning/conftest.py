@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.transformer import init_params
 from gtalign_jax.types import Completions, PromptBatch, Rollout
 
@@ -22,7 +22,7 @@ def model():
         num_heads=2,
         num_kv_heads=1,
         head_dim=8,
-        scan_layers=False,
+        runtime=RuntimeConfig(scan_layers=False),
         initializer_range=0.3,
     )
 

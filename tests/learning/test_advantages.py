@@ -63,7 +63,7 @@ def whiten_by_loop(x, mask, ddof=1):
     return np.where(mask, (x - inside.mean()) / np.sqrt(inside.var(ddof=ddof) + 1e-8), 0.0)
 
 
-@pytest.mark.parametrize("gamma,lam", [(1.0, 1.0), (0.9, 0.7), (0.97, 0.0)])
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.9, 0.7), (0.97, 0.0)])
 @pytest.mark.parametrize("bootstrapped", [False, True])
 def test_gae(gamma, lam, bootstrapped):
     for seed in range(4):
@@ -94,7 +94,7 @@ def test_returns_are_discounted_sums():
 
 
 @pytest.mark.parametrize("scale", advantages.SCALES)
-@pytest.mark.parametrize("ddof,eps", [(1, 1e-4), (0, 1e-6)])
+@pytest.mark.parametrize(("ddof", "eps"), [(1, 1e-4), (0, 1e-6)])
 def test_group_advantages(scale, ddof, eps):
     for seed in range(4):
         reward, valid = groups(seed)

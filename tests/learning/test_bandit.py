@@ -103,14 +103,14 @@ def expected_gradient_of(name, reward):
     return direction(PARAMS, PRESETS[name], reward, 2)
 
 
-@pytest.mark.parametrize("name,factor", [("rloo", 1 / 2), ("dr_grpo", (GROUP - 1) / GROUP / 2)])
+@pytest.mark.parametrize(("name", "factor"), [("rloo", 1 / 2), ("dr_grpo", (GROUP - 1) / GROUP / 2)])
 def test_unscaled_advantages_are_exact_for_any_reward(name, factor):
     reward = np.array([0.2, 1.0, -0.4, 0.9])
     got = expected_gradient_of(name, reward)
     np.testing.assert_allclose(got, factor * exact_gradient(PARAMS, reward, 2), atol=1e-6)
 
 
-@pytest.mark.parametrize("name,factor", [("rloo", 1 / 2), ("dr_grpo", (GROUP - 1) / GROUP / 2)])
+@pytest.mark.parametrize(("name", "factor"), [("rloo", 1 / 2), ("dr_grpo", (GROUP - 1) / GROUP / 2)])
 def test_constant_aggregation_is_exact_for_any_length(name, factor):
     """A first 0 ends the sequence: the second token of (0, 0) is not there, and (0, 1) is not drawn."""
     mask = np.array([[True, False], [True, True], [True, True], [True, True]])

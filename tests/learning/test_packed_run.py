@@ -8,7 +8,6 @@ import pytest
 
 from configs import quickstart
 from gtalign_jax import jsonl
-from gtalign_jax.errors import UserError
 from gtalign_jax.run.job import load_start, make_job
 from gtalign_jax.run.log import RunLog
 from gtalign_jax.run.phase import open_session
@@ -42,5 +41,5 @@ def test_a_run_counts_chains_compiles_once_and_resumes(tmp_path):
 
 
 def test_a_length_below_zero_is_refused():
-    with pytest.raises(UserError, match="config.sft.pack=-1"):
+    with pytest.raises(ValueError, match="^pack=-1"):
         SftConfig(pack=-1)

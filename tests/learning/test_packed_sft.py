@@ -12,7 +12,7 @@ from gtalign_jax.learning.logprobs import packed_scores
 from gtalign_jax.learning.sft import PackedBatch, SftBatch, SftSetup, sft_update
 from gtalign_jax.learning.state import init_model, init_state
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, place_batch, spread
-from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.transformer import init_params
 from gtalign_jax.types import PromptBatch
 
@@ -25,7 +25,7 @@ MODEL = ModelConfig(
     num_heads=2,
     num_kv_heads=1,
     head_dim=8,
-    scan_layers=False,
+    runtime=RuntimeConfig(scan_layers=False),
     initializer_range=0.3,
 )
 

@@ -225,7 +225,7 @@ def test_mini_batches_cover_every_prompt_once_an_epoch():
     assert minibatch_rows(jax.random.key(0), 12, AlgorithmConfig())[1] is None
 
 
-@pytest.mark.parametrize("name,parts", [("minibatches", 3), ("microbatches", 5)])
+@pytest.mark.parametrize(("name", "parts"), [("minibatches", 3), ("microbatches", 5)])
 def test_parts_that_do_not_divide_are_refused(setting, name, parts):
     state, seen, update = setting(AlgorithmConfig(**{name: parts}))
     with pytest.raises(UserError, match=f"{name}={parts} must divide the 8 prompts"):

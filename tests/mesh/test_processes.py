@@ -17,7 +17,7 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import cluster, processes
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, shard_tree
 from gtalign_jax.models import hf, transformer
-from gtalign_jax.models.config import read_config
+from gtalign_jax.models.config import RuntimeConfig, read_config
 from gtalign_jax.run import checkpoint
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -138,7 +138,7 @@ def went_on(one):
 
 def restored(folder, mesh, processes):
     """(step, state) of the newest checkpoint of a folder, on a mesh; its meta says how many wrote it."""
-    config = read_config(folder / "start", scan_layers=False)
+    config = read_config(folder / "start", RuntimeConfig(scan_layers=False))
     shardings = shard_tree(transformer.logical_axes(config), mesh, hf.abstract_params(config))
     params = hf.load_params(folder / "start", config, shardings)
     manager = checkpoint.open_manager(folder / "checkpoints", keep=2)
@@ -152,7 +152,7 @@ def restored(folder, mesh, processes):
 
 def next_step(folder, mesh, state):
     """(losses, weights) after one more step from a restored state, which is consumed."""
-    config = read_config(folder / "start", scan_layers=False)
+    config = read_config(folder / "start", RuntimeConfig(scan_layers=False))
     with jax.set_mesh(mesh):
         state, losses = worker.sft(state, config, mesh, range(worker.STEPS, worker.STEPS + 1))
     return losses, jax.device_get(state.policy.params)

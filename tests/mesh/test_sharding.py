@@ -145,14 +145,25 @@ def test_what_does_not_divide_is_refused_by_name_except_kv_heads():
     [
         (MeshConfig(fsdp=-1, tensor=3), "3 does not divide the 8 devices"),
         (MeshConfig(fsdp=16), "needs 16 devices, 8 are here"),
-        (MeshConfig(fsdp=-1, data=-1), "at most one of them is -1"),
         (MeshConfig(slices=3, fsdp=-1), "does not divide"),
-        ("v9-1", "no such preset"),
     ],
 )
 def test_a_mesh_that_cannot_be_is_refused(config, message):
     with pytest.raises(UserError, match=message):
         make_mesh(config)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"fsdp": -1, "data": -1}, "fsdp=-1: at most one of data, fsdp, tensor, context is -1, and data is"),
+        ({"tensor": 0}, "tensor=0: must be at least 1"),
+        ({"slices": -1}, "slices=-1: must be at least 1"),
+    ],
+)
+def test_sizes_that_no_mesh_has_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        MeshConfig(**sizes)
 
 
 def test_one_axis_takes_the_devices_that_are_left():
@@ -162,7 +173,7 @@ def test_one_axis_takes_the_devices_that_are_left():
         "tensor": 2,
         "context": 1,
     }
-    assert make_mesh("gpu_node").shape["fsdp"] == 8
+    assert make_mesh(MeshConfig(fsdp=-1)).shape["fsdp"] == 8
 
 
 def test_an_optimizer_leaf_that_belongs_to_nothing_is_refused():

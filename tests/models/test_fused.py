@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models import attention, fused, transformer
 from gtalign_jax.models.attention import Keys, visible
-from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.config import ATTENTION, ModelConfig, RuntimeConfig
 from gtalign_jax.models.splash import GroupMask
 from gtalign_jax.planning import chips
 
@@ -84,7 +83,7 @@ def test_the_mask_of_a_group_is_that_of_its_samples():
             assert mask[i : i + 1, j : j + 1][0, 0] == (j < slots or own), (i, j)
 
 
-@pytest.mark.parametrize("kind", fused.KINDS[:3])
+@pytest.mark.parametrize("kind", ATTENTION[:3])
 def test_every_kind_is_the_same_attention(kind):
     agree(functools.partial(fused.attend, kind=kind), inputs(5, 2, 7))
 
@@ -108,8 +107,10 @@ def test_what_the_kernel_does_not_take_is_computed_all_the_same():
 
 def test_an_unknown_kind_is_refused():
     q, own, _, _ = inputs(0, 1, 2)
-    with pytest.raises(UserError, match="attention='flash': must be one of auto"):
+    with pytest.raises(ValueError, match="kind='flash': must be one of auto"):
         fused.attend(q, Keys(*own, True), kind="flash")
+    with pytest.raises(ValueError, match="^attention='flash': must be one of auto"):
+        RuntimeConfig(attention="flash")
 
 
 @pytest.mark.skipif(
@@ -135,14 +136,18 @@ def test_the_switch_of_a_model_reaches_the_kernel(monkeypatch, window):
     monkeypatch.setattr(fused, "attend_splash", interpreted)
     config = ModelConfig(
         vocab_size=50, hidden_size=16, intermediate_size=16, num_layers=2, num_heads=2, num_kv_heads=1,
-        head_dim=DIM, scan_layers=False, window=window, window_layers=(True, True) * bool(window),
+        head_dim=DIM, window=window, window_layers=(True, True) * bool(window),
+        runtime=RuntimeConfig(scan_layers=False),
     )  # fmt: skip
     params = transformer.init_params(jax.random.key(0), config)
     prompt, completion = (
         jax.random.randint(jax.random.key(i), shape, 1, 50) for i, shape in enumerate([(2, 4), (2, 2, 6)])
     )
+    computed = lambda kind: dataclasses.replace(
+        config, runtime=dataclasses.replace(config.runtime, attention=kind)
+    )
     hidden = lambda kind: transformer.forward_shared(
-        params, dataclasses.replace(config, attention=kind), prompt, jnp.array([4, 2]), completion
+        params, computed(kind), prompt, jnp.array([4, 2]), completion
     )
     np.testing.assert_allclose(hidden("splash"), hidden("xla"), atol=1e-4)
     # The prompt on itself, whose last layer has one query; and the completions on both.

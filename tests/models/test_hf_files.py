@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, shard_tree
 from gtalign_jax.models import hf, stored, transformer
-from gtalign_jax.models.config import read_config
+from gtalign_jax.models.config import RuntimeConfig, read_config
 
 BASE = dict(
     vocab_size=64,
@@ -84,7 +84,7 @@ def test_import_and_export_keep_every_bit(folder, tmp_path, family, dtype):
     """Held in the stored type, and in float32, which holds every smaller number exactly."""
     source = folder(family, dtype)
     for held in {dtype, "float32"}:
-        config = read_config(source, param_dtype=held)
+        config = read_config(source, RuntimeConfig(param_dtype=held))
         params = hf.load_params(source, config)
         assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {held}
         out = tmp_path / held
@@ -155,7 +155,7 @@ def reads(monkeypatch):
 )
 def test_eight_devices_hold_what_one_does_and_read_it_once(folder, reads, mesh):
     source = folder("qwen3_wide_heads")
-    config = read_config(source, param_dtype="bfloat16")
+    config = read_config(source, RuntimeConfig(param_dtype="bfloat16"))
     plain = hf.load_params(source, config)
     once, size = dict(reads), {name: t.nbytes for name, t in tensors(source).items()}
     assert once == size
@@ -189,7 +189,7 @@ def test_any_axis_may_be_split(folder):
 def test_a_host_reads_only_what_its_devices_hold(folder, reads):
     """Two of eight devices are this host's: a quarter of everything but biases, which are not split."""
     source = folder()
-    config = read_config(source, param_dtype="bfloat16")
+    config = read_config(source, RuntimeConfig(param_dtype="bfloat16"))
     mesh = make_mesh(MeshConfig(fsdp=8))
     headers, table = stored.read_headers(source), hf.name_table(config)
     shardings = shard_tree(transformer.logical_axes(config), mesh, hf.abstract_params(config))

@@ -11,7 +11,7 @@ import transformers
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.models import hf, layouts, transformer
-from gtalign_jax.models.config import from_hf, read_config
+from gtalign_jax.models.config import RuntimeConfig, from_hf, read_config
 from gtalign_jax.models.cpu import FeatureWeights
 from gtalign_jax.rollout import programs
 from gtalign_jax.rollout.decode import Ending
@@ -103,7 +103,7 @@ def test_logits_equal_transformers_on_ragged_rows(pair):
 @pytest.mark.parametrize("layout", ["rows", "features"])
 def test_prefill_and_decode_equal_transformers(pair, layout):
     theirs, config, params, _ = pair
-    config = dataclasses.replace(config, decode_layout=layout)
+    config = dataclasses.replace(config, runtime=RuntimeConfig(decode_layout=layout))
     tokens, length = rows()
     completion = np.random.default_rng(1).integers(1, 97, (4, 2, 9)).astype(np.int32)
     logits, prompt_cache = jax.jit(layouts.prefill, static_argnums=1)(params, config, tokens, length)
@@ -161,12 +161,12 @@ def test_shared_prompt_equals_separate_rows_with_gradients(pair):
         joined[row, n : n + 6] = completion[row // 2, row % 2]
     weight = np.random.default_rng(3).normal(size=(3, 2, 6, 32)).astype(np.float32)
 
-    def shared(p, **change):
-        changed = dataclasses.replace(config, **change)
+    def shared(p, runtime=config.runtime):
+        changed = dataclasses.replace(config, runtime=runtime)
         return transformer.forward_shared(p, changed, prompt, length, completion)
 
     def unrolled(p):  # knows its last layer, where most of a prompt is not computed
-        return shared(p, scan_layers=False)
+        return shared(p, RuntimeConfig(scan_layers=False))
 
     def separate(p):
         hidden = transformer.forward(p, config, joined, np.repeat(length, 2) + 6)
@@ -189,7 +189,7 @@ def test_scan_unroll_and_remat_agree(pair):
     both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
     value, grads = both(params, config)
     for other in ({"scan_layers": False}, {"remat": "dots"}, {"remat": "full"}):
-        again, again_grads = both(params, dataclasses.replace(config, **other))
+        again, again_grads = both(params, dataclasses.replace(config, runtime=RuntimeConfig(**other)))
         np.testing.assert_allclose(value, again, rtol=1e-5)
         for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(again_grads), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
@@ -198,7 +198,7 @@ def test_scan_unroll_and_remat_agree(pair):
 def test_bfloat16_is_close(pair):
     theirs, config, params, _ = pair
     tokens, length = rows(lengths=(20,))
-    low = dataclasses.replace(config, compute_dtype="bfloat16")
+    low = dataclasses.replace(config, runtime=RuntimeConfig(compute_dtype="bfloat16"))
     hidden = jax.jit(transformer.forward, static_argnums=1)(params, low, tokens, length)
     logits = transformer.unembed(params, low, hidden)
     expected = their_logits(theirs.to(torch.float32), tokens, length)[0]

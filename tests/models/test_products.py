@@ -49,7 +49,7 @@ def assert_close(ours, theirs, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
-    "x, kernel, inputs",
+    ("x", "kernel", "inputs"),
     [
         ((2, 3, 4, 6), (6, 10), 1),
         ((2, 3, 4, 10), (10, 6), 1),

@@ -97,9 +97,9 @@ def test_collectives_have_their_volume_group_and_number():
         text = jax.jit(layers).lower(x, weights).compile().as_text()
     found = cost.collectives(hlo.parse(text))
     gathers = [c for c in found if c.kind == "all-gather"]
-    assert [(c.group, c.times, c.bytes, c.looped) for c in gathers] == [(4, LAYERS, N * N * 4, True)]
+    assert [(c.group, c.times, c.bytes) for c in gathers] == [(4, LAYERS, N * N * 4)]
     sums = [c for c in found if c.kind == "all-reduce"]
-    assert [(c.group, c.times, c.bytes, c.looped) for c in sums] == [(4, 1, 4, False)]
+    assert [(c.group, c.times, c.bytes) for c in sums] == [(4, 1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_collectives_have_their_volume_group_and_number():
 )
 def test_time_on_the_wire_is_that_of_a_ring(kind, rounds):
     chip = CHIPS["v5e"]
-    item = Collective(kind, chip.ring, 16, 3, "", True, ())
+    item = Collective(kind, chip.ring, 16, 3, "", ())
     np.testing.assert_allclose(seconds_on_wire(item, chip), 3 * rounds)
 
 

@@ -41,7 +41,7 @@ def generate(params, prompt, length, gathered):
     logits, prompts = transformer.prefill(params, MODEL, prompt, length)
     with decode_layout() if gathered else contextlib.nullcontext():
         if gathered:
-            params = gather_for_decode(params, transformer.logical_axes(MODEL), MODEL.compute_dtype)
+            params = gather_for_decode(params, transformer.logical_axes(MODEL), MODEL.runtime.compute_dtype)
             keys = jax.tree.map(lambda x: constrain(x, "batch", "keys", "kv", "head_dim"), prompts.layers)
             prompts = prompts.replace(layers=keys)
         cache = transformer.init_decode_cache(MODEL, PROMPTS, 1, STEPS)

@@ -12,7 +12,7 @@ import pytest
 from configs import quickstart
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
-from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.planning import chips, programs
 from gtalign_jax.planning import plan as plan_lib
 from gtalign_jax.planning.table import advice, format_plan
@@ -26,7 +26,7 @@ MODEL = ModelConfig(
     num_heads=4,
     num_kv_heads=2,
     head_dim=64,
-    compute_dtype="bfloat16",
+    runtime=RuntimeConfig(compute_dtype="bfloat16"),
 )
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install libtpu"

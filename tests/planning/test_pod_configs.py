@@ -9,8 +9,8 @@ import pytest
 from gtalign_jax.errors import UserError
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import from_hf, to_hf
-from gtalign_jax.planning.plan import architecture, check_batches
-from gtalign_jax.run.settings import make_settings
+from gtalign_jax.planning.plan import architecture
+from gtalign_jax.run.settings import check_batches, make_settings
 
 # Parameters of the published checkpoints (the hub's safetensors totals), and chips of the intended slices.
 PUBLISHED = {
@@ -63,7 +63,7 @@ def test_batches_divide_over_the_intended_slices(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_pods_decode_from_gathered_weights(name):
-    assert architecture(*load(name)).decode_layout == "gathered"
+    assert architecture(*load(name)).runtime.decode_layout == "gathered"
 
 
 def test_a_batch_that_does_not_divide_is_refused():

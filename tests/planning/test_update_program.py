@@ -9,7 +9,7 @@ from configs import quickstart
 from gtalign_jax.learning.vocabulary import CHUNK
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models import hf
-from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.planning import cost, hlo, programs
 from gtalign_jax.run.settings import make_settings
 
@@ -23,7 +23,7 @@ MODEL = ModelConfig(
     num_heads=4,
     num_kv_heads=2,
     head_dim=16,
-    remat="full",
+    runtime=RuntimeConfig(remat="full"),
 )
 
 
@@ -83,7 +83,7 @@ def test_layers_are_gathered_one_at_a_time_inside_the_layer_loop(update):
     assert weights and all(c.times >= MODEL.num_layers for c in weights)
     for item in gathers:
         assert item.shape not in stacked, item
-        assert item.looped, item
+        assert item.times > 1, item
     assert max(c.bytes for c in weights) <= 1.01 * layer_bytes
 
 

@@ -42,18 +42,18 @@ DIFFERENT = [
 ]
 
 
-@pytest.mark.parametrize("answer, truth", EQUAL)
+@pytest.mark.parametrize(("answer", "truth"), EQUAL)
 def test_equal_answers(answer, truth):
     assert math.equal(answer, truth) and math.matches(f"So it is \\boxed{{{answer}}}.", truth)
 
 
-@pytest.mark.parametrize("answer, truth", DIFFERENT)
+@pytest.mark.parametrize(("answer", "truth"), DIFFERENT)
 def test_different_answers(answer, truth):
     assert not math.equal(answer, truth)
 
 
 @pytest.mark.parametrize(
-    "response, truth, right",
+    ("response", "truth", "right"),
     [
         (r"First \boxed{3}, no: \boxed{4}", "4", True),
         (r"First \boxed{4}, no: \boxed{3}", "4", False),

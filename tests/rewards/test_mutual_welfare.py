@@ -131,7 +131,7 @@ def test_gradients_are_finite_everywhere(name):
 
 
 @pytest.mark.parametrize(
-    "llm, user, score",
+    ("llm", "user", "score"),
     [
         (1.0, 1.0, 0.0),
         (0.0, -0.0, 0.0),
@@ -245,15 +245,17 @@ def test_rewards_are_found_by_name_or_by_module(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name, message",
+    ("name", "message"),
     [
         ("nope", "use one of cobb_douglas"),
-        (":x", "use one of cobb_douglas"),
+        (":x", "write module:function"),
         ("math:nope", "no attribute"),
         ("no_such_module_here:f", "No module named"),
-        ("math:pi", "not a function"),
+        ("math:pi", "pi is not a function"),
     ],
 )
 def test_a_reward_that_is_not_there_is_one_line(name, message):
     with pytest.raises(UserError, match=f"config.reward.fn='{name}': .*{message}"):
         resolve_reward(name)
+    with pytest.raises(UserError, match=f"^--reward='{name}': .*{message}"):
+        resolve_reward(name, "--reward")

@@ -13,12 +13,14 @@ from gtalign_jax.learning.logprobs import token_logprobs
 from gtalign_jax.learning.spec import Spec
 from gtalign_jax.learning.step_losses import policy_step_loss
 from gtalign_jax.learning.vocabulary import CHUNK, Head
-from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.transformer import forward_shared, init_params, unembed
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout import grammar
-from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout import generate, grammar
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.grammar import BlockLimits
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import Batch, Limit, Models
 
@@ -37,7 +39,7 @@ def engine(tokenizer) -> Engine:
         num_kv_heads=1,
         head_dim=8,
         initializer_range=0.3,
-        scan_layers=False,
+        runtime=RuntimeConfig(scan_layers=False),
     )
     buckets = BucketConfig(prompt=(4,), completion=(N,), batch=(4,))
     return Engine(
@@ -67,12 +69,12 @@ def limit(constraint) -> Limit:
 @pytest.fixture(scope="module")
 def rollout(engine, params, constraint):
     batch = engine_lib.prompt_batch(engine, [[5], [6, 7], [8, 9, 10], [11]])
-    budget = int(constraint.budget)
-    made = engine_lib.rollout(engine, params, batch, jax.random.key(1), G, budget, constraint=constraint)
+    request = Request(batch, jax.random.key(1), G, int(constraint.budget), constraint=constraint)
+    rollout = generate.rollout(engine, params, request)
     # Two tokens of one row count as forced, as steering's are: they are no actions.
-    written = made.completions
+    written = rollout.completions
     written = written.replace(action_mask=written.action_mask.at[1, 0, 3:5].set(False))
-    return made.replace(completions=written)
+    return rollout.replace(completions=written)
 
 
 def _scored(params, rollout, engine, limit=None, chunk=CHUNK):

@@ -17,11 +17,13 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout import generate, programs
 from gtalign_jax.rollout import grammar as lifted
-from gtalign_jax.rollout import programs
-from gtalign_jax.rollout.decode import Forced
-from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.decode_state import Forced
+from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.grammar import BlockLimits, GrammarState
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig, sample_token
 from gtalign_jax.rollout.token_bytes import token_bytes
 from gtalign_jax.serving.steer import read_payoff, splice_payoff
@@ -91,9 +93,15 @@ def _allowed(oracle, ids, left: int) -> np.ndarray:
     return after <= left - 1
 
 
-def _check(engine, rollout, count: int) -> list[str]:
-    texts = engine_lib.texts(engine, rollout)
-    assert len(texts) == count and np.asarray(rollout.finished).all()
+def _rollout(engine, params, batch, seed, budget, constraint, group=G):
+    """The completions of a step with this seed under the grammar."""
+    request = Request(batch, jax.random.key(seed), group, budget, constraint=constraint)
+    return generate.rollout(engine, params, request).completions
+
+
+def _check(engine, made, count: int) -> list[str]:
+    texts = engine_lib.texts(engine, made)
+    assert len(texts) == count and np.asarray(made.finished).all()
     for text in texts:
         chain = parse_chain(text)
         assert chain.format_ok and chain.reward_ok and chain.errors == ()
@@ -108,12 +116,10 @@ def test_every_completion_of_a_random_model_is_a_valid_chain(engine, params, bat
     least = lifted.shortest(constraint)
     traced = None
     for budget in (least, least + 1, N):
-        rollout = engine_lib.rollout(
-            engine, params, batch, jax.random.key(1), G, budget, constraint=constraint
-        )
-        texts = _check(engine, rollout, 96)
-        assert np.asarray(rollout.length).max() <= budget
-        assert np.isfinite(np.asarray(rollout.sampler_logp)).all()
+        made = _rollout(engine, params, batch, 1, budget, constraint)
+        texts = _check(engine, made, 96)
+        assert np.asarray(made.length).max() <= budget
+        assert np.isfinite(np.asarray(made.logp)).all()
         traced = traced or programs.compiled_programs()
         assert programs.compiled_programs() == traced
     if not sampling.greedy:
@@ -125,13 +131,11 @@ def test_limits_give_each_block_its_room(engine, params, batch):
     least = lifted.shortest(constraint)
     budget = least + sum(dataclasses.astuple(LIMITS))
     assert budget <= N
-    rollout = engine_lib.rollout(engine, params, batch, jax.random.key(2), G, budget, constraint=constraint)
-    _check(engine, rollout, 96)
-    _, before = lifted.replay(
-        constraint._replace(budget=np.int32(budget)), rollout.completion, rollout.length
-    )
+    made = _rollout(engine, params, batch, 2, budget, constraint)
+    _check(engine, made, 96)
+    _, before = lifted.replay(constraint._replace(budget=np.int32(budget)), made.tokens, made.length)
     block = np.asarray(constraint.block)[before.state]
-    inside = np.arange(N) < np.asarray(rollout.length)[..., None]
+    inside = np.arange(N) < np.asarray(made.length)[..., None]
     used = [((block == i) & inside).sum(-1) for i in range(len(BLOCKS))]
     for name, tokens in zip(BLOCKS, used, strict=True):
         assert tokens.max() <= getattr(LIMITS, name) + least
@@ -143,25 +147,21 @@ def test_log_probabilities_are_those_of_the_forward_pass_over_allowed_tokens(
     engine, params, batch, constraint, oracle
 ):
     budget = lifted.shortest(constraint) + 6
-    rollout = jax.device_get(
-        engine_lib.rollout(engine, params, batch, jax.random.key(3), G, budget, constraint=constraint)
-    )
-    for (p, g), n in np.ndenumerate(rollout.length[:, :2]):
-        prompt, ids = batch.tokens[p, : batch.length[p]], rollout.completion[p, g, :n]
+    made = jax.device_get(_rollout(engine, params, batch, 3, budget, constraint))
+    for (p, g), n in np.ndenumerate(made.length[:, :2]):
+        prompt, ids = batch.tokens[p, : batch.length[p]], made.tokens[p, g, :n]
         row = np.zeros((1, 4 + N), np.int32)
         row[0, : len(prompt) + n] = [*prompt, *ids]
         logits = np.asarray(_forward_logits(params, engine.model_config, row))[0, len(prompt) - 1 :]
         for t, v in enumerate(ids):
             z = np.where(_allowed(oracle, ids[:t], budget - t), logits[t].astype(np.float64), -np.inf)
             logp = z[v] - np.log(np.exp(z - z.max()).sum()) - z.max()
-            np.testing.assert_allclose(rollout.sampler_logp[p, g, t], logp, atol=1e-5)
-    _, before = lifted.replay(
-        constraint._replace(budget=np.int32(budget)), rollout.completion, rollout.length
-    )
-    flat = jnp.zeros((*rollout.completion.shape, engine.model_config.vocab_size))
+            np.testing.assert_allclose(made.logp[p, g, t], logp, atol=1e-5)
+    _, before = lifted.replay(constraint._replace(budget=np.int32(budget)), made.tokens, made.length)
+    flat = jnp.zeros((*made.tokens.shape, engine.model_config.vocab_size))
     uniform = jax.nn.log_softmax(lifted.masked_logits(constraint, before, flat))[0, 0]
-    for t in range(rollout.length[0, 0]):
-        allowed = _allowed(oracle, rollout.completion[0, 0, :t], budget - t)
+    for t in range(made.length[0, 0]):
+        allowed = _allowed(oracle, made.tokens[0, 0, :t], budget - t)
         np.testing.assert_array_equal(np.isfinite(uniform[t]), allowed)
 
 
@@ -212,14 +212,14 @@ def test_a_tokenizer_of_single_bytes_writes_chains_too():
 def test_tokens_that_cannot_write_a_chain_are_refused():
     with pytest.raises(UserError, match="tokenizer: its tokens cannot write"):
         lifted.compile_constraint(GRAMMAR, [b"<", b"a", None], [2])
-    with pytest.raises(UserError, match="limits.analyze=-1"):
+    with pytest.raises(ValueError, match="^analyze=-1: give 0 or more"):
         BlockLimits(analyze=-1)
 
 
 def test_a_budget_too_small_for_a_chain_is_named(engine, params, batch, constraint):
     least = lifted.shortest(constraint)
     with pytest.raises(UserError, match=rf"max_new_tokens={least - 1}: the shortest chain takes {least}"):
-        engine_lib.rollout(engine, params, batch, jax.random.key(0), 1, least - 1, constraint=constraint)
+        _rollout(engine, params, batch, 0, least - 1, constraint, group=1)
 
 
 def test_frequencies_pass_a_chi_square_test(constraint):
@@ -245,12 +245,12 @@ def test_frequencies_pass_a_chi_square_test(constraint):
 
 def test_compaction_keeps_the_grammar(engine, params, batch, constraint):
     one, two = (
-        engine_lib.rollout(e, params, batch, jax.random.key(5), G, N, constraint=constraint)
+        _rollout(e, params, batch, 5, N, constraint)
         for e in (engine, dataclasses.replace(engine, compact_every=16))
     )
-    np.testing.assert_array_equal(one.completion, two.completion)
+    np.testing.assert_array_equal(one.tokens, two.tokens)
     np.testing.assert_array_equal(one.length, two.length)
-    np.testing.assert_allclose(one.sampler_logp, two.sampler_logp, atol=1e-5)
+    np.testing.assert_allclose(one.logp, two.logp, atol=1e-5)
 
 
 def test_one_and_eight_devices_write_the_same(engine, params, batch, constraint):
@@ -259,17 +259,10 @@ def test_one_and_eight_devices_write_the_same(engine, params, batch, constraint)
     spread = dataclasses.replace(engine, mesh=mesh)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     budget = lifted.shortest(constraint) + 4
-    alone = engine_lib.rollout(engine, params, batch, jax.random.key(6), G, budget, constraint=constraint)
-    result = engine_lib.rollout(
-        spread,
-        jax.device_put(params, everywhere),
-        batch,
-        jax.random.key(6),
-        G,
-        budget,
-        constraint=engine_lib.make_constraint(spread),
-    )
-    np.testing.assert_array_equal(alone.completion, result.completion)
+    alone = _rollout(engine, params, batch, 6, budget, constraint)
+    replicated, tables = jax.device_put(params, everywhere), engine_lib.make_constraint(spread)
+    result = _rollout(spread, replicated, batch, 6, budget, tables)
+    np.testing.assert_array_equal(alone.tokens, result.tokens)
 
 
 def test_a_sequence_cut_edited_and_resumed_stays_a_chain(engine, params, constraint):
@@ -279,29 +272,22 @@ def test_a_sequence_cut_edited_and_resumed_stays_a_chain(engine, params, constra
     limited = engine_lib.make_constraint(engine, LIMITS)
     stop = engine_lib.make_ending(engine, ["</payoff>"])
     matrix = np.linspace(-5, 5, 12).round(1).reshape(2, 3, 2)
-    state = engine_lib.begin(engine, params, batch, jax.random.key(7), 1, N, ending=stop, constraint=limited)
-    written = np.asarray(state.tokens)[0, 0, : int(state.length[0, 0])]
+    request = Request(batch, jax.random.key(7), 1, N, ending=stop, constraint=limited)
+    state = generate.begin(engine, params, request)
+    written = engine_lib.completion_ids(state.completions)[0]
     text = engine_lib.decode_tokens(engine, written)
     assert text.endswith("</payoff>") and read_payoff(text).shape == (2, 3, 2)
     splice = splice_payoff(engine, written, payoff_json(matrix))
     tokens = np.zeros((1, 1, N), np.int32)
     tokens[..., : len(splice.prefix)] = splice.prefix
     forced = Forced(tokens, np.full((1, 1), len(splice.prefix), np.int32))
-    state = engine_lib.resume(
-        engine,
-        params,
-        state,
-        forced,
-        splice.kept,
-        N,
-        ending=engine_lib.make_ending(engine),
-        constraint=limited,
-    )
-    ids = np.asarray(state.tokens)[0, 0, : int(state.length[0, 0])]
-    chain = parse_chain(engine_lib.decode_tokens(engine, ids))
-    assert chain.format_ok and state.done.all()
+    to_the_end = request.replace(ending=engine_lib.make_ending(engine))
+    state = generate.resume(engine, params, state, forced, splice.kept, to_the_end)
+    made = state.completions
+    chain = parse_chain(engine_lib.texts(engine, made)[0])
+    assert chain.format_ok and made.finished.all()
     np.testing.assert_array_equal(payoff_array(chain)[0], matrix)
-    after, _ = lifted.replay(limited._replace(budget=np.int32(N)), state.tokens, state.length)
+    after, _ = lifted.replay(limited._replace(budget=np.int32(N)), made.tokens, made.length)
     jax.tree.map(np.testing.assert_array_equal, after, state.grammar)
 
 

@@ -14,9 +14,11 @@ from gtalign_jax.learning.logprobs import token_logprobs
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
-from gtalign_jax.rollout import compaction, programs
+from gtalign_jax.rollout import compaction, generate, programs
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
 
 BUCKETS = BucketConfig(prompt=(8, 16), completion=(6, 12), batch=(8,))
@@ -69,18 +71,17 @@ def test_messages_the_tokenizer_cannot_render_are_refused(engine):
 
 def test_texts_are_in_row_order_and_end_at_their_length(engine, params):
     batch = engine_lib.prompt_batch(engine, _prompts(2))
-    rollout = engine_lib.rollout(engine, params, batch, jax.random.key(0), 2, 12)
-    texts = engine_lib.texts(engine, rollout)
+    made = generate.rollout(engine, params, Request(batch, jax.random.key(0), 2, 12)).completions
+    texts = engine_lib.texts(engine, made)
     assert len(texts) == 4
-    row = np.asarray(rollout.completion[1, 0, : rollout.length[1, 0]])
+    row = np.asarray(made.tokens[1, 0, : made.length[1, 0]])
     assert texts[2] == engine_lib.decode_tokens(engine, row)
 
 
 def test_prompts_are_padded_to_their_bucket(engine):
-    batch = engine_lib.prompt_batch(engine, [[1, 2, 3], [4] * 9], ids=[7, 9])
+    batch = engine_lib.prompt_batch(engine, [[1, 2, 3], [4] * 9])
     assert batch.tokens.shape == (2, 16) and batch.tokens.dtype == np.int32
     np.testing.assert_array_equal(batch.length, [3, 9])
-    np.testing.assert_array_equal(batch.id, [7, 9])
     assert engine_lib.fits(engine, [1] * 16) and not engine_lib.fits(engine, [1] * 17)
     assert not engine_lib.fits(engine, [])
 
@@ -92,32 +93,32 @@ def test_what_does_not_fit_is_named(engine, params):
         engine_lib.prompt_batch(engine, [[]])
     batch = engine_lib.prompt_batch(engine, [[1]])
     with pytest.raises(UserError, match=r"max_new_tokens needs 13 slots.*buckets\.completion"):
-        engine_lib.rollout(engine, params, batch, jax.random.key(0), 1, 13)
-    with pytest.raises(UserError, match=r"buckets\.prompt=\(8, 4\)"):
+        generate.rollout(engine, params, Request(batch, jax.random.key(0), 1, 13))
+    with pytest.raises(ValueError, match=r"^prompt=\(8, 4\): give positive sizes, increasing"):
         BucketConfig(prompt=(8, 4))
 
 
 def test_padding_prompts_and_parts_of_a_step_do_not_change_the_tokens(engine, params):
     prompts, key = _prompts(5), jax.random.key(3)
-    whole = engine_lib.rollout(engine, params, engine_lib.prompt_batch(engine, prompts), key, 2, 12)
-    assert whole.completion.shape == (5, 2, 12)
-    part = engine_lib.prompt_batch(engine, prompts[3:])
-    tail = engine_lib.rollout(engine, params, part, key, 2, 12, first_row=3)
-    np.testing.assert_array_equal(whole.completion[3:], tail.completion)
+    request = Request(engine_lib.prompt_batch(engine, prompts), key, 2, 12)
+    whole = generate.rollout(engine, params, request).completions.tokens
+    assert whole.shape == (5, 2, 12)
+    part = request.replace(prompts=engine_lib.prompt_batch(engine, prompts[3:]), first_row=3)
+    np.testing.assert_array_equal(whole[3:], generate.rollout(engine, params, part).completions.tokens)
 
 
 def test_one_and_eight_devices_write_the_same(engine, params):
     axes = ("data", "fsdp", "tensor", "context")
     auto = (jax.sharding.AxisType.Auto,) * 4
-    batch, key = engine_lib.prompt_batch(engine, _prompts(7)), jax.random.key(4)
-    alone = engine_lib.rollout(engine, params, batch, key, 2, 12)
+    request = Request(engine_lib.prompt_batch(engine, _prompts(7)), jax.random.key(4), 2, 12)
+    alone = generate.rollout(engine, params, request).completions
     for shape in ((8, 1, 1, 1), (2, 2, 2, 1)):
         mesh = jax.make_mesh(shape, axes, axis_types=auto)
         replicated = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
         spread = dataclasses.replace(engine, mesh=mesh)
-        result = engine_lib.rollout(spread, replicated, batch, key, 2, 12)
-        np.testing.assert_array_equal(alone.completion, result.completion)
-        np.testing.assert_allclose(alone.sampler_logp, result.sampler_logp, atol=1e-5)
+        result = generate.rollout(spread, replicated, request).completions
+        np.testing.assert_array_equal(alone.tokens, result.tokens)
+        np.testing.assert_allclose(alone.logp, result.logp, atol=1e-5)
 
 
 @pytest.mark.parametrize("compact_every", [0, 2])
@@ -139,11 +140,13 @@ def test_nothing_compiles_after_warm_up(engine, params, compact_every):
         prompts = _prompts(count, longest, seed)
         prompts[0] = [1] * longest
         batch = engine_lib.prompt_batch(engine, prompts)
-        rollout = engine_lib.rollout(engine, params, batch, jax.random.key(seed), group_size, budget)
-        assert len(engine_lib.texts(engine, rollout)) == count * group_size
+        request = Request(batch, jax.random.key(seed), group_size, budget)
+        made = generate.rollout(engine, params, request).completions
+        assert len(engine_lib.texts(engine, made)) == count * group_size
 
+    any_prompt, key = engine_lib.prompt_batch(engine, [[1]]), jax.random.key(0)
     for budget in engine.buckets.completion:
-        engine_lib.warm_up(engine, params, group_size, budget)
+        generate.warm_up(engine, params, Request(any_prompt, key, group_size, budget))
     warm = programs.compiled_programs()
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -159,11 +162,13 @@ def test_nothing_compiles_after_warm_up(engine, params, compact_every):
 
 
 def test_a_stop_string_ends_rows_at_the_token_that_completes_it(engine, params):
-    batch, key = engine_lib.prompt_batch(engine, _prompts(8)), jax.random.key(6)
-    free = engine_lib.rollout(engine, params, batch, key, 2, 12)
-    stop = engine_lib.decode_tokens(engine, free.completion[0, 0, 3:5])[:3]
+    request = Request(engine_lib.prompt_batch(engine, _prompts(8)), jax.random.key(6), 2, 12)
+    free = generate.rollout(engine, params, request).completions
+    stop = engine_lib.decode_tokens(engine, free.tokens[0, 0, 3:5])[:3]
     ending = engine_lib.make_ending(engine, [stop])
-    stopped = engine_lib.rollout(engine, params, batch, key, 2, 12, ending=ending)
+    stopped = generate.rollout(engine, params, request.replace(ending=ending)).completions
+    named = generate.rollout(engine, params, request.replace(stops=(stop,))).completions
+    jax.tree.map(np.testing.assert_array_equal, stopped, named)
     assert stopped.finished[0, 0] and stopped.length[0, 0] <= 5
     for before, after in zip(
         engine_lib.completion_ids(free), engine_lib.completion_ids(stopped), strict=True
@@ -178,11 +183,13 @@ def test_compaction_changes_nothing_but_the_work(engine, params):
     batch, key = engine_lib.prompt_batch(engine, _prompts(7)), jax.random.key(8)
     compact = dataclasses.replace(engine, compact_every=2)
     ending = engine_lib.make_ending(engine, ["e"])
-    ending = ending._replace(eos=np.arange(0, 304, 4))
-    one, two = (engine_lib.rollout(e, params, batch, key, 2, 12, ending=ending) for e in (engine, compact))
-    for name in ("prompt", "prompt_length", "completion", "length", "finished", "action_mask"):
+    request = Request(batch, key, 2, 12, ending=ending._replace(eos=np.arange(0, 304, 4)))
+    one, two = (generate.rollout(e, params, request) for e in (engine, compact))
+    jax.tree.map(np.testing.assert_array_equal, one.prompts, two.prompts)
+    one, two = one.completions, two.completions
+    for name in ("tokens", "length", "finished", "action_mask"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
-    np.testing.assert_allclose(one.sampler_logp, two.sampler_logp, atol=1e-5)
+    np.testing.assert_allclose(one.logp, two.logp, atol=1e-5)
     assert len(set(np.asarray(one.length).ravel().tolist())) > 3
     assert programs.compiled_programs()["take_rows"]
 
@@ -194,11 +201,12 @@ def _argmax(params, tokens, length):
 
 def _teacher_forced(params, rollout) -> list[list[int]]:
     """What the model finds likeliest after each token of each row, from whole rows without a cache."""
-    tokens = np.zeros((rollout.length.size, BUCKETS.prompt[-1] + BUCKETS.completion[-1]), np.int32)
-    rows = engine_lib.completion_ids(rollout)
-    starts = np.repeat(np.asarray(rollout.prompt_length), rollout.length.shape[1])
+    prompts, made = rollout.prompts, rollout.completions
+    tokens = np.zeros((made.length.size, BUCKETS.prompt[-1] + BUCKETS.completion[-1]), np.int32)
+    rows = engine_lib.completion_ids(made)
+    starts = np.repeat(np.asarray(prompts.length), made.length.shape[1])
     for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        prompt = np.asarray(rollout.prompt[i // rollout.length.shape[1], :start])
+        prompt = np.asarray(prompts.tokens[i // made.length.shape[1], :start])
         tokens[i, : start + len(row)] = [*prompt, *row]
     likeliest = np.asarray(_argmax(params, tokens, starts + [len(row) for row in rows]))
     spans = zip(likeliest, starts, rows, strict=True)
@@ -222,12 +230,13 @@ def test_greedy_tokens_are_the_teacher_forced_argmax_in_every_bucket(engine, par
     for slots, budget in pairs:
         prompts = _prompts(7, slots, seed=slots + budget)
         prompts[0] = [1] * slots
-        batch = engine_lib.prompt_batch(engine, prompts)
-        rollout = jax.device_get(engine_lib.rollout(engine, params, batch, jax.random.key(0), 2, budget))
-        assert rollout.prompt.shape == (7, slots) and rollout.completion.shape == (7, 2, budget)
-        rows = [row.tolist() for row in engine_lib.completion_ids(rollout)]
+        request = Request(engine_lib.prompt_batch(engine, prompts), jax.random.key(0), 2, budget)
+        rollout = jax.device_get(generate.rollout(engine, params, request))
+        made = rollout.completions
+        assert rollout.prompts.tokens.shape == (7, slots) and made.tokens.shape == (7, 2, budget)
+        rows = [row.tolist() for row in engine_lib.completion_ids(made)]
         assert rows == _teacher_forced(jax.device_get(params), rollout)
-        for row, finished in zip(rows, rollout.finished.reshape(-1), strict=True):
+        for row, finished in zip(rows, made.finished.reshape(-1), strict=True):
             assert not set(row[:-1]) & set(ends) and finished == (row[-1] in ends)
             assert finished or len(row) == budget
         lengths |= {len(row) for row in rows}
@@ -239,12 +248,13 @@ def test_sampler_logprobs_are_the_trainers(engine, params):
     sampling = SamplingConfig(temperature=0.8)
     engine = dataclasses.replace(engine, sampling=sampling, eos_ids=tuple(range(0, 304, 8)), compact_every=2)
     batch = engine_lib.prompt_batch(engine, _prompts(7, 16))
-    rollout = engine_lib.rollout(engine, params, batch, jax.random.key(2), 2, 12)
+    rollout = generate.rollout(engine, params, Request(batch, jax.random.key(2), 2, 12))
+    prompts, made = rollout.prompts, rollout.completions
     trainer = jax.jit(functools.partial(token_logprobs, config=MODEL, temperature=sampling.temperature))
-    rows = {name: getattr(rollout, name) for name in ("prompt", "prompt_length", "completion")}
-    logp = np.where(rollout.action_mask, trainer(params, **rows)[0], 0.0)
-    np.testing.assert_allclose(rollout.sampler_logp, logp, atol=1e-5, rtol=0)
-    assert len(set(np.asarray(rollout.length).ravel().tolist())) > 3
+    rows = {"prompt": prompts.tokens, "prompt_length": prompts.length, "completion": made.tokens}
+    logp = np.where(made.action_mask, trainer(params, **rows)[0], 0.0)
+    np.testing.assert_allclose(made.logp, logp, atol=1e-5, rtol=0)
+    assert len(set(np.asarray(made.length).ravel().tolist())) > 3
 
 
 def test_compaction_sizes_shrink_in_multiples_of_the_shards():
@@ -260,19 +270,22 @@ def test_a_seed_decides_what_a_sample_draws_wherever_it_stands(engine, params):
 
     def drawn(order: list[int]) -> list[list[list[int]]]:
         batch = engine_lib.prompt_batch(engine, [prompts[i] for i in order])
-        return engine_lib.rollout(engine, params, batch, key, 2, 12, seeds=seeds[order]).completion.tolist()
+        request = Request(batch, key, 2, 12, seeds=seeds[order])
+        return generate.rollout(engine, params, request).completions.tokens.tolist()
 
     straight, turned = drawn([0, 1, 2]), drawn([2, 0, 1])
     assert [turned[1], turned[2], turned[0]] == straight
     assert straight[1][0] == straight[1][1] and straight[0][0] != straight[0][1]
+    batch = engine_lib.prompt_batch(engine, prompts)
     with pytest.raises(UserError, match=r"seeds: shape \(2,\), needs \(3, 2\)"):
-        engine_lib.rollout(
-            engine, params, engine_lib.prompt_batch(engine, prompts), key, 2, 12, seeds=np.arange(2)
-        )
+        generate.rollout(engine, params, Request(batch, key, 2, 12, seeds=np.arange(2)))
 
 
 def test_greedy_needs_no_key(engine, params):
     greedy = dataclasses.replace(engine, sampling=GREEDY)
     batch = engine_lib.prompt_batch(greedy, _prompts(2))
-    one, two = (engine_lib.rollout(greedy, params, batch, jax.random.key(seed), 2, 12) for seed in (0, 1))
-    np.testing.assert_array_equal(one.completion, two.completion)
+    one, two = (
+        generate.rollout(greedy, params, Request(batch, jax.random.key(seed), 2, 12)).completions.tokens
+        for seed in (0, 1)
+    )
+    np.testing.assert_array_equal(one, two)

@@ -19,10 +19,13 @@ from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
 from gtalign_jax.remote.client import AttemptFailed
+from gtalign_jax.remote.pool import Answer
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout import external, servers
-from gtalign_jax.rollout.backends import Ask, completion_call
-from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout import external, generate, servers
+from gtalign_jax.rollout.backends import CompletionTerms, completion_call
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.rollout.servers import ServerConfig
 
@@ -61,7 +64,7 @@ def batch(engine):
 
 @pytest.fixture(scope="module")
 def embedded(engine, params, batch):
-    return jax.device_get(engine_lib.rollout(engine, params, batch, KEY, G, N, seeds=SEEDS))
+    return jax.device_get(generate.rollout(engine, params, Request(batch, KEY, G, N, seeds=SEEDS)))
 
 
 class Model:
@@ -98,10 +101,10 @@ class Model:
 
     def sample(self, prompt, seed, budget):
         one = engine_lib.prompt_batch(self.engine, [prompt])
-        seeds = np.array([[seed]])
-        r = jax.device_get(engine_lib.rollout(self.engine, self.params, one, KEY, 1, budget, seeds=seeds))
+        request = Request(one, KEY, 1, budget, seeds=np.array([[seed]]))
+        r = jax.device_get(generate.rollout(self.engine, self.params, request)).completions
         n = int(r.length[0, 0])
-        return r.completion[0, 0, :n], r.sampler_logp[0, 0, :n], bool(r.finished[0, 0])
+        return r.tokens[0, 0, :n], r.logp[0, 0, :n], bool(r.finished[0, 0])
 
     def choice(self, body, index, ids, logp, ended):
         ids = [int(i) for i in ids]
@@ -163,66 +166,70 @@ def connect(*urls, kind="vllm", **fields):
 
 
 def assert_same(got, want):
-    for name in ("prompt", "prompt_length", "completion", "length", "finished", "action_mask"):
+    for name in ("tokens", "length"):
+        np.testing.assert_array_equal(getattr(got.prompts, name), getattr(want.prompts, name), err_msg=name)
+    got, want = got.completions, want.completions
+    for name in ("tokens", "length", "finished", "action_mask"):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
-    np.testing.assert_allclose(got.sampler_logp, want.sampler_logp, atol=1e-5)
+    np.testing.assert_allclose(got.logp, want.logp, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
 def test_a_server_gives_the_rollout_of_the_engine(serve, engine, params, batch, embedded, kind):
     """The same seeds, the same tokens, and the trainer's log-probabilities; /v1 in the URL is no matter."""
     url, model = serve()
-    generate = functools.partial(external.rollout, connect(url + "/v1/", kind=kind))
-    got = generate(engine, None, batch, KEY, G, N, seeds=SEEDS)
+    served = functools.partial(external.rollout, connect(url + "/v1/", kind=kind))
+    got = served(engine, None, Request(batch, KEY, G, N, seeds=SEEDS))
     assert_same(got, embedded)
-    assert got.finished.any() and not got.finished.all()
-    args = (got.prompt, got.prompt_length, got.completion)
+    prompts, written = got.prompts, got.completions
+    assert written.finished.any() and not written.finished.all()
+    args = (prompts.tokens, prompts.length, written.tokens)
     logp = jax.jit(token_logprobs, static_argnums=1)(params, engine.model_config, *args)[0]
-    np.testing.assert_allclose(np.where(got.action_mask, logp, 0), got.sampler_logp, atol=1e-5)
+    np.testing.assert_allclose(np.where(written.action_mask, logp, 0), written.logp, atol=1e-5)
     assert len(model.seen) == 6
 
 
 def test_a_group_is_one_request_and_its_seed_comes_from_key_and_row(serve, engine, batch):
     url, model = serve()
     server = connect(url)
-    whole = external.rollout(server, engine, None, batch, KEY, G, N)
+    whole = external.rollout(server, engine, None, Request(batch, KEY, G, N))
     assert sorted(len(body["prompt"]) for _, body in model.seen) == [1, 3, 4]
     assert all(body["n"] == G and body["max_tokens"] == N for _, body in model.seen)
     assert len({body["seed"] for _, body in model.seen}) == 3
-    assert len({tuple(row) for row in whole.completion.reshape(-1, N)}) == 6
+    assert len({tuple(row) for row in whole.completions.tokens.reshape(-1, N)}) == 6
     last = jax.tree.map(lambda x: x[2:], batch)
-    part = external.rollout(server, engine, None, last, KEY, G, N, first_row=2)
+    part = external.rollout(server, engine, None, Request(last, KEY, G, N, first_row=2))
     assert_same(part, jax.tree.map(lambda x: x[2:], whole))
     numbers = server.pool.numbers()
     assert numbers["requests"] == numbers["attempts"] == 4
-    assert numbers["tokens"] == whole.length.sum() + part.length.sum()
+    assert numbers["tokens"] == whole.completions.length.sum() + part.completions.length.sum()
 
 
 def test_sampling_settings_reach_the_server(serve, engine, batch):
     url, model = serve()
     sampling = SamplingConfig(temperature=0.7, top_k=9, top_p=0.9, min_p=0.01, repetition_penalty=1.1)
     engine = dataclasses.replace(engine, sampling=sampling)
-    external.rollout(connect(url), engine, None, batch, KEY, 1, N)
-    external.rollout(connect(url, kind="sglang"), engine, None, batch, KEY, 1, N)
+    external.rollout(connect(url), engine, None, Request(batch, KEY, 1, N))
+    external.rollout(connect(url, kind="sglang"), engine, None, Request(batch, KEY, 1, N))
     for path, body in model.seen:
         said = body["sampling_params"] if path == "/generate" else body
         for field in dataclasses.fields(sampling):
             assert said[field.name] == getattr(sampling, field.name)
         assert said["stop_token_ids"] == list(engine.eos_ids)
     with pytest.raises(UserError, match="sampling.top_k: not in the OpenAI protocol"):
-        external.rollout(connect(url, kind="openai"), engine, None, batch, KEY, 1, N)
+        external.rollout(connect(url, kind="openai"), engine, None, Request(batch, KEY, 1, N))
 
 
 def test_rows_are_cut_at_the_token_that_completes_a_stop_string(serve, engine, params, batch, embedded):
     """A string that the engine is known to write; the server does not know of it, so the cut is made here."""
-    row = embedded.completion[0, 0, : embedded.length[0, 0]]
-    text = engine_lib.decode_tokens(engine, row[2:3])
+    text = engine_lib.decode_tokens(engine, embedded.completions.tokens[0, 0, 2:3])
     ending = engine_lib.make_ending(engine, [text])
-    want = jax.device_get(engine_lib.rollout(engine, params, batch, KEY, G, N, seeds=SEEDS, ending=ending))
+    request = Request(batch, KEY, G, N, ending=ending, seeds=SEEDS)
+    want = jax.device_get(generate.rollout(engine, params, request))
     url, model = serve()
-    got = external.rollout(connect(url), engine, None, batch, KEY, G, N, seeds=SEEDS, stops=[text])
+    got = external.rollout(connect(url), engine, None, Request(batch, KEY, G, N, seeds=SEEDS, stops=(text,)))
     assert_same(got, want)
-    assert want.length[0, 0] <= 3 and want.finished[0, 0]
+    assert want.completions.length[0, 0] <= 3 and want.completions.finished[0, 0]
     assert all(body["stop"] == [text] for _, body in model.seen)
 
 
@@ -231,10 +238,12 @@ def test_rows_are_cut_at_the_token_that_completes_a_stop_string(serve, engine, p
 
 def _read_texts(texts, ids=None):
     """What a standard answer with these token texts is read as, where "b" is the text of two ids."""
-    ask = Ask("openai", "m", SamplingConfig(), 9, 99, (7,), (), lambda: {"a": [1], "b": [2, 3], "<end>": [7]})
+    ids_of = {"a": [1], "b": [2, 3], "<end>": [7]}
+    terms = CompletionTerms("openai", "m", SamplingConfig(), 9, 99, (7,), (), lambda: ids_of)
     logprobs = {"tokens": texts, "token_logprobs": [-0.5] * len(texts)}
     choice = {"index": 0, "finish_reason": "stop", "logprobs": logprobs, "token_ids": ids}
-    (found,) = completion_call(ask, [5], 1, 0).read({"choices": [choice], "usage": None})
+    answer = Answer({"choices": [choice], "usage": None}, seconds=0.1, call_seconds=0.1)
+    (found,) = completion_call(terms, [5], 1, 0).read(answer)
     return found.ids
 
 
@@ -255,12 +264,12 @@ def test_a_standard_server_that_sends_texts(serve, engine, batch, embedded):
     url, model = serve()
     server = connect(url, kind="openai")
     texts = engine_lib.token_texts(engine)
-    first = embedded.completion[..., 0]
+    first = embedded.completions.tokens[..., 0]
     readable = np.array([[texts.count(texts[i]) == 1 for i in row] for row in first])
     assert readable.any() and not readable.all()
-    got = external.rollout(server, engine, None, batch, KEY, G, 1, seeds=SEEDS)
+    got = external.rollout(server, engine, None, Request(batch, KEY, G, 1, seeds=SEEDS)).completions
     np.testing.assert_array_equal(got.length, readable)
-    np.testing.assert_array_equal(got.completion[..., 0], np.where(readable, first, 0))
+    np.testing.assert_array_equal(got.tokens[..., 0], np.where(readable, first, 0))
     assert server.pool.numbers()["failed/no_token_ids"] == (~readable).sum()
     assert not any("token_ids" in field for field in model.seen[0][1])
 
@@ -336,9 +345,9 @@ def test_a_request_that_fails_drops_its_group_and_says_why(serve, engine, batch,
     server = connect(url, **quick)
     model.spoil = lambda path, body, answer: spoil(path, body, answer) if body["prompt"] == [8] else answer
     with caplog.at_level(logging.WARNING):
-        got = external.rollout(server, engine, None, batch, KEY, G, N)
+        got = external.rollout(server, engine, None, Request(batch, KEY, G, N)).completions
     assert not got.length[1].any() and not got.finished[1].any() and not got.action_mask[1].any()
-    assert not got.sampler_logp[1].any() and not got.completion[1].any()
+    assert not got.logp[1].any() and not got.tokens[1].any()
     assert (got.length[[0, 2]] > 0).all()
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("2 of 6 samples are missing") and url in line
@@ -349,12 +358,12 @@ def test_a_request_that_fails_drops_its_group_and_says_why(serve, engine, batch,
 
 def test_a_fault_that_passes_costs_a_retry_and_no_sample(serve, engine, batch):
     url, model = serve()
-    server, want = connect(url), external.rollout(connect(url), engine, None, batch, KEY, G, N)
+    server, want = connect(url), external.rollout(connect(url), engine, None, Request(batch, KEY, G, N))
     fails = iter(
         [http_error(503), http_error(429, **{"Retry-After": "0.01"}), lambda p, b, a: (200, {}, "{")]
     )
     model.spoil = lambda p, b, a: next(fails, lambda p, b, a: a)(p, b, a)
-    assert_same(external.rollout(server, engine, None, batch, KEY, G, N), want)
+    assert_same(external.rollout(server, engine, None, Request(batch, KEY, G, N)), want)
     numbers = server.pool.numbers()
     assert numbers["retries"] == 3 and "failed" not in numbers
 
@@ -363,26 +372,26 @@ def test_another_server_takes_over(serve, engine, batch):
     """One refuses every request for good, the third does not exist: nothing is lost."""
     (good, _), (bad, model) = serve(), serve()
     model.spoil = http_error(404, "no such model")
-    want = external.rollout(connect(good), engine, None, batch, KEY, G, N)
+    want = external.rollout(connect(good), engine, None, Request(batch, KEY, G, N))
     server = connect(bad, "http://127.0.0.1:9", good)
-    assert_same(external.rollout(server, engine, None, batch, KEY, G, N), want)
+    assert_same(external.rollout(server, engine, None, Request(batch, KEY, G, N)), want)
 
 
 def test_when_nothing_came_back_the_run_ends_with_the_reason(serve, engine, batch):
     url, model = serve()
     model.spoil = http_error(400, "prompt must be a string")
     with pytest.raises(UserError, match=r"none of 6 samples came back \(http.*400: prompt must be a string"):
-        external.rollout(connect(url), engine, None, batch, KEY, G, N)
+        external.rollout(connect(url), engine, None, Request(batch, KEY, G, N))
     assert len(model.seen) == 3  # a refusal is the same at the next try
     model.spoil = sleeping
     late = connect(url, call_timeout_s=0.1)
     with pytest.raises(UserError, match="no answer within call_timeout_s=0.1"):
-        external.rollout(late, engine, None, batch, KEY, G, N)
+        external.rollout(late, engine, None, Request(batch, KEY, G, N))
 
 
 def test_a_constraint_is_refused(engine, batch):
     with pytest.raises(UserError, match="no server reports log-probabilities under the grammar"):
-        external.rollout(connect("http://h"), engine, None, batch, KEY, G, N, constraint=object())
+        external.rollout(connect("http://h"), engine, None, Request(batch, KEY, G, N, constraint=object()))
 
 
 @pytest.mark.parametrize(
@@ -400,7 +409,7 @@ def test_a_constraint_is_refused(engine, batch):
     ],
 )
 def test_a_config_that_cannot_work_is_named(fields, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         servers.connect(ServerConfig(**{"kind": "vllm", "endpoints": ("http://h",), "model": "m"} | fields))
 
 
@@ -410,18 +419,18 @@ def test_a_config_that_cannot_work_is_named(fields, message):
 def test_pushed_weights_are_those_that_answer(serve, engine, batch, tmp_path, caplog):
     """The second server refuses them: it is asked no more until it takes a later push."""
     fresh = jax.jit(init_params, static_argnums=1)(jax.random.key(9), engine.model_config)
-    want = jax.device_get(engine_lib.rollout(engine, fresh, batch, KEY, G, N, seeds=SEEDS))
+    want = jax.device_get(generate.rollout(engine, fresh, Request(batch, KEY, G, N, seeds=SEEDS)))
     (good, _), (bad, model) = serve(), serve()
     server = connect(good, bad, kind="sglang", tries=1)
     model.spoil = lambda p, b, a: {"success": False, "message": "no space"} if "update" in p else a
     with caplog.at_level(logging.WARNING):
         assert external.push_weights(server, fresh, engine, tmp_path / "engine") == 1
     assert "left out for now" in caplog.text and "no space" in caplog.text
-    assert_same(external.rollout(server, engine, None, batch, KEY, G, N, seeds=SEEDS), want)
+    assert_same(external.rollout(server, engine, None, Request(batch, KEY, G, N, seeds=SEEDS)), want)
     assert [path for path, _ in model.seen] == ["/update_weights_from_disk"]
     model.spoil = lambda p, b, a: a
     assert external.push_weights(server, fresh, engine, tmp_path / "engine") == 2
-    assert_same(external.rollout(server, engine, None, batch, KEY, G, N, seeds=SEEDS), want)
+    assert_same(external.rollout(server, engine, None, Request(batch, KEY, G, N, seeds=SEEDS)), want)
     assert len(model.seen) > 2
     assert not list(tmp_path.glob("engine.*"))
 

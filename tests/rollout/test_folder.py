@@ -11,8 +11,10 @@ import transformers
 from experiments import generate, logprobs, steer
 from gtalign_jax.chain.parse import parse_chain
 from gtalign_jax.errors import UserError
+from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import lines
+from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import load_engine, load_tokenizer
 from gtalign_jax.rollout.grammar import read_limits
 
@@ -125,7 +127,7 @@ def test_logprobs_of_both_commands_are_those_of_pytorch(folder, model, generated
     ],
 )
 def test_a_bad_prompt_line_is_named(tokenizer, row, message):
-    engine = engine_lib.Engine(tokenizer, engine_lib.ModelConfig(vocab_size=304), (tokenizer.eos_token_id,))
+    engine = Engine(tokenizer, ModelConfig(vocab_size=304), (tokenizer.eos_token_id,))
     with pytest.raises(UserError, match=f"p.jsonl:7: .*{message}"):
         lines.prompt_ids(engine, {**row, "line": 7}, "p.jsonl")
 
@@ -160,6 +162,21 @@ def test_a_failed_run_leaves_the_old_output(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         generate.main([f"--model={folder}", f"--prompts={source}", f"--out={out}"])
     assert out.read_text() == "old" and "p.jsonl:2: token_ids" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "line"),
+    [
+        (generate, "--top_p=0", "error: --top_p=0.0: must be in (0, 1]\n"),
+        (generate, "--temperature=-1", "error: --temperature=-1.0: must be 0 (greedy) or positive\n"),
+        (steer, "--temperature=-1", "error: --temperature=-1.0: must be 0 (greedy) or positive\n"),
+    ],
+)
+def test_a_sampling_flag_out_of_range_is_one_line_that_names_it(capsys, command, flag, line):
+    rest = ["--prompt=x"] if command is steer else ["--prompts=x", "--out=x"]
+    with pytest.raises(SystemExit):
+        command.main(["--model=x", *rest, flag])
+    assert capsys.readouterr().err == line
 
 
 def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):

@@ -134,7 +134,7 @@ def test_config_and_data_position_come_back(tmp_path):
 SAVER = """
 import os, signal, sys, threading, time, pathlib
 import jax, jax.numpy as jnp
-from gtalign_jax import checkpoint
+from gtalign_jax.run import checkpoint
 
 def save_until_killed(folder, delay):
     manager = checkpoint.open_manager(folder, keep=2)

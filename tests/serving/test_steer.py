@@ -12,7 +12,10 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout import generate
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.serving.steer import splice_payoff, steer
 
@@ -127,8 +130,8 @@ def test_the_continuation_is_what_the_model_says_after_the_prefix(engine, params
 
 def test_the_original_branch_is_an_uninterrupted_generation(engine, params, steered):
     batch = engine_lib.prompt_batch(engine, [engine_lib.encode(engine, PROMPT)])
-    rollout = engine_lib.rollout(engine, params, batch, jax.random.key(0), 1, BUDGET)
-    assert list(steered.original.token_ids) == engine_lib.completion_ids(rollout)[0].tolist()
+    rollout = generate.rollout(engine, params, Request(batch, jax.random.key(0), 1, BUDGET))
+    assert list(steered.original.token_ids) == engine_lib.completion_ids(rollout.completions)[0].tolist()
 
 
 def test_no_usable_matrix_is_said_in_one_line(engine, params):

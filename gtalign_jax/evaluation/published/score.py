@@ -34,7 +34,7 @@ _NUMBER = re.compile(r"\\boxed\{([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\}")
 class PublishedError(Exception):
     """The published code raises here; `kind` is the type of its exception."""
 
-    def __init__(self, kind: str, why: str):
+    def __init__(self, kind: str, why: str) -> None:
         super().__init__(f"the published code raises {kind}: {why}")
         self.kind = kind
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gtalign_jax.game import pareto
+
 # A role decides the colour: user, llm, welfare, neutral.
 _PANELS = (
     (
@@ -100,14 +102,9 @@ def cloud(model: str, rows: Sequence[Mapping[str, Any]]) -> Cloud | None:
     """The (U, L) points of rollout lines, None when there are none."""
     pairs = [(r.get("user_reward"), r.get("llm_reward")) for r in rows]
     points = np.array([p for p in pairs if None not in p], np.float64).reshape(-1, 2)
-    return Cloud(model, points, frontier(points), points.mean(0)) if len(points) else None
-
-
-def frontier(points: np.ndarray) -> np.ndarray:
-    """The nondominated ones of points [n, 2], without repeats, by falling first coordinate."""
-    by_first = np.unique(points, axis=0)[::-1]
-    best_before = np.concatenate([[-np.inf], np.maximum.accumulate(by_first[:, 1])[:-1]])
-    return by_first[by_first[:, 1] > best_before]
+    if not len(points):
+        return None
+    return Cloud(model, points, pareto.frontier_points(points)[::-1], points.mean(0))
 
 
 def thin_points(points: np.ndarray, max_points: int) -> np.ndarray:

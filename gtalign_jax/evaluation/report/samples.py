@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from gtalign_jax import jsonl
-from gtalign_jax.chain.parse import ACTIONS, BLOCKS, Chain, parse_chain, payoff_array
+from gtalign_jax.chain.parse import BLOCKS, Chain, parse_chain, payoff_array
 from gtalign_jax.evaluation.bootstrap import task_of
 from gtalign_jax.evaluation.report.recorded import Run
+from gtalign_jax.game.moves import ACTIONS, GTALIGN
 from gtalign_jax.game.payoff import cell_welfare, pareto_frontier, welfare_optimal
 
 SCORES = (
@@ -84,7 +85,7 @@ def _describe(found: Sequence[tuple[str, int, Mapping[str, Any]]], max_chars: in
 
 def _stack(chains: Sequence[Chain]) -> tuple[np.ndarray, np.ndarray]:
     parsed = [payoff_array(chain) for chain in chains]
-    payoff = np.array([matrix for matrix, _ in parsed]).reshape(-1, 2, len(ACTIONS), 2)
+    payoff = np.array([matrix for matrix, _ in parsed]).reshape(-1, *GTALIGN.shape)
     return payoff, np.array([ok for _, ok in parsed], bool)
 
 

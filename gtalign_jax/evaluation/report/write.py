@@ -18,12 +18,12 @@ import jinja2
 from markupsafe import Markup
 
 from gtalign_jax import jsonl
-from gtalign_jax.chain.parse import ACTIONS, USER_MOVES
 from gtalign_jax.config import build
 from gtalign_jax.evaluation.bootstrap import OVERALL, Estimate, digits, separated
 from gtalign_jax.evaluation.report import curves, figures, svg
 from gtalign_jax.evaluation.report.recorded import Run, load_run, newest_rollouts
 from gtalign_jax.evaluation.report.samples import count_lines, samples, steering_examples
+from gtalign_jax.game.moves import ACTIONS, USER_MOVES
 from gtalign_jax.run.health import HealthConfig, scan
 
 PAGE = pathlib.Path(__file__).parent / "page"

@@ -29,7 +29,7 @@ class TextCache:
     Raises UserError when the folder cannot be used. `errors` counts reads and writes that failed later.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str) -> None:
         self.errors = 0
         try:
             self._disk = diskcache.Cache(folder, timeout=5)

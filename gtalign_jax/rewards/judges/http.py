@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import math
+import functools
 import resource
-import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import openai
-
 from gtalign_jax.errors import UserError
-from gtalign_jax.remote.client import AttemptFailed, api_key, check_numbers, check_urls, open_client, post
+from gtalign_jax.remote.client import AttemptFailed, api_key, check_numbers, check_urls
+from gtalign_jax.remote.counters import Counters
+from gtalign_jax.remote.pool import LATE, Answer, Call, Failed, Pool, PoolConfig, post_all
+from gtalign_jax.remote.turns import Turns
+from gtalign_jax.rewards.judges import chat
 from gtalign_jax.rewards.judges.base import (
     ConsistencyJudge,
     ConsistencyRequest,
@@ -27,20 +27,9 @@ from gtalign_jax.rewards.judges.base import (
     Verdict,
 )
 from gtalign_jax.rewards.judges.cache import TextCache, prompt_key
-from gtalign_jax.rewards.judges.pool import (
-    Ask,
-    Connect,
-    Endpoints,
-    JudgeStats,
-    PoolConfig,
-    Reply,
-    judge_all,
-)
 from gtalign_jax.rewards.judges.rubrics import Prompt, consistency_prompt, judge_prompt
-from gtalign_jax.rewards.judges.verdict import read_on_scale
+from gtalign_jax.rewards.judges.verdict import Scale, read_on_scale
 
-# A client looks through all its connections at every request: several small ones are faster than one big.
-_CONNECTIONS = 16
 _AT_LEAST = {  # field → (smallest value, whether it may be that value)
     **{name: (1, True) for name in ("concurrency", "tries", "max_tokens", "skip_after")},
     **{name: (0, False) for name in ("timeout_s", "call_timeout_s", "top_p")},
@@ -79,63 +68,126 @@ class HttpJudgeConfig:
     api_key_env: str = ""
     cache_dir: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_numbers(self, _AT_LEAST, "judge")
         check_urls(self.endpoints, "judge.endpoints", "http://host:8000/v1")
 
 
-def make_http_judge(config: HttpJudgeConfig, stats: JudgeStats | None = None) -> Judge:
+def make_http_judge(config: HttpJudgeConfig, stats: Counters | None = None) -> Judge:
     """A judge over HTTP: `judge(requests) -> verdicts`, in order, from any thread.
 
-    stats: where this judge counts; read it with `stats.numbers()`. Equal requests in a call are asked
-    once. Raises UserError on a config that cannot work.
+    stats: where this judge counts (docs/judges.md); read it with `stats.numbers()`. Equal requests in a call
+    are asked once. Raises UserError on a config that cannot work.
     """
-    ask_all = _make(config, stats or JudgeStats())
+    opened = _open(config, stats or Counters())
 
     def judge(requests: Sequence[JudgeRequest]) -> list[Verdict]:
-        return ask_all([judge_prompt(request) for request in requests])
+        return _judge_all(opened, [judge_prompt(request) for request in requests])
 
     return judge
 
 
-def make_http_consistency_judge(config: HttpJudgeConfig, stats: JudgeStats | None = None) -> ConsistencyJudge:
+def make_http_consistency_judge(config: HttpJudgeConfig, stats: Counters | None = None) -> ConsistencyJudge:
     """As `make_http_judge`, for P in {0, 0.5, 1} of the evaluation variant (paper section 3)."""
-    ask_all = _make(config, stats or JudgeStats())
+    opened = _open(config, stats or Counters())
 
     def judge(requests: Sequence[ConsistencyRequest]) -> list[Verdict]:
-        return ask_all([consistency_prompt(r.payoff, r.analyze) for r in requests])
+        return _judge_all(opened, [consistency_prompt(r.payoff, r.analyze) for r in requests])
 
     return judge
 
 
-def _make(config: HttpJudgeConfig, stats: JudgeStats) -> Callable[[Sequence[Prompt]], list[Verdict]]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _HttpJudge:
+    """A judge that is ready. sampling: the request's fields beside its messages."""
+
+    pool: Pool
+    sampling: Mapping[str, Any]
+    cache: TextCache | None
+
+
+def _open(config: HttpJudgeConfig, stats: Counters) -> _HttpJudge:
     key = _check_runnable(config)
     cache = TextCache(config.cache_dir) if config.cache_dir else None
-    endpoints = Endpoints(len(config.endpoints), config.skip_after, config.skip_s)
-    limits = PoolConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(PoolConfig)})
-    sampling, connect = _sampling(config), _connect(config, key)
+    turns = Turns(len(config.endpoints), config.skip_after, config.skip_s)
+    limits = PoolConfig(
+        in_flight=config.concurrency,
+        tries=config.tries,
+        timeout_s=config.timeout_s,
+        call_timeout_s=config.call_timeout_s,
+        wait_s=config.wait_s,
+        max_wait_s=config.max_wait_s,
+    )
+    watch = functools.partial(_watched, stats)
+    pool = Pool(tuple(config.endpoints), limits, turns, stats, key, watch)
+    return _HttpJudge(pool, _sampling(config), cache)
 
-    def ask_all(prompts: Sequence[Prompt]) -> list[Verdict]:
-        started = time.monotonic()
-        keys = [prompt_key(prompt, sampling) for prompt in prompts]
-        known = _cached(dict(zip(keys, prompts, strict=True)), cache)
-        fresh = {k: p for k, p in zip(keys, prompts, strict=True) if k not in known}
-        asked = list(fresh)
-        found = (lambda place, text: cache.put(asked[place], text)) if cache else lambda place, text: None
-        answers = judge_all(list(fresh.values()), connect, endpoints, limits, stats, found)
-        verdicts = known | dict(zip(asked, answers, strict=True))
-        stats.add("calls")
-        stats.add("call_s", time.monotonic() - started)
-        stats.add("requests", len(keys))
-        stats.add("asked", len(asked))
-        stats.add("cache_hits", len(known))
-        stats.add("repeated", len(keys) - len(set(keys)))
-        stats.add("missing", sum(verdicts[k].score is None for k in keys))
-        stats.add("scored", sum(verdicts[k].score is not None for k in keys))
-        stats.peak("cache_errors", cache.errors if cache else 0)
-        return [verdicts[k] for k in keys]
 
-    return ask_all
+# --- one call of a judge --------------------------------------------------------------------------
+
+
+def _judge_all(judge: _HttpJudge, prompts: Sequence[Prompt]) -> list[Verdict]:
+    """One verdict a prompt, in order; equal prompts are asked once."""
+    started = time.monotonic()
+    keys = [prompt_key(prompt, judge.sampling) for prompt in prompts]
+    known = _cached(dict(zip(keys, prompts, strict=True)), judge.cache)
+    fresh = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
+    calls = [_call(judge, key, prompt) for key, prompt in fresh.items()]
+    results = post_all(judge.pool, calls)
+    asked = {key: _verdict(judge, result) for key, result in zip(fresh, results, strict=True)}
+    verdicts = known | asked
+    stats = judge.pool.counters
+    if late := sum(isinstance(result, Failed) and result.kind == LATE for result in results):
+        stats.add(f"failed/{LATE}", late)
+    stats.add("calls")
+    stats.add("call_s", time.monotonic() - started)
+    stats.add("requests", len(keys))
+    stats.add("asked", len(asked))
+    stats.add("cache_hits", len(known))
+    stats.add("repeated", len(keys) - len(set(keys)))
+    stats.add("missing", sum(verdicts[key].score is None for key in keys))
+    stats.add("scored", sum(verdicts[key].score is not None for key in keys))
+    stats.peak("cache_errors", judge.cache.errors if judge.cache else 0)
+    return [verdicts[key] for key in keys]
+
+
+def _call(judge: _HttpJudge, key: str, prompt: Prompt) -> Call:
+    read = functools.partial(_read, judge, key, prompt.scale)
+    return Call(chat.PATH, chat.chat_body(prompt, judge.sampling), read)
+
+
+def _read(judge: _HttpJudge, key: str, scale: Scale, answer: Answer) -> Verdict:
+    """The verdict of an answer, counted and stored under its key; AttemptFailed where there is none."""
+    reply, stats = chat.read_reply(answer.json), judge.pool.counters
+    stats.add("answers")
+    stats.add("tokens_in", reply.tokens_in)
+    stats.add("tokens_out", reply.tokens_out)
+    stats.add("answer_s", answer.seconds)
+    stats.peak("max_answer_s", answer.seconds)
+    score = chat.read_score(reply, scale)
+    if judge.cache is not None:
+        judge.cache.put(key, reply.text)
+    return Verdict(score, "", answer.call_seconds)
+
+
+def _verdict(judge: _HttpJudge, result: Verdict | Failed) -> Verdict:
+    if isinstance(result, Verdict):
+        return result
+    if result.kind == LATE:
+        limit = judge.pool.config.call_timeout_s
+        return Verdict(None, f"not judged within call_timeout_s={limit:g}")
+    return Verdict(None, result.reason, result.seconds)
+
+
+@contextlib.contextmanager
+def _watched(stats: Counters) -> Iterator[None]:
+    """One attempt: how many are under way together, and how it failed."""
+    with stats.at_once("max_in_flight"):
+        try:
+            yield
+        except AttemptFailed as failure:
+            stats.add(f"failed/{failure.kind}")
+            raise
 
 
 def _cached(prompts: Mapping[str, Prompt], cache: TextCache | None) -> dict[str, Verdict]:
@@ -152,59 +204,6 @@ def _sampling(config: HttpJudgeConfig) -> dict[str, Any]:
         template = {"enable_thinking": config.thinking}
         fields["extra_body"] = {"top_k": config.top_k, "chat_template_kwargs": template}
     return fields
-
-
-def _connect(config: HttpJudgeConfig, key: str) -> Connect:
-    trust = ssl.create_default_context()
-    open_one = lambda url: open_client(url, key, config.concurrency, config.timeout_s, trust)
-    count = math.ceil(config.concurrency / _CONNECTIONS)
-
-    @contextlib.asynccontextmanager
-    async def connect():
-        async with contextlib.AsyncExitStack() as stack:
-            asks = []
-            for url in config.endpoints:
-                clients = [await stack.enter_async_context(open_one(url)) for _ in range(count)]
-                asks.append(_asker(clients, _sampling(config), config.timeout_s))
-            yield asks
-
-    return connect
-
-
-def _asker(clients: Sequence[openai.AsyncOpenAI], sampling: Mapping[str, Any], seconds: float) -> Ask:
-    turns = itertools.cycle(clients)
-    fields = {name: value for name, value in sampling.items() if name != "extra_body"}
-    fields |= sampling.get("extra_body", {})
-
-    async def ask(prompt: Prompt) -> Reply:
-        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
-        body = {"messages": messages, **fields}
-        return _reply(await post(next(turns), "/chat/completions", body, seconds))
-
-    return ask
-
-
-def _reply(body: Any) -> Reply:
-    """The text and token counts of a chat completion; raises AttemptFailed when it has another shape."""
-    try:
-        choice = body["choices"][0]
-        text = choice["message"]["content"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise AttemptFailed("no_answer", "the server's answer has no choices[0].message.content") from error
-    cut_off = choice.get("finish_reason") == "length"
-    if not isinstance(text, str):
-        if cut_off and text is None:  # all tokens went into the reasoning, which the server keeps apart
-            text = ""
-        else:
-            raise AttemptFailed("no_answer", "the server's answer holds no text")
-    usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
-    tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-    return Reply(text, *tokens, cut_off=cut_off)
-
-
-def _count(value: Any) -> int:
-    """A token count, 0 where the server sent something else."""
-    return value if isinstance(value, int) and 0 <= value < 2**53 else 0
 
 
 def _check_runnable(config: HttpJudgeConfig) -> str:

@@ -8,11 +8,13 @@ import resource
 import socket
 import time
 
+import diskcache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.remote.counters import Counters
 from gtalign_jax.rewards.judges.base import JudgeRequest
 from gtalign_jax.rewards.judges.http import (
     ConsistencyRequest,
@@ -20,7 +22,6 @@ from gtalign_jax.rewards.judges.http import (
     make_http_consistency_judge,
     make_http_judge,
 )
-from gtalign_jax.rewards.judges.pool import JudgeStats
 
 # How a request to each fault ends when its tries are used up, and how often it is asked in 2 tries.
 FAULTS = {
@@ -70,7 +71,7 @@ def dead_url():
 
 
 def test_every_fault_ends_as_missing_with_its_reason_and_the_others_are_scored(server):
-    stats = JudgeStats()
+    stats = Counters()
     requests = []
     for i, fault in enumerate(FAULTS):
         requests += [ask(f"{fault}-{n}", fault) for n in range(3)] + [ask(f"good-{i}", want=i % 2)]
@@ -95,7 +96,7 @@ def test_every_fault_ends_as_missing_with_its_reason_and_the_others_are_scored(s
 
 
 def test_one_more_try_heals_what_can_be_healed(server):
-    stats = JudgeStats()
+    stats = Counters()
     requests = [ask(fault, flaky=fault, want=n % 2) for n, fault in enumerate(RETRIED)]
     verdicts = make_http_judge(config(server.url), stats)(requests)
     assert [v.score for v in verdicts] == [n % 2 for n in range(len(RETRIED))]
@@ -130,7 +131,7 @@ def test_what_is_sent_holds_the_sampling_and_both_messages(server):
 
 def test_512_requests_are_in_flight_together_and_none_is_lost(start_server):
     """The server answers nobody before 512 requests have arrived: with fewer in flight, all would fail."""
-    server, stats = start_server(barrier=512), JudgeStats()
+    server, stats = start_server(barrier=512), Counters()
     judge = make_http_judge(config(server.url, concurrency=512, timeout_s=30.0), stats)
     verdicts = judge([ask(i, "hold") for i in range(600)])
     assert [v.score for v in verdicts] == [1] * 600
@@ -147,7 +148,7 @@ def test_dead_connections_do_not_use_up_the_pool(server, fault):
 
 @pytest.mark.parametrize("concurrency", [3, 40])
 def test_concurrency_is_bounded(server, concurrency):
-    stats = JudgeStats()
+    stats = Counters()
     make_http_judge(config(server.url, concurrency=concurrency), stats)([ask(i) for i in range(120)])
     assert 1 <= server.peak <= concurrency
     assert stats.numbers()["max_in_flight"] == concurrency
@@ -156,7 +157,7 @@ def test_concurrency_is_bounded(server, concurrency):
 def test_failover_to_the_endpoints_that_work(start_server):
     good, sick = start_server(), start_server()
     sick.default = "http500"
-    stats = JudgeStats()
+    stats = Counters()
     judge = make_http_judge(
         config(dead_url(), sick.url, good.url, skip_after=2, skip_s=60.0, concurrency=2, tries=3), stats
     )
@@ -189,7 +190,7 @@ def test_retry_after_is_obeyed_up_to_the_longest_wait(server):
 
 
 def test_a_call_ends_within_its_own_limit(server):
-    stats = JudgeStats()
+    stats = Counters()
     judge = make_http_judge(config(server.url, timeout_s=60.0, call_timeout_s=0.5, concurrency=2), stats)
     started = time.monotonic()
     verdicts = judge([ask("good"), *(ask(i, "hang") for i in range(50))])
@@ -205,7 +206,7 @@ def test_an_outage_is_missing_verdicts_and_no_exception():
 
 
 def test_a_cached_verdict_needs_no_request(server, tmp_path):
-    stats = JudgeStats()
+    stats = Counters()
     cached = config(server.url, cache_dir=str(tmp_path / "cache"))
     requests = [ask(i, want=i % 2) for i in range(6)] + [ask("bad", "prose")]
     first = make_http_judge(cached, stats)(requests)
@@ -217,6 +218,17 @@ def test_a_cached_verdict_needs_no_request(server, tmp_path):
     assert stats.numbers()["cache_hits"] == 6
     server.default = "http500"
     assert [v.score for v in make_http_judge(cached)(requests)] == [v.score for v in first]
+
+
+def test_only_texts_with_a_verdict_are_kept(server, tmp_path):
+    stats = Counters()
+    judge = make_http_judge(config(server.url, cache_dir=str(tmp_path), tries=1), stats)
+    verdicts = judge([ask(i, "prose" * (i % 2 == 0)) for i in range(5)])
+    assert [v.score for v in verdicts] == [None, 1, None, 1, None]
+    kept = diskcache.Cache(str(tmp_path))
+    assert [r"\boxed{1}" in kept[key] for key in kept] == [True, True]
+    numbers = stats.numbers()
+    assert numbers["tokens_out"] == 7 * 5 and numbers["failed/no_verdict"] == 3
 
 
 @pytest.mark.parametrize(
@@ -232,7 +244,7 @@ def test_another_model_or_sampling_is_another_verdict(server, tmp_path, changes)
 
 
 def test_a_broken_cache_is_a_miss(server, tmp_path):
-    stats = JudgeStats()
+    stats = Counters()
     judge = make_http_judge(config(server.url, cache_dir=str(tmp_path)), stats)
     judge([ask("a")])
     for file in tmp_path.glob("cache.db*"):
@@ -242,7 +254,7 @@ def test_a_broken_cache_is_a_miss(server, tmp_path):
 
 
 def test_equal_requests_of_a_call_are_asked_once_and_all_answered(server):
-    stats = JudgeStats()
+    stats = Counters()
     requests = [ask("a"), ask("b", want=0), ask("a"), ask("c", "prose"), ask("a"), ask("c", "prose")]
     verdicts = make_http_judge(config(server.url, tries=1), stats)(requests)
     assert [v.score for v in verdicts] == [1, 0, 1, None, 1, None]
@@ -253,7 +265,7 @@ def test_equal_requests_of_a_call_are_asked_once_and_all_answered(server):
 
 
 def test_counters_are_plain_numbers_and_survive_odd_token_counts(server):
-    stats = JudgeStats()
+    stats = Counters()
     make_http_judge(config(server.url), stats)([ask("a"), ask("b"), ask("c", "odd_counts")])
     numbers = stats.numbers()
     assert all(type(value) is float for value in numbers.values())

@@ -8,7 +8,8 @@ import pytest
 from configs import quickstart
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.planning.microbatches import part_programs
+from gtalign_jax.planning.microbatches import microbatch_programs
+from gtalign_jax.planning.programs import planned_learner
 from gtalign_jax.run.settings import make_settings
 
 MODEL = ModelConfig(
@@ -24,7 +25,9 @@ def found():
     # 4 devices of 2 prompts of 16 + 2 * 8 slots: 2 micro-batches in each of 2 mini-batches, twice.
     config.algorithm.update(minibatches=2, epochs=2, microbatch_tokens=8 * 32)
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
-    return {program.name: program for program in part_programs(make_settings(config), MODEL, mesh)}
+    settings = make_settings(config)
+    learner = planned_learner(settings, MODEL)
+    return {program.name: program for program in microbatch_programs(settings, learner, mesh)}
 
 
 def test_every_program_with_its_calls_and_tokens(found):
@@ -43,7 +46,7 @@ def test_the_gradient_goes_in_and_comes_out_split_as_the_parameters(found):
     """And takes no room of its own: the sums are donated."""
     program = found["policy part"]
     compiled = program.lower().compile()
-    sums, params = program.args[1:3]
+    sums, params = program.args[1], program.args[5]
     out_shardings = jax.tree.leaves(compiled.output_shardings.grads)
     for leaf, out in zip(jax.tree.leaves(params), out_shardings, strict=True):
         assert out.is_equivalent_to(leaf.sharding, leaf.ndim)

@@ -1,0 +1,74 @@
+"""A run's recorded config: another run's is refused, one from before a field went is as good as new."""
+
+import json
+
+import pytest
+
+from gtalign_jax import config as config_lib
+from gtalign_jax.errors import UserError
+from gtalign_jax.run.record import RETIRED, check_config, read_config_json, write_config
+from gtalign_jax.run.settings import make_settings
+
+OLD_MODEL = {"attention": "splash", "decode_layout": "rows", "param_dtype": "float32"}
+
+
+def config(*flags):
+    command = ["prog", "--config=configs/quickstart.py:tiny", "--workdir=x", *flags]
+    return config_lib.parse_command(command, {"workdir": ""})[0]
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    """A workdir that was made when `config.model` had switches which no run read."""
+    fields = config().to_dict()
+    assert not set(OLD_MODEL) & set(fields["model"]) and set(OLD_MODEL) == set(RETIRED["model"])
+    fields["model"] |= OLD_MODEL
+    (tmp_path / "config.json").write_text(json.dumps(fields, indent=1, sort_keys=True) + "\n")
+    return tmp_path
+
+
+def test_an_old_run_goes_on_and_keeps_what_it_recorded(old_run):
+    before = (old_run / "config.json").read_bytes()
+    check_config(config(), old_run)
+    write_config(config(), old_run)
+    assert (old_run / "config.json").read_bytes() == before
+
+
+def test_an_old_run_is_read_without_what_is_gone(old_run):
+    read = read_config_json(old_run)
+    assert config_lib.to_json(read) == config_lib.to_json(config())
+    assert make_settings(read) == make_settings(config())
+
+
+def test_what_a_run_reads_still_tells_runs_apart(old_run):
+    for flag, line in (
+        ("model.num_layers=3", r"another config.model.num_layers \(2, now 3\); name a new --workdir"),
+        ("start.attention=xla", r"another config.start.attention \('auto', now 'xla'\)"),
+        ("seed=1", r"another config.seed \(0, now 1\)"),
+    ):
+        with pytest.raises(UserError, match=line):
+            check_config(config(f"--config.{flag}"), old_run)
+
+
+def test_a_new_run_records_its_config_once(tmp_path):
+    check_config(config(), tmp_path)
+    write_config(config(), tmp_path)
+    assert (tmp_path / "config.json").read_text() == config_lib.to_json(config())
+    check_config(config(), tmp_path)
+
+
+@pytest.mark.parametrize("field", [*OLD_MODEL, "compute_dtype", "remat", "scan_layers"])
+def test_a_model_has_no_switches(field):
+    with pytest.raises(UserError, match=rf"^--config\.model\.{field}: no such field; known: family, "):
+        config(f"--config.model.{field}=float32")
+
+
+def test_the_start_says_how_its_model_is_computed():
+    flags = ("remat=full", "attention=xla", "decode_layout=rows", "compute_dtype=bfloat16")
+    runtime = make_settings(config(*(f"--config.start.{flag}" for flag in flags))).start.runtime
+    assert [getattr(runtime, flag.partition("=")[0]) for flag in flags] == [
+        flag.partition("=")[2] for flag in flags
+    ]
+    assert (runtime.param_dtype, runtime.scan_layers) == ("float32", False)  # as the quickstart says
+    with pytest.raises(UserError, match="^config.start.remat='half': must be one of none, dots, full$"):
+        make_settings(config("--config.start.remat=half"))
