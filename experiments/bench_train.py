@@ -64,12 +64,12 @@ class Tokens:
 
     def separate(self) -> Tokens:
         """The same as P*G prompts with one completion each."""
-        group = self.completion.shape[1]
-
-        def own(x: np.ndarray) -> np.ndarray:
-            return x.reshape(-1, 1, *x.shape[2:])
-
-        return Tokens(np.repeat(self.prompt, group, axis=0), own(self.completion), own(self.advantage))
+        prompts, group, width = self.completion.shape
+        return Tokens(
+            np.repeat(self.prompt, group, axis=0),
+            self.completion.reshape(prompts * group, 1, width),
+            self.advantage.reshape(prompts * group, 1),
+        )
 
 
 def make_tokens(size: Workload, vocab: int) -> Tokens:
@@ -86,20 +86,20 @@ def make_tokens(size: Workload, vocab: int) -> Tokens:
 def make_batch(tokens: Tokens, policy: bool) -> SftBatch | Experience:
     """What the supervised or the policy update sees of these tokens."""
     prompts = PromptBatch(tokens.prompt, np.full(len(tokens.prompt), tokens.prompt.shape[1], np.int32))
-    everywhere, none = np.ones(tokens.completion.shape, bool), np.zeros(tokens.completion.shape, np.float32)
+    everywhere, zeros = np.ones(tokens.completion.shape, bool), np.zeros(tokens.completion.shape, np.float32)
     if not policy:
         return SftBatch(prompts, tokens.completion, everywhere)
     completions = Completions(
         tokens=tokens.completion,
         length=np.full(tokens.advantage.shape, tokens.completion.shape[-1], np.int32),
         finished=np.ones(tokens.advantage.shape, bool),
-        logp=none,  # compared with the trainer's, for two metrics
+        logp=zeros,  # compared with the trainer's, for two metrics
         action_mask=everywhere,
     )
     return Experience(
         prompts,
         completions,
-        old_logp=none,  # one update a rollout: not read
+        old_logp=zeros,  # one update a rollout: not read
         advantage=np.where(everywhere, tokens.advantage[..., None], 0.0).astype(np.float32),
     )
 
@@ -218,8 +218,7 @@ def growth(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
         fields["num_hidden_layers"] *= factor
         config = dataclasses.replace(config, num_layers=config.num_layers * factor, source="")
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), config)
-    tokens = make_tokens(size, fields["vocab_size"])
-    make = functools.partial(our_run, config, params, tokens, False)
+    make = functools.partial(our_run, config, params, make_tokens(size, fields["vocab_size"]), False)
     seconds = common.time_rounds(flags.repeats, {"ours": make})["ours"]
     line = {"case": "growth", "variant": f"{name} x{factor}", "unit": "row tokens/s"}
     line |= common.compare(seconds, None, size.rows * (size.slots + size.new))

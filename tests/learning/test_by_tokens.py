@@ -1,6 +1,7 @@
 """Updates in micro-batches by token count: the schedule, and that nothing but the padding is left out."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -118,18 +119,21 @@ def values(metrics):
     return {name: float(ratio.value) for name, ratio in metrics.items()}
 
 
-def two_steps(config, start, batch, model, *, optimizer=SGD, limit=None, base=None, cut=(0, 1)):
+def learner_of(config, model, budget=0, *, optimizer=SGD, limit=None):
+    """budget: token slots of a micro-batch; 0: the update of all at once."""
+    config = dataclasses.replace(config, microbatch_tokens=budget)
+    return Learner(Spec(model, config, 0.9, limit), Optimizers(optimizer, SGD))
+
+
+def two_steps(learner, start, batch, *, base=None, shards=1):
     """(state, metrics of each, programs compiled by the second) after the updates of two rollouts.
 
-    start: (state, reference). cut: (token slots of a micro-batch, shards); 0 slots: all at once.
+    start: (state, reference).
     """
-    budget, shards = cut
-    config = dataclasses.replace(config, microbatch_tokens=budget)
-    learner = Learner(Spec(model, config, 0.9, limit), Optimizers(optimizer, SGD))
     (state, reference), found = start, []
     for _ in range(2):
         schedule = learner.schedule(state.rng, jax.device_get(batch.rollout), shards)
-        assert (schedule is None) == (budget == 0)
+        assert (schedule is None) == (learner.spec.algorithm.microbatch_tokens == 0)
         critic = None if state.critic is None else state.critic.params
         compared = reference if state.reference is None else state.reference
         models = Models(state.policy.params, compared, critic, base)
@@ -182,11 +186,13 @@ def test_adapters_held_to_a_grammar(model, params, batch, monkeypatch):
     limit = Limit(lambda completions: (completions.tokens + jnp.arange(4)) % 2, close)
     mesh = make_mesh(MeshConfig())
     start = lambda: begin(GRPO, model, trained, jax.tree.map(lambda x: 0.5 * x, trained))
-    run = lambda **cut: two_steps(
-        GRPO, *spread((start(), batch), mesh), model, base=spread(base, mesh), limit=limit, **cut
+    run = lambda budget: two_steps(
+        learner_of(GRPO, model, budget, limit=limit),
+        *spread((start(), batch), mesh),
+        base=spread(base, mesh),
     )
-    whole, metrics, _ = run()
-    state, found, compiled = run(cut=(BUDGET, 1))
+    whole, metrics, _ = run(0)
+    state, found, compiled = run(BUDGET)
     same(state, whole, found, metrics)
     assert compiled == 0
     assert largest(state.policy.params, trained) > 1e-4
@@ -198,8 +204,9 @@ def test_brakes_slow_parts_and_moments_in_the_hosts_memory(model, params, refere
     """Epochs and mini-batches until the KL limit; the optimizer of the whole update keeps its moments."""
     here, away = (make_optimizer(OptimizerConfig(lr=0.01, offload=away), 8) for away in (False, True))
     start = lambda optimizer: begin(BRAKES, model, params, reference, optimizer)
-    whole, metrics, _ = two_steps(BRAKES, start(here), batch, model, optimizer=here)
-    state, found, _ = two_steps(BRAKES, start(away), batch, model, optimizer=away, cut=(BUDGET, 1))
+    learner = functools.partial(learner_of, BRAKES, model)
+    whole, metrics, _ = two_steps(learner(optimizer=here), start(here), batch)
+    state, found, _ = two_steps(learner(BUDGET, optimizer=away), start(away), batch)
     same(state, whole, found, metrics)
     assert 0 < float(found[0]["update/stopped"].value) < 1
     assert float(state.kl_coef) == pytest.approx(float(whole.kl_coef))
@@ -209,14 +216,14 @@ def test_brakes_slow_parts_and_moments_in_the_hosts_memory(model, params, refere
 
 def test_ppo_on_eight_devices_is_ppo_on_one(model, params, reference, batch):
     """Parameters split over fsdp and tensor, sequences over context; the second step compiles nothing."""
-    one, metrics, _ = two_steps(PPO, begin(PPO, model, params, reference), batch, model)
+    one, metrics, _ = two_steps(learner_of(PPO, model), begin(PPO, model, params, reference), batch)
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=2, context=2))
     lay = lambda names, x: jax.device_put(x, NamedSharding(mesh, partition_spec(names, x.shape, mesh)))
     axes, is_names = logical_axes(model), lambda x: isinstance(x, tuple)
     with jax.set_mesh(mesh):
         split = [jax.tree.map(lay, axes, tree, is_leaf=is_names) for tree in (params, reference)]
         start = spread(begin(PPO, model, *split), mesh)
-        cut = (2 * (3 + 2 * 5), 2)
-        many, found, compiled = two_steps(PPO, start, place_batch(batch, mesh), model, cut=cut)
+        learner = learner_of(PPO, model, 2 * (3 + 2 * 5))
+        many, found, compiled = two_steps(learner, start, place_batch(batch, mesh), shards=2)
     same(many, one, found, metrics)
     assert compiled == 0

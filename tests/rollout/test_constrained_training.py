@@ -70,11 +70,11 @@ def limit(constraint) -> Limit:
 def rollout(engine, params, constraint):
     batch = engine_lib.prompt_batch(engine, [[5], [6, 7], [8, 9, 10], [11]])
     request = Request(batch, jax.random.key(1), G, int(constraint.budget), constraint=constraint)
-    made = generate.rollout(engine, params, request)
+    rollout = generate.rollout(engine, params, request)
     # Two tokens of one row count as forced, as steering's are: they are no actions.
-    written = made.completions
+    written = rollout.completions
     written = written.replace(action_mask=written.action_mask.at[1, 0, 3:5].set(False))
-    return made.replace(completions=written)
+    return rollout.replace(completions=written)
 
 
 def _scored(params, rollout, engine, limit=None, chunk=CHUNK):
