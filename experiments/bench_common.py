@@ -39,8 +39,8 @@ from gtalign_jax.models.config import ModelConfig, RuntimeConfig, read_config
 from gtalign_jax.types import PyTree
 
 Line = dict[str, Any]
-Run = Callable[[], object]
-Make = Callable[[], Run]
+Contender = Callable[[], object]
+Make = Callable[[], Contender]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +152,7 @@ def time_rounds(
 
 
 def steady_rounds(
-    repeats: int, runs: Mapping[str, Run], clock: Callable[[], float]
+    repeats: int, runs: Mapping[str, Contender], clock: Callable[[], float]
 ) -> dict[str, list[float]]:
     """Seconds of the rounds that count; of others too, where too few do."""
     steady, grown = [], []
@@ -166,7 +166,7 @@ def steady_rounds(
     return {name: [seconds[name] for seconds in (steady + grown)[:repeats]] for name in runs}
 
 
-def seconds_of(run: Run, clock: Callable[[], float]) -> float:
+def seconds_of(run: Contender, clock: Callable[[], float]) -> float:
     start = clock()
     run()
     return clock() - start

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from experiments import bench_common as common
-from experiments.bench_common import Line, Run, Workload
+from experiments.bench_common import Contender, Line, Workload
 from gtalign_jax.data.loader import Demonstration
 from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.learning.algorithm import AlgorithmConfig
@@ -41,7 +41,7 @@ def lengths(shape: tuple[int, ...], slots: int) -> np.ndarray:
 
 def timed(
     update: Callable, params: PyTree, batch: PyTree, loss: str, firsts: list[float], **extra: Any
-) -> Run:
+) -> Contender:
     """One update a call; the loss of the first is added to firsts."""
     mesh = make_mesh(MeshConfig())
     state = init_state(jax.random.key(0), params, make_optimizer(OPTIMIZER, 1000))
@@ -82,7 +82,7 @@ def ragged(flags: argparse.Namespace) -> list[Line]:
     parted = AlgorithmConfig(microbatch_tokens=budget)
     firsts: list[float] = []
 
-    def make(config: AlgorithmConfig, make_it: Callable, **extra) -> Run:
+    def make(config: AlgorithmConfig, make_it: Callable, **extra) -> Contender:
         model, params = common.our_model(flags, remat=flags.remat)
         update = make_it(model, config, make_optimizer(OPTIMIZER, 1000), None, 1.0)
         return timed(update, params, seen, "loss/policy", firsts, **extra)
@@ -122,7 +122,7 @@ def pack(flags: argparse.Namespace) -> list[Line]:
     packed, padded = packed_batches(size, vocab)
     firsts: list[float] = []
 
-    def make(batch: PackedBatch | SftBatch) -> Run:
+    def make(batch: PackedBatch | SftBatch) -> Contender:
         model, params = common.our_model(flags, remat=flags.remat)
         update = make_sft_update(model, make_optimizer(OPTIMIZER, 1000))
         return timed(update, params, batch, "loss/sft", firsts)

@@ -36,7 +36,7 @@ import numpy as np
 
 from experiments import bench_common as common
 from experiments import bench_limits as limits
-from experiments.bench_common import Line, Run, Workload
+from experiments.bench_common import Contender, Line, Workload
 from experiments.peers import launch
 from gtalign_jax.chain.grammar import chain_grammar
 from gtalign_jax.data.tokenizer import protocol_strings
@@ -105,13 +105,13 @@ def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
     if name == "batch64":
         size = dataclasses.replace(size, prompts=64 // size.group)
 
-    def ours() -> Run:
+    def ours() -> Contender:
         config, params = common.our_model(flags)
         return lambda: generate(config, params, size)
 
     with contextlib.ExitStack() as stack:
 
-        def peer() -> Run:
+        def peer() -> Contender:
             prompts = {"prompt": make_batch(size, fields["vocab_size"]).tokens}
             sizes = {"group": size.group, "new": size.new}
             made = launch.torch_peer("torch_generate.py", flags, prompts, **sizes)

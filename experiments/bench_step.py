@@ -35,7 +35,7 @@ import jax
 from configs import base
 from experiments import bench_common as common
 from experiments import bench_limits as limits
-from experiments.bench_common import Line, Run, Workload
+from experiments.bench_common import Contender, Line, Workload
 from experiments.peers import launch
 from gtalign_jax.align import align_step, optimizers, start_state
 from gtalign_jax.data.item import Item
@@ -107,7 +107,7 @@ def make_job(flags: argparse.Namespace, size: Workload, workdir: pathlib.Path) -
 
 
 @contextlib.contextmanager
-def our_step(flags: argparse.Namespace, size: Workload, parts: Seconds) -> Iterator[Run]:
+def our_step(flags: argparse.Namespace, size: Workload, parts: Seconds) -> Iterator[Contender]:
     """One step of the aligning phase a call, as `align.run_align` sets it up. parts: gets their seconds."""
     with tempfile.TemporaryDirectory() as folder:
         job, reference = make_job(flags, size, pathlib.Path(folder))

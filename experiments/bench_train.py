@@ -33,7 +33,7 @@ import numpy as np
 from experiments import bench_common as common
 from experiments import bench_lengths
 from experiments import bench_limits as limits
-from experiments.bench_common import Line, Run, Workload
+from experiments.bench_common import Contender, Line, Workload
 from experiments.peers import launch
 from gtalign_jax.errors import exit_on_user_error
 from gtalign_jax.learning.algorithm import AlgorithmConfig
@@ -104,7 +104,7 @@ def make_step(config: ModelConfig, policy: bool) -> tuple[Callable, Callable[[Py
     return make_sft_update(config, optimizer), start
 
 
-def our_run(config: ModelConfig, params: PyTree, tokens: Tokens, policy: bool) -> Run:
+def our_run(config: ModelConfig, params: PyTree, tokens: Tokens, policy: bool) -> Contender:
     """One update a call; returns its loss."""
     update, start = make_step(config, policy)
     mesh = make_mesh(MeshConfig())
@@ -154,7 +154,7 @@ def against_peer(name: str, variant: str, flags: argparse.Namespace, policy: boo
     losses: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
 
-        def peer() -> Run:
+        def peer() -> Contender:
             process = stack.enter_context(torch_process(flags, tokens, policy))
             return lambda: process()["loss"]
 
@@ -179,7 +179,7 @@ def share_of_limit(ours: float, fields: dict, size: Workload, dtype: str, *, sha
     return {"limit": round(limit, 1), "share": round(ours / limit, 3)}
 
 
-def keep_first_loss(losses: dict[str, float], name: str, make: common.Make) -> Run:
+def keep_first_loss(losses: dict[str, float], name: str, make: common.Make) -> Contender:
     """The contender, with the loss of its first round kept."""
     run = make()
 
