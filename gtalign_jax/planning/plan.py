@@ -36,7 +36,7 @@ from gtalign_jax.run.settings import Settings, check_batches, make_settings
 from gtalign_jax.types import PyTree
 
 Say = Callable[[str], None]
-Run = Callable[[Program], tuple[dict[str, Any], Any]]
+Measure = Callable[[Program], tuple[dict[str, Any], Any]]
 STAGES = {"lowered": "lower_s", "compiled": "compile_s", "read": "read_s"}
 HEADROOM = 0.02  # share of the memory that is left to the runtime
 
@@ -108,11 +108,11 @@ def compile_all(
         return [row for chain in started for row in chain.result()]
 
 
-def sft_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -> list[dict[str, Any]]:
+def sft_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Measure) -> list[dict[str, Any]]:
     return [run(programs.sft_program(settings, model, mesh))[0]]
 
 
-def rollout_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -> list[dict[str, Any]]:
+def rollout_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Measure) -> list[dict[str, Any]]:
     """Prefill, and decoding from the caches it returns. The reference and the optimizers wait meanwhile."""
     state = programs.planned_state(settings, programs.planned_learner(settings, model), mesh)
     waiting = (
@@ -125,7 +125,7 @@ def rollout_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -
     return [first, run(decode)[0]]
 
 
-def learning_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Run) -> list[dict[str, Any]]:
+def learning_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Measure) -> list[dict[str, Any]]:
     """Experience, and the update that reads it; by token count, their largest programs."""
     learner = programs.planned_learner(settings, model)
     if settings.algorithm.microbatch_tokens:

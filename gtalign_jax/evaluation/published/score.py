@@ -40,7 +40,7 @@ class PublishedError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class PublishedLine:
     """One line as the published code sees it.
 
     measures: the fields of `Measures` as Python numbers. verdict: the judge's score as it is read, 0 when
@@ -79,21 +79,21 @@ def score_lines(lines: Sequence[Mapping[str, Any]], variant: str) -> list[dict[s
     return scored
 
 
-def collect(readings: Sequence[Reading]) -> Measures:
+def collect(readings: Sequence[PublishedLine]) -> Measures:
     """The columns of readings [B]."""
     column = {name: np.array([r.measures[name] for r in readings], np.float64) for name in NOTHING}
     flags = {name: column[name].astype(bool) for name in ("due", "format_ok", "in_domain")}
     return Measures(**{**column, **flags})
 
 
-def _read_or_zero(line: Mapping[str, Any], variant: str) -> Reading:
+def _read_or_zero(line: Mapping[str, Any], variant: str) -> PublishedLine:
     try:
         return read_line(line, variant)
     except PublishedError as error:
-        return Reading(NOTHING, 0.0, (str(error),))
+        return PublishedLine(NOTHING, 0.0, (str(error),))
 
 
-def read_line(line: Mapping[str, Any], variant: str) -> Reading:
+def read_line(line: Mapping[str, Any], variant: str) -> PublishedLine:
     """Measure one recorded line. Raises PublishedError where the published code raises."""
     task = line["task"]
     if task in OUT_OF_DOMAIN and variant != FRONTIER:
@@ -101,7 +101,7 @@ def read_line(line: Mapping[str, Any], variant: str) -> Reading:
     chain = read_chain(line["completion"])
     due = chain.response is not None and chain.payoff is not None
     if not due or (variant == FRONTIER and chain.analyze is None):
-        return Reading(NOTHING, 0.0, chain.errors)
+        return PublishedLine(NOTHING, 0.0, chain.errors)
     _check_extra(line)
     verdict = read_verdict(line)
     user, llm, answer = answer_scores(task, verdict, chain.response, line["ground_truth"])
@@ -121,7 +121,7 @@ def read_line(line: Mapping[str, Any], variant: str) -> Reading:
     errors = chain.errors
     if variant == FRONTIER and measures["in_domain"] and not line.get("pareto_judge_text"):
         errors += ("pareto_judge_text: missing, so P is 0",)
-    return Reading(measures, verdict, errors)
+    return PublishedLine(measures, verdict, errors)
 
 
 def _payoff(chain: PublishedChain) -> float:

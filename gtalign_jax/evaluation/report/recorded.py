@@ -14,7 +14,7 @@ from gtalign_jax.run.rollouts import list_rollouts
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """config: config.json; records: metrics.jsonl; summary: summary.json; steering: steering.jsonl.
 
     dumps: (split, step, path) of every rollout file; they are read when needed. What a run has not
@@ -34,11 +34,11 @@ class Run:
         return tuple(self.summary)
 
 
-def load_run(workdir: pathlib.Path) -> Run:
+def load_run(workdir: pathlib.Path) -> RecordedRun:
     """Read a work directory; UserError when it is not there or a file in it is damaged."""
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such folder; name the workdir of a run")
-    return Run(
+    return RecordedRun(
         workdir=workdir,
         config=_read_object(workdir / "config.json"),
         records=jsonl.read(metrics_path(workdir)),
@@ -48,7 +48,7 @@ def load_run(workdir: pathlib.Path) -> Run:
     )
 
 
-def newest_rollouts(run: Run, model: str) -> list[dict[str, Any]]:
+def newest_rollouts(run: RecordedRun, model: str) -> list[dict[str, Any]]:
     """Rollout lines of a model's newest held-out evaluation, [] when there is none."""
     paths = [path for split, _, path in run.dumps if split == model]
     return jsonl.read(paths[-1]) if paths else []

@@ -12,7 +12,7 @@ import numpy as np
 from gtalign_jax import jsonl
 from gtalign_jax.chain.parse import BLOCKS, Chain, parse_chain, payoff_array
 from gtalign_jax.evaluation.bootstrap import task_of
-from gtalign_jax.evaluation.report.recorded import Run
+from gtalign_jax.evaluation.report.recorded import RecordedRun
 from gtalign_jax.game.moves import ACTIONS, GTALIGN
 from gtalign_jax.game.payoff import cell_welfare, pareto_frontier, welfare_optimal
 
@@ -39,7 +39,7 @@ class SampleConfig:
     max_chars: int = 20_000
 
 
-def samples(run: Run, config: SampleConfig = SampleConfig()) -> list[dict[str, Any]]:
+def pick_samples(run: RecordedRun, config: SampleConfig = SampleConfig()) -> list[dict[str, Any]]:
     """The browser's samples, training splits by step, then the evaluated models in table order."""
     order = {model: i for i, model in enumerate(run.models)}
     by_split = itertools.groupby(run.dumps, key=lambda dump: dump[0])
@@ -52,7 +52,7 @@ def samples(run: Run, config: SampleConfig = SampleConfig()) -> list[dict[str, A
     return _describe(found, config.max_chars)
 
 
-def count_lines(run: Run) -> int:
+def count_lines(run: RecordedRun) -> int:
     """How many completions the run recorded."""
     return sum(path.read_bytes().count(b"\n") for _, _, path in run.dumps)
 

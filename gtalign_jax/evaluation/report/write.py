@@ -21,8 +21,8 @@ from gtalign_jax import jsonl
 from gtalign_jax.config import build
 from gtalign_jax.evaluation.bootstrap import OVERALL, Estimate, digits, separated
 from gtalign_jax.evaluation.report import curves, figures, svg
-from gtalign_jax.evaluation.report.recorded import Run, load_run, newest_rollouts
-from gtalign_jax.evaluation.report.samples import count_lines, samples, steering_examples
+from gtalign_jax.evaluation.report.recorded import RecordedRun, load_run, newest_rollouts
+from gtalign_jax.evaluation.report.samples import count_lines, pick_samples, steering_examples
 from gtalign_jax.game.moves import ACTIONS, USER_MOVES
 from gtalign_jax.run.health import HealthConfig, scan
 
@@ -73,8 +73,8 @@ def _render(context: Mapping[str, Any]) -> str:
     )
 
 
-def _context(run: Run, roles: Mapping[str, str], charts: list[dict], scatter: str) -> dict[str, Any]:
-    shown, steered = samples(run), steering_examples(run.steering)
+def _context(run: RecordedRun, roles: Mapping[str, str], charts: list[dict], scatter: str) -> dict[str, Any]:
+    shown, steered = pick_samples(run), steering_examples(run.steering)
     tables = _tables(run, roles)
     present = {
         "results": ("Results", tables),
@@ -121,7 +121,7 @@ def _roles(models: tuple[str, ...]) -> dict[str, str]:
     return roles
 
 
-def _lede(run: Run) -> str:
+def _lede(run: RecordedRun) -> str:
     last: dict[str, int] = {}
     for record in run.records:
         last[record["phase"]] = max(record["step"] + 1, last.get(record["phase"], 0))
@@ -133,13 +133,13 @@ def _lede(run: Run) -> str:
     return ", ".join(parts) + "." if parts else "Nothing is recorded yet."
 
 
-def _results_note(run: Run) -> str:
+def _results_note(run: RecordedRun) -> str:
     overall = [table.get(OVERALL, {}) for table in run.summary.values()]
     counts = sorted({table["utility"]["n"] for table in overall if "utility" in table})
     return f" (n = {' / '.join(f'{n:,}' for n in counts)})" if counts else ""
 
 
-def _tiles(run: Run) -> list[dict[str, str]]:
+def _tiles(run: RecordedRun) -> list[dict[str, str]]:
     """The overall numbers of the last model, beside those of the first."""
     if not run.models:
         return []
@@ -160,7 +160,7 @@ def _signed(a: Estimate, b: Estimate) -> str:
     return f"{b['mean'] - a['mean']:+.{digits(b)}f}".replace("-", "−")
 
 
-def _tables(run: Run, roles: Mapping[str, str]) -> list[dict[str, Any]]:
+def _tables(run: RecordedRun, roles: Mapping[str, str]) -> list[dict[str, Any]]:
     """One table a metric: a row a task, `overall` last, with the intervals drawn on a common range."""
     tasks = list(dict.fromkeys(task for table in run.summary.values() for task in table))
     tasks.sort(key=lambda task: task == OVERALL)
