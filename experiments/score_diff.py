@@ -19,7 +19,7 @@ import numpy as np
 from experiments import score
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.evaluation.published.reward import FRONTIER, VARIANTS
-from gtalign_jax.evaluation.published.score import PublishedError, Reading, read_line
+from gtalign_jax.evaluation.published.score import PublishedError, PublishedLine, read_line
 
 TOLERANCE = 1e-6
 
@@ -100,7 +100,7 @@ def _unpaid(errors: list[str]) -> str:
     return "numbers" if any(part in text for part in known) else "spelling"
 
 
-def _first_term(task: str, reward: str, reading: Reading, mine: Mapping[str, Any]) -> str:
+def _first_term(task: str, reward: str, reading: PublishedLine, mine: Mapping[str, Any]) -> str:
     """The first term in which two paid readings differ."""
     measures = reading.measures
     if measures["format_ok"] != mine["format_reward"]:
