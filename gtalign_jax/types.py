@@ -16,10 +16,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 
-Array = jax.Array
+# A `jax.Array`, a host's `np.ndarray`, a tracer or a `ShapeDtypeStruct`: the same functions take them all.
+# What an array holds is said by docstrings.
+Array = Any
 PyTree = Any
 
 # (states [...], logits [..., V]) → logits far below all others, and finite, of tokens left out.
@@ -29,16 +30,14 @@ LimitLogits = Callable[[PyTree, Array], Array]
 # --- prompts and completions ----------------------------------------------------------------------
 
 
-@flax.struct.dataclass
-class PromptBatch:
+class PromptBatch(flax.struct.PyTreeNode):
     """Tokenised prompts: tokens [P, S] int32, right-padded; length [P] int32."""
 
     tokens: Array
     length: Array
 
 
-@flax.struct.dataclass
-class Completions:
+class Completions(flax.struct.PyTreeNode):
     """What was written for a batch of prompts.
 
     tokens [P, G, N] int32, right-padded, the end token included when it was sampled.
@@ -55,8 +54,7 @@ class Completions:
     action_mask: Array
 
 
-@flax.struct.dataclass
-class Rollout:
+class Rollout(flax.struct.PyTreeNode):
     """P prompts and the G completions of each."""
 
     prompts: PromptBatch
@@ -77,8 +75,7 @@ class Limit(NamedTuple):
 # --- what a reward sees and gives -------------------------------------------------------------------
 
 
-@flax.struct.dataclass
-class Features:
+class Features(flax.struct.PyTreeNode):
     """Numbers read from completions on the host: the input of every reward function.
 
     All [B]. valid: the sample takes part in training (its verdict was obtained). format_ok: the four
@@ -104,8 +101,7 @@ class Features:
     analyze_ok: Array | None = None
 
 
-@flax.struct.dataclass
-class Reward:
+class Reward(flax.struct.PyTreeNode):
     """user, llm, welfare [B] float32, and the named terms they were summed from (dict of [B])."""
 
     user: Array
@@ -117,8 +113,7 @@ class Reward:
 # --- what training sees -----------------------------------------------------------------------------
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
     """A scored rollout.
 
     reward [P, G] float32; valid [P, G] bool: the reward is known. components [C, P, G] float32: the parts of
@@ -133,8 +128,7 @@ class Batch:
     untrained: Array | None = None
 
 
-@flax.struct.dataclass
-class Models:
+class Models(flax.struct.PyTreeNode):
     """The parameters that say something of a batch before the update.
 
     base: what policy, reference and critic stand on when those are adapters (`models.lora`).
@@ -146,8 +140,7 @@ class Models:
     base: PyTree | None = None
 
 
-@flax.struct.dataclass
-class Packing:
+class Packing(flax.struct.PyTreeNode):
     """Where the completions of a group stand when they share rows: R rows of W slots instead of G of N.
 
     start [P, G] int32: the slot of a completion's first token among the R*W of its prompt; no completion
@@ -158,8 +151,7 @@ class Packing:
     shape: tuple[int, int] = flax.struct.field(pytree_node=False)
 
 
-@flax.struct.dataclass
-class Experience:
+class Experience(flax.struct.PyTreeNode):
     """One rollout, scored: what the update step sees.
 
     completions: as in `Rollout`, but for action_mask: the tokens that are trained on. old_logp, advantage
@@ -181,8 +173,7 @@ class Experience:
     packing: Packing | None = None
 
 
-@flax.struct.dataclass
-class Ratio:
+class Ratio(flax.struct.PyTreeNode):
     """A mean that is not divided yet, so that micro-batches and hosts add up exactly."""
 
     total: Array
@@ -197,16 +188,14 @@ class Ratio:
         return self.total / jnp.maximum(self.count, 1e-30) * (self.count > 0)
 
 
-@flax.struct.dataclass
-class ModelState:
+class ModelState(flax.struct.PyTreeNode):
     """Parameters and their optimizer state."""
 
     params: PyTree
     opt_state: PyTree
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """Everything a run needs to go on, to the bit.
 
     policy; critic (None without a value model); step [] int32; rng: a typed key. The reference policy

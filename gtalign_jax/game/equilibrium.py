@@ -17,8 +17,7 @@ from gtalign_jax.types import Array
 UNIT = 0.01
 
 
-@flax.struct.dataclass
-class Equilibria:
+class Equilibria(flax.struct.PyTreeNode):
     """Extreme equilibria in E slots, of which `mask` [..., E] bool are filled.
 
     user [..., E, U] and llm [..., E, A]: the mixed strategies (uniform in an empty slot); value

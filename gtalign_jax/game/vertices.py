@@ -17,8 +17,7 @@ import numpy as np
 from gtalign_jax.types import Array
 
 
-@flax.struct.dataclass
-class Vertices:
+class Vertices(flax.struct.PyTreeNode):
     """Candidate strategies of a player with m moves against an opponent with n moves.
 
     weights [..., V, m] float, whole numbers that are not negative, proportional to the probabilities;

@@ -20,8 +20,7 @@ from gtalign_jax.models.transformer import Segments
 from gtalign_jax.types import Array, Completions, Models, Packing, PromptBatch, PyTree, Rollout
 
 
-@flax.struct.dataclass
-class Scores:
+class Scores(flax.struct.PyTreeNode):
     """old_logp, ref_logp and value [P, G, N], bootstrap [P, G], the value after the last token of rows cut
     short. None where nothing reads it."""
 

@@ -27,8 +27,7 @@ class SftSetup:
     microbatches: int = 1
 
 
-@flax.struct.dataclass
-class SftBatch:
+class SftBatch(flax.struct.PyTreeNode):
     """prompts [P, S]; tokens [P, G, N] int32; mask [P, G, N] bool: those to learn."""
 
     prompts: PromptBatch
@@ -36,8 +35,7 @@ class SftBatch:
     mask: Array
 
 
-@flax.struct.dataclass
-class PackedBatch:
+class PackedBatch(flax.struct.PyTreeNode):
     """Several chains a row: tokens, segments, positions [B, T] int32; learn [B, T] bool: of completions."""
 
     tokens: Array

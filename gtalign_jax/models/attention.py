@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from gtalign_jax.models.products import settled
+from gtalign_jax.types import Array
 
-Array = jax.Array
 _MASKED = -1e30  # finite, so that a fully masked row has no NaN in value or gradient
 
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 
 from gtalign_jax.models import attention
 from gtalign_jax.models.attention import Keys
+from gtalign_jax.types import Array
 
-Array = jax.Array
 BLOCK = 512
 LONG = 2**20  # query-key pairs of one head and row from which on scores are not held whole
 _MASKED = -1e30  # finite, as in `attention`: a fully masked row averages its values and has no NaN

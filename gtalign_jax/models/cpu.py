@@ -19,13 +19,12 @@ from gtalign_jax.models.attention import ring_visible, visible
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.rope import rope_tables
 from gtalign_jax.models.transformer import Params, PromptCache, split_layers
+from gtalign_jax.types import Array
 
-Array = jax.Array
 _MASKED = -1e30  # as in `attention`
 
 
-@flax.struct.dataclass
-class FeatureWeights:
+class FeatureWeights(flax.struct.PyTreeNode):
     """Weights of a model for the feature-major step, in the compute dtype.
 
     embedding, unembedding [V, D]; final_norm [D]; layers: per layer qkv [(Q + 2K) H, D], output [D, Q H],
@@ -69,8 +68,7 @@ def _layer_weights(layer: Params) -> dict[str, Array]:
     return found
 
 
-@flax.struct.dataclass
-class RowCache:
+class RowCache(flax.struct.PyTreeNode):
     """Keys and values of the completions so far: per layer k [B, K, H, N] and v [B, K, N, H], B = P * G.
 
     One axis for the rows, because a reshape beside the update in place, such as of a G of one, makes XLA copy

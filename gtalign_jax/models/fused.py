@@ -26,8 +26,8 @@ from gtalign_jax.mesh.sharding import partition_spec
 from gtalign_jax.models import attention, chunked
 from gtalign_jax.models.attention import Keys
 from gtalign_jax.models.config import ATTENTION
+from gtalign_jax.types import Array
 
-Array = jax.Array
 _HEAD_WIDTH = 128  # the TPU kernel takes multiples of it
 
 

@@ -13,8 +13,8 @@ from gtalign_jax.mesh.sharding import constrain
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.products import gated, project
 from gtalign_jax.models.rope import rotate
+from gtalign_jax.types import Array
 
-Array = jax.Array
 BATCH = ("batch", "group")  # logical names of the first two axes of every activation
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 

@@ -23,8 +23,7 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.cpu import FeatureWeights, RowCache
 from gtalign_jax.models.layers import BATCH
 from gtalign_jax.models.transformer import DecodeCache, Params, PromptCache
-
-Array = jax.Array
+from gtalign_jax.types import Array
 
 
 def feature_major(params: Params | FeatureWeights, config: ModelConfig) -> bool:

@@ -22,8 +22,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gtalign_jax.models import hf_names, transformer
 from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.types import Array
 
-Array = jax.Array
 Params = dict[str, Any]
 TARGETS = ("query", "key", "value", "output", "gate", "up", "down")
 TRAINED = ("lora_a", "lora_b")
@@ -178,7 +178,7 @@ class MergedKernel:
 
     def __getitem__(self, layer: int) -> Array:
         kernel, whole = self.part["kernel"], None
-        if isinstance(kernel, Array) and not kernel.is_fully_addressable:
+        if isinstance(kernel, jax.Array) and not kernel.is_fully_addressable:
             whole = NamedSharding(kernel.sharding.mesh, PartitionSpec())
         return _merge_layer(whole)(kernel, *(self.part[name] for name in (*TRAINED, "lora_scale")), layer)
 

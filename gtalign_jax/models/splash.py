@@ -10,7 +10,8 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import Mask
 
-Array = jax.Array
+from gtalign_jax.types import Array
+
 TILE = 128  # what the kernel's lengths and head width are multiples of
 _BLOCKS = (512, 256, TILE)
 

@@ -34,16 +34,14 @@ from gtalign_jax.types import Array, PyTree
 Params = dict[str, Any]
 
 
-@flax.struct.dataclass
-class PromptCache:
+class PromptCache(flax.struct.PyTreeNode):
     """Keys and values of the prompts: per layer k, v [P, S, K, H]; length [P] int32."""
 
     layers: tuple[tuple[Array, Array], ...]
     length: Array
 
 
-@flax.struct.dataclass
-class DecodeCache:
+class DecodeCache(flax.struct.PyTreeNode):
     """Keys and values of the completions so far: per layer k, v [P, G, N, K, H]."""
 
     layers: tuple[tuple[Array, Array], ...]

@@ -31,8 +31,7 @@ class Pause(NamedTuple):
     after: Array
 
 
-@flax.struct.dataclass
-class DecodeState:
+class DecodeState(flax.struct.PyTreeNode):
     """A generation that can be stopped, edited and resumed.
 
     prompts, prompt_cache: as given, and their K/V. cache: K/V of completion tokens before t - 1.

@@ -83,8 +83,7 @@ class Constraint(NamedTuple):
     budget: Array
 
 
-@flax.struct.dataclass
-class GrammarState:
+class GrammarState(flax.struct.PyTreeNode):
     """Where each row is: state and left (tokens it may still write), int32 of any shape."""
 
     state: Array

@@ -39,8 +39,7 @@ class Rules(NamedTuple):
     constraint: Constraint | None = None
 
 
-@flax.struct.dataclass
-class Request:
+class Request(flax.struct.PyTreeNode):
     """G = group_size completions of each prompt, at most max_new_tokens each.
 
     prompts: host arrays [P, S]. key: the step key, typed. ending: from `engine.make_ending` (None: the
@@ -62,8 +61,7 @@ class Request:
     stops: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
 
-@flax.struct.dataclass
-class Placed:
+class Placed(flax.struct.PyTreeNode):
     """What `decode.start` begins from.
 
     prompts [P, S]: those of length 0 are padding and cost no steps. key: the step key. group_size: G.
