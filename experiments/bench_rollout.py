@@ -61,7 +61,7 @@ def make_batch(size: Workload, vocab: int) -> PromptBatch:
     """Full prompts of random tokens, the same that the peers get."""
     tokens = common.random_tokens((size.prompts, size.slots), vocab)
     length = np.full(size.prompts, size.slots, np.int32)
-    return PromptBatch(tokens, length, np.arange(size.prompts, dtype=np.int32))
+    return PromptBatch(tokens, length)
 
 
 def generate(

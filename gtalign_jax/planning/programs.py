@@ -180,7 +180,6 @@ def prefill_program(settings: Settings, model: ModelConfig, mesh: Mesh, resident
     batch = PromptBatch(
         tokens=jax.ShapeDtypeStruct((p, s), jnp.int32),
         length=jax.ShapeDtypeStruct((p,), jnp.int32),
-        id=jax.ShapeDtypeStruct((p,), jnp.int32),
     )
     key = replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh)
     params = abstract_params(model, mesh, settings.lora)
