@@ -126,7 +126,7 @@ def test_prefill_and_decode_equal_transformers(pair, layout):
 def test_64_greedy_tokens_are_those_of_transformers(pair):
     theirs, config, params, _ = pair
     tokens, length = rows(seed=4, lengths=(7, 12))
-    batch = PromptBatch(tokens, length, np.arange(2, dtype=np.int32))
+    batch = PromptBatch(tokens, length)
     never = Ending(np.array([-1], np.int32))
     sizes = {"group_size": 1, "max_new_tokens": 64, "ending": never}
     ours = programs.generate(params, config, batch, jax.random.key(0), GREEDY, **sizes).completion
