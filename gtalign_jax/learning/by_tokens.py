@@ -138,7 +138,20 @@ def compile_fold(
 def fold_programs(of: Fold, layout: tuple[Sharding, ...], structure: Any) -> FoldPrograms:
     """The programs of a fold whose result is laid out so, so that no call compiles again for another's
     layout."""
-    out = structure.unflatten(layout)
+    out, (begin, add) = structure.unflatten(layout), fold_functions(of)
+    return FoldPrograms(
+        jax.jit(begin, out_shardings=out),
+        jax.jit(add, static_argnums=0, donate_argnums=1, out_shardings=out),
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def fold_functions(of: Fold) -> tuple[Callable[..., PyTree], Callable[..., PyTree]]:
+    """start and add of `FoldPrograms` before they are compiled.
+
+    The same two for every layout: a step writes P(None, None) as P(), and what was compiled for the one is
+    found for the other.
+    """
 
     def part_of(shape: tuple[int, int], batch: PyTree, rows: Array, start: Array, *args: PyTree) -> PyTree:
         held = rows < batch.prompts.length.shape[0]
@@ -158,10 +171,7 @@ def fold_programs(of: Fold, layout: tuple[Sharding, ...], structure: Any) -> Fol
             return jax.tree.map(lambda x, new: x.at[rows].set(new, mode="drop"), carry, found)
         return jax.tree.map(jnp.add, carry, found)
 
-    return FoldPrograms(
-        jax.jit(begin, out_shardings=out),
-        jax.jit(add, static_argnums=0, donate_argnums=1, out_shardings=out),
-    )
+    return begin, add
 
 
 def take_prompts(tree: PyTree, rows: Array) -> PyTree:

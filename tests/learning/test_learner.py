@@ -15,8 +15,9 @@ from gtalign_jax.learning.learner import Learner
 from gtalign_jax.learning.spec import Spec
 from gtalign_jax.learning.state import OptimizerConfig, init_model, init_state, make_optimizer
 from gtalign_jax.learning.update import Optimizers
-from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, place_batch, spread
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, place_batch, shard_tree, spread
 from gtalign_jax.models.heads import init_value_model
+from gtalign_jax.models.transformer import logical_axes
 from gtalign_jax.run.compiles import counting_compiles
 from gtalign_jax.types import Batch, Models
 
@@ -42,8 +43,16 @@ def batch(rollout, reward, valid, monkeypatch):
     return place_batch(Batch(rollout, reward, valid), make_mesh(MeshConfig()))
 
 
-def begin(learner, model, params, reference):
-    """The state at step 0, laid out as in training."""
+@pytest.fixture
+def both(model, params, reference):
+    """The parameters to start from and the reference's, split by the table as in training."""
+    split = shard_tree(logical_axes(model), make_mesh(MeshConfig()), params)
+    return jax.device_put(params, split), jax.device_put(reference, split)
+
+
+def begin(learner, both):
+    """The state at step 0."""
+    (params, reference), model = both, learner.spec.model
     copy = lambda: jax.tree.map(jnp.copy, params)
     config, critic, slow = learner.spec.algorithm, None, {}
     if config.needs_critic:
@@ -71,12 +80,11 @@ def step(learner, state, reference, batch):
 
 
 @BUDGETS
-def test_equal_learners_share_their_programs(model, params, reference, batch, budget):
-    reference = spread(reference, make_mesh(MeshConfig()))
+def test_equal_learners_share_their_programs(model, both, batch, budget):
     counts, ends = [], []
     for _ in range(2):
         learner = make(model, PRESETS["grpo"], budget, 0.81)
-        state, _, compiled = step(learner, begin(learner, model, params, reference), reference, batch)
+        state, _, compiled = step(learner, begin(learner, both), both[1], batch)
         counts.append(compiled)
         ends.append(state.policy.params)
     assert counts[0] > 0 == counts[1]
@@ -84,11 +92,10 @@ def test_equal_learners_share_their_programs(model, params, reference, batch, bu
 
 
 @BUDGETS
-def test_what_is_compiled_ahead_is_all_that_runs(model, params, reference, batch, budget):
+def test_what_is_compiled_ahead_is_all_that_runs(model, both, batch, budget):
     """Nothing is compiled in the first step nor in the second, and the state is none the worse."""
-    reference = spread(reference, make_mesh(MeshConfig()))
-    learner = make(model, PPO, budget, 0.82)
-    state = begin(learner, model, params, reference)
+    learner, (params, reference) = make(model, PPO, budget, 0.82), both
+    state = begin(learner, both)
     schedule = learner.schedule(state.rng, jax.device_get(batch.rollout))
     with counting_compiles() as ahead:
         learner.compile(state, asked(state, reference), batch, schedule)
