@@ -21,7 +21,10 @@ from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, partition_spec, sha
 from gtalign_jax.models import transformer
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.engine import BucketConfig, Engine
+from gtalign_jax.rollout import generate
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.types import PromptBatch
 
@@ -80,7 +83,8 @@ def greedy(mesh, params):
     engine = Engine(None, MODEL, (0,), GREEDY, BucketConfig(prompt=(SLOTS,), completion=(NEW,)), mesh)
     prompt, length, _, _ = batch()
     prompts = engine_lib.prompt_batch(engine, [row[:n] for row, n in zip(prompt, length, strict=True)])
-    return jax.device_get(engine_lib.rollout(engine, params, prompts, jax.random.key(1), GROUP, NEW))
+    request = Request(prompts, jax.random.key(1), GROUP, NEW)
+    return jax.device_get(generate.rollout(engine, params, request))
 
 
 @pytest.fixture(scope="module")
