@@ -107,7 +107,8 @@ def open_engine(flags: argparse.Namespace, sampling: SamplingConfig) -> tuple[En
     options = EngineOptions(sampling=sampling, buckets=buckets)
     engine = folder_engine(hf.resolve_folder(flags.model), options)
     name = flags.served_model or flags.model
-    config = servers.ServerConfig(kind=flags.kind, endpoints=tuple(flags.server), model=name)
+    with naming("--server: "):
+        config = servers.ServerConfig(kind=flags.kind, endpoints=tuple(flags.server), model=name)
     return engine, None, functools.partial(external.rollout, servers.connect(config))
 
 

@@ -47,8 +47,8 @@ class AlgorithmConfig:
     dynamic_sampling: groups with equal rewards are drawn again, at most max_refills batches.
     epochs, minibatches: passes over a rollout and updates in each; microbatches: parts whose gradients
     are summed before an update. microbatch_tokens > 0: parts of at most so many token slots instead, over
-    all devices, without the padding of shorter completions (`rl.parts`). critic_warmup: first steps that
-    train the critic alone.
+    all devices, without the padding of shorter completions (`learning.microbatches`). critic_warmup: first
+    steps that train the critic alone.
     """
 
     advantage: str = "group"

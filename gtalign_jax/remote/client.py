@@ -98,19 +98,19 @@ def _retry_after(response: Any) -> float:
 # --- configs --------------------------------------------------------------------------------------
 
 
-def check_numbers(config: Any, least: Mapping[str, tuple[float, bool]], section: str) -> None:
-    """Refuse numbers out of bounds. least: field → (smallest value, whether it may be that value)."""
+def check_numbers(config: Any, least: Mapping[str, tuple[float, bool]]) -> None:
+    """ValueError for fields out of bounds. least: field → (smallest value, whether it may be that value)."""
     for name, (smallest, itself) in least.items():
         value = getattr(config, name)
         if not (value >= smallest if itself else value > smallest) or value == float("inf"):
             bound = f"at least {smallest}" if itself else f"above {smallest}"
-            raise UserError(f"{section}.{name}={value}: must be a finite number {bound}")
+            raise ValueError(f"{name}={value}: must be a finite number {bound}")
 
 
 def check_urls(urls: Sequence[str], field: str, example: str) -> None:
-    """Refuse what is no tuple of http(s) URLs. example: one to name in the message."""
+    """ValueError for what is no tuple of http(s) URLs. example: one to name in the message."""
     if isinstance(urls, str):
-        raise UserError(f"{field}={urls!r}: must be a list of URLs, ({example!r},)")
+        raise ValueError(f"{field}={urls!r}: must be a list of URLs, ({example!r},)")
     for url in urls:
         try:
             parts = urllib.parse.urlsplit(url)
@@ -119,7 +119,7 @@ def check_urls(urls: Sequence[str], field: str, example: str) -> None:
         except (AttributeError, TypeError, ValueError):
             good = False
         if not good:
-            raise UserError(f"{field}: {url!r} is no http(s) URL; write {example}")
+            raise ValueError(f"{field}: {url!r} is no http(s) URL; write {example}")
 
 
 def api_key(variable: str, field: str) -> str:

@@ -39,8 +39,8 @@ class ServerConfig(PoolConfig):
     def __post_init__(self) -> None:
         if self.kind not in (EMBEDDED, *KINDS):
             raise ValueError(f"kind={self.kind!r}: use one of {', '.join((EMBEDDED, *KINDS))}")
-        check_numbers(self, _AT_LEAST, "config.engine")
-        check_urls(self.endpoints, "config.engine.endpoints", "http://host:8000")
+        check_numbers(self, _AT_LEAST)
+        check_urls(self.endpoints, "endpoints", "http://host:8000")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

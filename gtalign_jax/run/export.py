@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pathlib
 from typing import Any
 
@@ -21,8 +20,6 @@ from gtalign_jax.run.record import read_config_json
 from gtalign_jax.run.settings import Settings, make_settings
 from gtalign_jax.run.states import PHASES, align_state, make_learner, sft_setup, sft_state
 from gtalign_jax.types import PyTree, TrainState
-
-log = logging.getLogger(__name__)
 
 
 def export_checkpoint(checkpoints: pathlib.Path, out: pathlib.Path, best: bool = False) -> str:

@@ -50,9 +50,9 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         for name in ("every", "keep"):
             if getattr(self, name) < 1:
-                raise UserError(f"config.checkpoint.{name}={getattr(self, name)}: must be at least 1")
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.keep_best < 0:
-            raise UserError(f"config.checkpoint.keep_best={self.keep_best}: must be 0 or more")
+            raise ValueError(f"keep_best={self.keep_best}: must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)

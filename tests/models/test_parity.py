@@ -14,7 +14,7 @@ from gtalign_jax.models import hf, layouts, transformer
 from gtalign_jax.models.config import RuntimeConfig, from_hf, read_config
 from gtalign_jax.models.cpu import FeatureWeights
 from gtalign_jax.rollout import programs
-from gtalign_jax.rollout.decode import Ending
+from gtalign_jax.rollout.request import Ending, Placed, Rules
 from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.types import PromptBatch
 
@@ -126,10 +126,9 @@ def test_prefill_and_decode_equal_transformers(pair, layout):
 def test_64_greedy_tokens_are_those_of_transformers(pair):
     theirs, config, params, _ = pair
     tokens, length = rows(seed=4, lengths=(7, 12))
-    batch = PromptBatch(tokens, length)
-    never = Ending(np.array([-1], np.int32))
-    sizes = {"group_size": 1, "max_new_tokens": 64, "ending": never}
-    ours = programs.generate(params, config, batch, jax.random.key(0), GREEDY, **sizes).completion
+    placed = Placed(PromptBatch(tokens, length), jax.random.key(0), group_size=1, slots=64)
+    never = Rules(Ending(np.array([-1], np.int32)))
+    ours = programs.generate(params, config, placed, GREEDY, never).completions.tokens
     theirs.generation_config.update(eos_token_id=None, pad_token_id=0)
     for row, n, got in zip(tokens, length, np.asarray(ours)[:, 0], strict=True):
         ids = torch.tensor(row[None, :n].astype(np.int64))

@@ -34,7 +34,8 @@ class TextCache:
         try:
             self._disk = diskcache.Cache(folder, timeout=5)
         except _FAILURES as error:
-            raise UserError(f"judge.cache_dir={folder}: unusable ({error}); name another folder") from error
+            where = f"config.judge.cache_dir={folder}"
+            raise UserError(f"{where}: unusable ({error}); name another folder") from error
 
     def get(self, key: str) -> str | None:
         """The text stored under `key`, or None."""

@@ -69,8 +69,8 @@ class HttpJudgeConfig:
     cache_dir: str = ""
 
     def __post_init__(self) -> None:
-        check_numbers(self, _AT_LEAST, "judge")
-        check_urls(self.endpoints, "judge.endpoints", "http://host:8000/v1")
+        check_numbers(self, _AT_LEAST)
+        check_urls(self.endpoints, "endpoints", "http://host:8000/v1")
 
 
 def make_http_judge(config: HttpJudgeConfig, stats: Counters | None = None) -> Judge:
@@ -209,14 +209,14 @@ def _sampling(config: HttpJudgeConfig) -> dict[str, Any]:
 def _check_runnable(config: HttpJudgeConfig) -> str:
     """The API key, once the config is known to be able to work."""
     if not config.endpoints:
-        raise UserError("judge.endpoints is empty: name at least one URL, such as http://host:8000/v1")
+        raise UserError("config.judge.endpoints is empty: name at least one URL, such as http://host:8000/v1")
     if not config.model:
-        raise UserError("judge.model is empty: name the model as the server lists it under /v1/models")
-    key = api_key(config.api_key_env, "judge.api_key_env")
+        raise UserError("config.judge.model is empty: name the model as the server lists it under /v1/models")
+    key = api_key(config.api_key_env, "config.judge.api_key_env")
     need, open_files = config.concurrency + 64, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if open_files != resource.RLIM_INFINITY and open_files < need:
         raise UserError(
-            f"judge.concurrency={config.concurrency} needs {need} open files, this process may open "
+            f"config.judge.concurrency={config.concurrency} needs {need} open files, this process may open "
             f"{open_files}: run `ulimit -n {need}` first, or lower it"
         )
     return key

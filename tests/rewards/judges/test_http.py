@@ -294,25 +294,26 @@ def test_no_requests_need_no_server():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"endpoints": ()}, "judge.endpoints is empty: name at least one URL"),
-        ({"endpoints": ("localhost:8000/v1",)}, "judge.endpoints: 'localhost:8000/v1' is no http"),
-        ({"endpoints": ("http://",)}, "judge.endpoints: 'http://' is no http"),
-        ({"endpoints": ("http://a\n/",)}, "judge.endpoints: 'http://a"),
-        ({"endpoints": "http://host/v1"}, "judge.endpoints='http://host/v1': must be a list of URLs"),
-        ({"model": ""}, "judge.model is empty"),
-        ({"concurrency": 0}, "judge.concurrency=0: must be a finite number at least 1"),
-        ({"tries": 0}, "judge.tries=0: must be"),
-        ({"timeout_s": 0.0}, "judge.timeout_s=0.0: must be a finite number above 0"),
-        ({"timeout_s": float("nan")}, "judge.timeout_s=nan: must be"),
-        ({"call_timeout_s": float("inf")}, "judge.call_timeout_s=inf: must be"),
-        ({"temperature": -0.1}, "judge.temperature=-0.1: must be"),
-        ({"api_key_env": "NO_SUCH_KEY"}, "judge.api_key_env=NO_SUCH_KEY: this environment variable is not"),
-        ({"cache_dir": "/dev/null/cache"}, "judge.cache_dir=/dev/null/cache: unusable"),
+        ({"endpoints": ()}, "config.judge.endpoints is empty: name at least one URL"),
+        ({"endpoints": ("localhost:8000/v1",)}, "endpoints: 'localhost:8000/v1' is no http"),
+        ({"endpoints": ("http://",)}, "endpoints: 'http://' is no http"),
+        ({"endpoints": ("http://a\n/",)}, "endpoints: 'http://a"),
+        ({"endpoints": "http://host/v1"}, "endpoints='http://host/v1': must be a list of URLs"),
+        ({"model": ""}, "config.judge.model is empty"),
+        ({"concurrency": 0}, "concurrency=0: must be a finite number at least 1"),
+        ({"tries": 0}, "tries=0: must be"),
+        ({"timeout_s": 0.0}, "timeout_s=0.0: must be a finite number above 0"),
+        ({"timeout_s": float("nan")}, "timeout_s=nan: must be"),
+        ({"call_timeout_s": float("inf")}, "call_timeout_s=inf: must be"),
+        ({"temperature": -0.1}, "temperature=-0.1: must be"),
+        ({"api_key_env": "NO_SUCH_KEY"}, "config.judge.api_key_env=NO_SUCH_KEY: this environment"),
+        ({"cache_dir": "/dev/null/cache"}, "config.judge.cache_dir=/dev/null/cache: unusable"),
     ],
 )
 def test_a_config_that_cannot_work_is_one_line_at_once(changes, message):
     fields = {"endpoints": ("http://127.0.0.1:1/v1",), "model": "judge"} | changes
-    with pytest.raises(UserError) as error:
+    # A dataclass names the field, a UserError where it stands.
+    with pytest.raises(ValueError, match=r"^\S") as error:
         make_http_judge(HttpJudgeConfig(**fields))
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
@@ -321,7 +322,7 @@ def test_more_connections_than_open_files_is_one_line():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
     try:
-        with pytest.raises(UserError, match="judge.concurrency=512 needs 576 open files"):
+        with pytest.raises(UserError, match="config.judge.concurrency=512 needs 576 open files"):
             make_http_judge(config("http://127.0.0.1:1/v1"))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
