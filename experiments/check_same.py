@@ -3,7 +3,7 @@
     python -m experiments.check_same OLD_REV [--cases=grpo,ppo] [--workdir=DIR]
 
 For every case, `configs/quickstart.py:tiny` with a few flags, the run of OLD_REV is made in a checkout of its
-own (once: DIR keeps it), and then, by this tree:
+own (once: DIR keeps it), and then, by this tree, in a new folder of DIR:
 
     same     the whole run again
     resumed  the old run without its last alignment checkpoint and all that came after, gone on with
@@ -62,10 +62,11 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--cases={flags.cases}: {case!r} is not one of {', '.join(CASES)}")
     folder = pathlib.Path(flags.workdir or tempfile.mkdtemp(prefix="check_same_")).resolve()
     old = check_out(flags.old_rev, folder)
-    found = {}
+    new = pathlib.Path(tempfile.mkdtemp(prefix="new_", dir=folder))
+    found: dict[str, list[str]] = {}
     for case in cases:
-        found |= compare_case(case, old, folder)
-    found["evaluate"] = compare_evaluation(cases[0], old, folder)
+        found |= compare_case(case, old, new)
+    found["evaluate"] = compare_evaluation(cases[0], old, new)
     wrong = [name for name, files in found.items() if files]
     print(json.dumps({"old": flags.old_rev, "comparisons": len(found), "different": wrong}))
     if wrong:
@@ -89,14 +90,11 @@ def check_out(revision: str, folder: pathlib.Path) -> pathlib.Path:
     return tree
 
 
-def compare_case(case: str, old: pathlib.Path, folder: pathlib.Path) -> dict[str, list[str]]:
-    """Comparison → the files that differ."""
-    before, flags = old.parent / case, [CONFIG, *CASES[case]]
-    if not (before / "report.html").is_file():
-        shutil.rmtree(before, ignore_errors=True)
+def compare_case(case: str, old: pathlib.Path, new: pathlib.Path) -> dict[str, list[str]]:
+    """Comparison → the files that differ; new: a folder for this tree's runs."""
+    before, mine, flags = old.parent / case, new / case, [CONFIG, *CASES[case]]
+    if not (before / "report.html").is_file():  # begun or not, it goes on
         run(old, "train", *flags, f"--workdir={before}")
-    mine = folder / "new" / case
-    shutil.rmtree(mine, ignore_errors=True)
     run(ROOT, "train", *flags, f"--workdir={mine / 'same'}")
     cut_short(before, mine / "resumed")
     run(ROOT, "train", *flags, f"--workdir={mine / 'resumed'}")
@@ -126,12 +124,11 @@ def cut_short(before: pathlib.Path, workdir: pathlib.Path) -> None:
         path.unlink()
 
 
-def compare_evaluation(case: str, old: pathlib.Path, folder: pathlib.Path) -> list[str]:
+def compare_evaluation(case: str, old: pathlib.Path, new: pathlib.Path) -> list[str]:
     """Both trees' evaluation of the old run's export."""
     model, names = f"--model={old.parent / case / 'hf'}", ("summary.json", "rollouts")
-    before, after = old.parent / "evaluate", folder / "new" / "evaluate"
+    before, after = new / "evaluate_old", new / "evaluate"
     for tree, workdir in ((old, before), (ROOT, after)):
-        shutil.rmtree(workdir, ignore_errors=True)
         run(tree, "evaluate", CONFIG, model, f"--workdir={workdir}")
     a, b = digests(before, names), digests(after, names)
     files = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
