@@ -19,8 +19,10 @@ from gtalign_jax import config as config_lib
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.engine import BucketConfig
-from gtalign_jax.rollout.folder import load_engine
+from gtalign_jax.rollout import generate
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.folder import EngineOptions, load_engine
+from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.run.export import export_checkpoint
 from gtalign_jax.run.job import make_job
@@ -126,13 +128,13 @@ def test_the_export_generates_the_same_greedy_tokens_in_pytorch(run):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     buckets = BucketConfig(prompt=(96,), completion=(new,))
-    engine, params = load_engine(str(folder), sampling=GREEDY, buckets=buckets)
+    engine, params = load_engine(str(folder), EngineOptions(sampling=GREEDY, buckets=buckets))
     lines = jsonl.read(run[0] / "rollouts" / "aligned_4.jsonl")
     texts = list(dict.fromkeys(line["input"] for line in lines))[:8]
     ids = [engine_lib.encode(engine, [{"role": "user", "content": text}]) for text in texts]
     batch = engine_lib.prompt_batch(engine, ids)
-    rollout = engine_lib.rollout(engine, params, batch, jax.random.key(0), 1, new)
-    ours = engine_lib.completion_ids(rollout)
+    rollout = generate.rollout(engine, params, Request(batch, jax.random.key(0), 1, new))
+    ours = engine_lib.completion_ids(rollout.completions)
     for mine, prompt, text in zip(ours, ids, texts, strict=True):
         chat = [{"role": "user", "content": text}]
         rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

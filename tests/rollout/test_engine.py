@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -11,6 +10,7 @@ import pytest
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning.logprobs import token_logprobs
+from gtalign_jax.learning.vocabulary import Head
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
@@ -250,9 +250,9 @@ def test_sampler_logprobs_are_the_trainers(engine, params):
     batch = engine_lib.prompt_batch(engine, _prompts(7, 16))
     rollout = generate.rollout(engine, params, Request(batch, jax.random.key(2), 2, 12))
     prompts, made = rollout.prompts, rollout.completions
-    trainer = jax.jit(functools.partial(token_logprobs, config=MODEL, temperature=sampling.temperature))
-    rows = {"prompt": prompts.tokens, "prompt_length": prompts.length, "completion": made.tokens}
-    logp = np.where(made.action_mask, trainer(params, **rows)[0], 0.0)
+    trainer = jax.jit(token_logprobs, static_argnums=(1, 4))
+    scored, _ = trainer(params, MODEL, prompts, made.tokens, Head(sampling.temperature))
+    logp = np.where(made.action_mask, scored, 0.0)
     np.testing.assert_allclose(made.logp, logp, atol=1e-5, rtol=0)
     assert len(set(np.asarray(made.length).ravel().tolist())) > 3
 

@@ -15,6 +15,7 @@ import pytest
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning.logprobs import token_logprobs
+from gtalign_jax.learning.vocabulary import PLAIN
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
@@ -183,8 +184,9 @@ def test_a_server_gives_the_rollout_of_the_engine(serve, engine, params, batch, 
     assert_same(got, embedded)
     prompts, written = got.prompts, got.completions
     assert written.finished.any() and not written.finished.all()
-    args = (prompts.tokens, prompts.length, written.tokens)
-    logp = jax.jit(token_logprobs, static_argnums=1)(params, engine.model_config, *args)[0]
+    logp = jax.jit(token_logprobs, static_argnums=(1, 4))(
+        params, engine.model_config, prompts, written.tokens, PLAIN
+    )[0]
     np.testing.assert_allclose(np.where(written.action_mask, logp, 0), written.logp, atol=1e-5)
     assert len(model.seen) == 6
 
