@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--cases={flags.cases}: {case!r} is not one of {', '.join(CASES)}")
     folder = pathlib.Path(flags.workdir or tempfile.mkdtemp(prefix="check_same_")).resolve()
     old = check_out(flags.old_rev, folder)
-    found = {}
+    found: dict[str, list[str]] = {}
     for case in cases:
         found |= compare_case(case, old, folder)
     found["evaluate"] = compare_evaluation(cases[0], old, folder)
