@@ -125,7 +125,7 @@ def analyze(
     """The comparison, per source and overall: METRICS of both files, their change, and pairs by class."""
     first, second = collect(a, flags.a, flags.alpha), collect(b, flags.b, flags.alpha)
     keys = [key for key in first.values if key in second.values]
-    counts = {"a": first.counts, "b": second.counts, "matched": len(keys)}
+    counts: dict[str, Any] = {"a": first.counts, "b": second.counts, "matched": len(keys)}
     for name, points in (("a", first), ("b", second)):
         counts[name]["unmatched"] = len(points.values) - len(keys)
         if counts[name]["unmatched"]:

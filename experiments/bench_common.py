@@ -39,7 +39,7 @@ from gtalign_jax.models.config import ModelConfig, RuntimeConfig, read_config
 from gtalign_jax.types import PyTree
 
 Line = dict[str, Any]
-Contender = Callable[[], object]
+Contender = Callable[[], Any]  # runs one round
 Make = Callable[[], Contender]
 
 
@@ -74,7 +74,9 @@ _FIELDS = (
     "vocab_size",
     "max_position_embeddings",
 )
-SHAPES = {name: {**_QWEN, **dict(zip(_FIELDS, size, strict=True))} for name, size in _SIZES.items()}
+SHAPES: dict[str, dict[str, Any]] = {
+    name: {**_QWEN, **dict(zip(_FIELDS, size, strict=True))} for name, size in _SIZES.items()
+}
 
 
 def workload(name: str, shape: str) -> Workload:
@@ -144,7 +146,7 @@ def time_rounds(
     """
     if together:
         return steady_rounds(repeats, {name: make() for name, make in makes.items()}, clock)
-    seconds = {}
+    seconds: dict[str, list[float]] = {}
     for name, make in makes.items():
         seconds |= steady_rounds(repeats, {name: make()}, clock)
         release()
@@ -155,7 +157,8 @@ def steady_rounds(
     repeats: int, runs: Mapping[str, Contender], clock: Callable[[], float]
 ) -> dict[str, list[float]]:
     """Seconds of the rounds that count; of others too, where too few do."""
-    steady, grown = [], []
+    steady: list[dict[str, float]] = []
+    grown: list[dict[str, float]] = []
     for number in range(WARM_UP + repeats + SPARE):
         held = resident_bytes()
         seconds = {name: seconds_of(run, clock) for name, run in runs.items()}

@@ -18,6 +18,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.remote.counters import Counters
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
     print(json.dumps(measure(flags.requests, flags.concurrency, flags.server_ms / 1e3, flags.endpoints)))
 
 
-def measure(requests: int, concurrency: int, server_s: float, endpoints: int) -> dict[str, float | int]:
+def measure(requests: int, concurrency: int, server_s: float, endpoints: int) -> dict[str, Any]:
     """The fields of the line. Starts and stops the server processes."""
     servers = [_start(server_s) for _ in range(endpoints)]
     try:
@@ -107,7 +108,9 @@ async def _serve(pipe: Connection, server_s: float) -> None:
     async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
-                await reader.readexactly(int(re.search(rb"(?i)content-length: (\d+)", head)[1]))
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                assert length is not None  # our client says it
+                await reader.readexactly(int(length[1]))
                 held["now"] += 1
                 held["peak"] = max(held.values())
                 await asyncio.sleep(server_s)

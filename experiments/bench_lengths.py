@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -60,7 +60,7 @@ def timed(
 
 
 def compared(
-    flags: argparse.Namespace, makes: dict[str, common.Make], firsts: list[float], tokens: int, line: Line
+    flags: argparse.Namespace, makes: Mapping[str, common.Make], firsts: list[float], tokens: int, line: Line
 ) -> list[Line]:
     """The line of two contenders; RuntimeError when they did not begin with the same loss."""
     seconds = common.time_rounds(flags.repeats, makes, together=flags.device == "cpu")

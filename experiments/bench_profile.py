@@ -24,6 +24,8 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.stages import Lowered
 
 from experiments import bench_common as common
 from experiments import bench_limits as limits
@@ -77,7 +79,7 @@ def seconds_by_instruction(module: hlo.Module, run: Callable[[], object]) -> dic
 
 
 def profile(text: str, run: Callable[[], object]) -> Line:
-    """What a program (`compiled.as_text()`) that `run` runs once spends on products and on the rest."""
+    """What a program (`text_of`) that `run` runs once spends on products and on the rest."""
     module = hlo.parse(text)
     (whole,) = common.time_rounds(1, {"ours": lambda: run})["ours"]
     taken, named = seconds_by_instruction(module, run), products(module)
@@ -92,12 +94,20 @@ def profile(text: str, run: Callable[[], object]) -> Line:
     }
 
 
+def text_of(program: Lowered) -> str:
+    """The program as it is compiled, in HLO."""
+    text = program.compile().as_text()
+    assert text is not None  # all of XLA's have one
+    return text
+
+
 def by_kind(taken: Mapping[str, float]) -> dict[str, float]:
     """Seconds of the instructions of one kind, their names without the number, the longest first."""
-    kinds: collections.Counter[str] = collections.Counter()
+    kinds: dict[str, float] = collections.defaultdict(float)
     for name, seconds in taken.items():
         kinds[re.sub(r"[.\d]+$", "", name)] += seconds
-    return {kind: round(seconds, 3) for kind, seconds in kinds.most_common(MOST)}
+    longest = sorted(kinds.items(), key=lambda pair: pair[1], reverse=True)[:MOST]
+    return {kind: round(seconds, 3) for kind, seconds in longest}
 
 
 def train(flags: argparse.Namespace, *, shared: bool) -> list[Line]:
@@ -108,7 +118,7 @@ def train(flags: argparse.Namespace, *, shared: bool) -> list[Line]:
     made = bench_train.make_batch(tokens if shared else tokens.separate(), policy=False)
     batch = spread(jax.device_put(made), mesh)
     held = {"state": spread(bench_train.start_state(params, setup.optimizer), mesh)}
-    text = sft_update.lower(setup, held["state"], batch).compile().as_text()
+    text = text_of(sft_update.lower(setup, held["state"], batch))
 
     def run() -> None:
         held["state"], _ = sft_update(setup, held["state"], batch)
@@ -122,8 +132,8 @@ def train(flags: argparse.Namespace, *, shared: bool) -> list[Line]:
 def decode(flags: argparse.Namespace) -> list[Line]:
     config, params = common.our_model(flags)
     size = common.workload("W", flags.shape)
-    args, options = bench_rollout.generate_call(config, params, size)
-    text = programs.generate.lower(*args, **options).compile().as_text()
+    args = bench_rollout.generate_args(config, params, size)
+    text = text_of(programs.generate.lower(*args, until=np.int32(size.new)))
     line = profile(text, lambda: bench_rollout.generate(config, params, size))
     least = size.new * limits.decode_seconds(common.SHAPES[flags.shape], size.rows, flags.dtype)
     return [{"case": "decode", **line, "limit": round(least, 3)}]

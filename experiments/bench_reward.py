@@ -133,7 +133,8 @@ def peer_score(row: Row) -> dict[str, float]:
         return dict.fromkeys(names, 0.0)
     found = re.search(r"\\boxed\{(\d+)\}", row.judge_text)
     verdict = int(found.group(1)) if found else 0
-    q_user = q_llm = min(verdict, 1)
+    q_user: float = min(verdict, 1)
+    q_llm: float = q_user
     if row.task == "medium":
         q_user, q_llm = peer_bleu(response, row.ground_truth), min(verdict, 4) / 4
     matrix = 0.0

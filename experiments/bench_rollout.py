@@ -114,7 +114,7 @@ def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
     limit = round(size.rows / limits.decode_seconds(fields, size.rows, flags.dtype), 1)
     lines = []
     for name_of_peer in [n for n in seconds if n != "ours"]:
-        line = {"case": name, "unit": "new tokens/s", "peer_name": name_of_peer}
+        line: Line = {"case": name, "unit": "new tokens/s", "peer_name": name_of_peer}
         line |= common.compare(seconds["ours"], seconds[name_of_peer], size.rows * size.new)
         share = round(line["ours"] / limit, 3)
         lines.append({**line, "limit": limit, "share": share, "target": TARGETS.get((name, name_of_peer))})
@@ -221,7 +221,7 @@ def growth(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
     makes = {"ours": made(functools.partial(generate, config, params, size))}
     seconds = common.time_rounds(flags.repeats, makes)["ours"]
     limit = round(size.rows / limits.decode_seconds(fields, size.rows, flags.dtype), 1)
-    line = {"case": "growth", "variant": f"{name} x{factor}", "unit": "new tokens/s"}
+    line: Line = {"case": "growth", "variant": f"{name} x{factor}", "unit": "new tokens/s"}
     line |= common.compare(seconds, None, size.rows * size.new)
     return [{**line, "limit": limit, "share": round(line["ours"] / limit, 3)}]
 

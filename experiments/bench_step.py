@@ -57,7 +57,7 @@ from gtalign_jax.types import Experience, Features, PyTree, Reward, TrainState
 
 Seconds = dict[str, list[float]]
 PEERS = {"trl": "trl_grpo.py", "tunix": "tunix_grpo.py"}
-TARGETS = {("W", "trl"): 2.5, ("W", "tunix"): 2.0, ("R", "trl"): 4.0}
+TARGETS: dict[tuple[str, str | None], float] = {("W", "trl"): 2.5, ("W", "tunix"): 2.0, ("R", "trl"): 4.0}
 NEVER = -1  # no token ends an answer
 
 
@@ -156,7 +156,8 @@ def clocked(taken: list[float], function: Callable[..., Any]) -> Callable[..., A
 
 def measure(name: str, flags: argparse.Namespace, wanted: list[str]) -> list[Line]:
     """One line a peer, or one without a peer when none is wanted; then one for each part of our step."""
-    size, parts = common.workload(name, flags.shape), defaultdict(list)
+    size = common.workload(name, flags.shape)
+    parts: Seconds = defaultdict(list)
     with contextlib.ExitStack() as stack:
         runs = {"ours": stack.enter_context(our_step(flags, size, parts))}
         for peer in wanted:
@@ -169,10 +170,11 @@ def measure(name: str, flags: argparse.Namespace, wanted: list[str]) -> list[Lin
     least = least_seconds(flags, size)
     most = round(tokens / sum(least.values()), 1)
     lines = []
-    for peer in wanted or [None]:
-        line = {"case": name, "unit": "completion tokens/s", "peer_name": peer}
-        line |= common.compare(seconds["ours"], seconds.get(peer), tokens)
-        lines.append({**line, "limit": most, "target": TARGETS.get((name, peer))})
+    beside: list[str | None] = [*wanted] or [None]
+    for other in beside:
+        line: Line = {"case": name, "unit": "completion tokens/s", "peer_name": other}
+        line |= common.compare(seconds["ours"], None if other is None else seconds[other], tokens)
+        lines.append({**line, "limit": most, "target": TARGETS.get((name, other))})
     return lines + [{"case": name, "unit": "s", **line} for line in part_lines(parts, least)]
 
 
@@ -184,7 +186,7 @@ def part_lines(parts: Seconds, least: dict[str, float]) -> list[Line]:
     counted["host"] = [a - b for a, b in zip(whole, inside, strict=True)]
     lines = []
     for name in ("rollout", "scoring", "update", "host"):
-        line = {"variant": name, "ours": round(statistics.median(counted[name]), 3)}
+        line: Line = {"variant": name, "ours": round(statistics.median(counted[name]), 3)}
         if name in least:
             line |= {"limit": round(least[name], 3), "share": round(least[name] / line["ours"], 3)}
         lines.append(line | {"seconds": {"ours": [round(s, 3) for s in counted[name]]}})

@@ -175,7 +175,7 @@ def against_peer(name: str, variant: str, flags: argparse.Namespace, policy: boo
         together = flags.device == "cpu" and (name, variant) != ONE_BY_ONE
         seconds = common.time_rounds(flags.repeats, makes, together=together)
     check_losses(losses, flags.dtype)
-    line = {"case": name, "variant": variant, "unit": "row tokens/s", "peer_name": "PyTorch eager"}
+    line: Line = {"case": name, "variant": variant, "unit": "row tokens/s", "peer_name": "PyTorch eager"}
     line |= common.compare(seconds[variant], seconds["peer"], size.rows * (size.slots + size.new))
     line |= share_of_limit(line["ours"], fields, size, flags.dtype, shared=variant == "shared")
     return [{**line, "target": TARGETS.get((name, variant))}]
@@ -220,7 +220,7 @@ def growth(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), config)
     make = functools.partial(our_run, config, params, make_tokens(size, fields["vocab_size"]), False)
     seconds = common.time_rounds(flags.repeats, {"ours": make})["ours"]
-    line = {"case": "growth", "variant": f"{name} x{factor}", "unit": "row tokens/s"}
+    line: Line = {"case": "growth", "variant": f"{name} x{factor}", "unit": "row tokens/s"}
     line |= common.compare(seconds, None, size.rows * (size.slots + size.new))
     return [line | share_of_limit(line["ours"], fields, size, flags.dtype, shared=True)]
 
@@ -238,6 +238,7 @@ def memory(name: str, factor: int, flags: argparse.Namespace) -> list[Line]:
     state = jax.eval_shape(functools.partial(start_state, optimizer=setup.optimizer), params)
     batch = make_batch(make_tokens(size, config.vocab_size), policy=False)
     sizes = sft_update.lower(setup, state, batch).compile().memory_analysis()
+    assert sizes is not None  # XLA knows them
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
     return [
         {

@@ -54,7 +54,8 @@ def write_checkpoint(folder: pathlib.Path, fields: dict) -> None:
             shards.append([])
         shards[-1].append(name)
     folder.mkdir(parents=True)
-    where, total = {}, 0
+    where: dict[str, str] = {}
+    total = 0
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
 

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     seeds = _seeds(flags["seeds"] or "0,1,2")
     workdir = writable_directory(flags["workdir"], "workdir")
     sft = shared_start(config, workdir / "sft")
-    runs = {}
+    runs: dict[str, list[dict[str, float]]] = {}
     for name in presets:
         for seed in seeds:
             run = workdir / f"{name.replace(':', '.')}_{seed}"
@@ -92,8 +92,8 @@ def run_numbers(folder: pathlib.Path) -> dict[str, float]:
     summary = json.loads((folder / "summary.json").read_text())["aligned"]["overall"]
     numbers = {metric: summary[metric]["mean"] for metric in COLUMNS if metric in summary}
     lines = [line for line in jsonl.read(folder / "metrics.jsonl") if line["phase"] == "align"]
-    explained = [line.get("value/explained_variance") for line in lines[-LAST_STEPS:]]
-    explained = [x for x in explained if x is not None]
+    recorded = (line.get("value/explained_variance") for line in lines[-LAST_STEPS:])
+    explained = [x for x in recorded if x is not None]
     return numbers | ({EXPLAINED: float(np.mean(explained))} if explained else {})
 
 

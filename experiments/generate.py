@@ -142,17 +142,17 @@ def complete(
             stops=tuple(flags.stop),
         )
         completions = jax.device_get(write(engine, params, request)).completions
-        ids, texts = engine_lib.completion_ids(completions), engine_lib.texts(engine, completions)
+        written, texts = engine_lib.completion_ids(completions), engine_lib.texts(engine, completions)
         for row, (p, g) in enumerate(itertools.product(range(len(encoded[part])), range(flags.n))):
             line = {
                 "id": prompts[first + p].get("id", first + p),
                 "sample": g,
                 "text": texts[row],
-                "token_ids": ids[row].tolist(),
+                "token_ids": written[row].tolist(),
                 "finished": bool(completions.finished[p, g]),
             }
             if flags.logprobs:
-                line["logprobs"] = completions.logp[p, g, : len(ids[row])].tolist()
+                line["logprobs"] = completions.logp[p, g, : len(written[row])].tolist()
             yield line
         print(f"{first + len(encoded[part])}/{len(prompts)} prompts", file=sys.stderr)
 

@@ -72,8 +72,8 @@ def align_step(
     hand_over(job.generator, job.engine, params, due=k % settings.engine.push_every == 0)
 
     prompts = step_prompts(job, k)
-    ready = settings.align.overlap and k > 0
-    rollout = written_before(prompts, state.waiting) if ready else generate(job, params, prompts)
+    waiting = state.waiting if settings.align.overlap and k > 0 else None
+    rollout = generate(job, params, prompts) if waiting is None else written_before(prompts, waiting)
     with judging(job, rollout, prompts.items) as share:
         following = generate_ahead(job, params, k + 1) if settings.align.overlap else None
     scored = score(job, rollout, prompts.items, share.result())
@@ -88,8 +88,8 @@ def align_step(
         state = state.replace(waiting=spread(following, job.mesh))
     if (last or k % settings.align.dump_every == 0) and processes.is_main():
         write_rollouts(job.workdir, "train", k, rollout_lines(groups.rollout, groups.scored, k))
-    counts = counted(before, counters(job))
-    return state, metrics | counts | drawn | rollout_metrics(groups.rollout, groups.scored)
+    counts, written = counted(before, counters(job)), rollout_metrics(groups.rollout, groups.scored)
+    return state, {**metrics, **counts, **drawn, **written}
 
 
 def models_of(state: TrainState, reference: PyTree, base: PyTree | None) -> Models:

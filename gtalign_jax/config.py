@@ -14,7 +14,7 @@ import pathlib
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import ml_collections
 from absl import flags
@@ -22,7 +22,14 @@ from ml_collections import config_flags
 
 from gtalign_jax.errors import UserError, naming
 
-T = TypeVar("T")
+
+class _Dataclass(Protocol):
+    """An instance of any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+
+T = TypeVar("T", bound=_Dataclass)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 _REFUSALS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)  # of absl and the file
 
@@ -54,7 +61,8 @@ def build(cls: type[T], config: Mapping[str, Any], path: str) -> T:
 
 def _plain(value: Any, kind: Any, path: str) -> Any:
     """Lists as tuples, and a section inside a section as its own dataclass."""
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping | ml_collections.ConfigDict):
+    nested = isinstance(value, Mapping | ml_collections.ConfigDict)
+    if nested and isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return build(kind, value, path)
     return tuple(value) if isinstance(value, list) else value
 
@@ -105,7 +113,7 @@ def parse_command(
     for name in ("config", *required):
         if not values[name].value:
             raise UserError(f"--{name} is missing ({required.get(name, 'configs/NAME.py[:variant]')})")
-    return config, {name: values[name].value for name in (*required, *optional)}
+    return config, {name: values[name].value or "" for name in (*required, *optional)}
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

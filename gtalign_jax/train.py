@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -42,7 +42,7 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     job = make_job(config, workdir)
     write_config(config, workdir)
     settings = job.settings
-    log = NullLog()
+    log: RunLog = NullLog()
     if processes.is_main():
         log = RunLog(workdir, PHASES, settings.metrics, settings=config.to_dict())
     with open_session(workdir, job.mesh, log, settings.checkpoint, settings.health) as session:
@@ -95,8 +95,9 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
         return start
     setup = sft_setup(settings, job.model)
     trained, base = lora.split(start)
-    batches = functools.partial(packed_batch, job, packed_stream(job)) if settings.sft.pack else None
-    batches = batches or functools.partial(sft_batch, job)
+    batches: Callable[[int], tuple[SftBatch | PackedBatch, Metrics]] = functools.partial(sft_batch, job)
+    if settings.sft.pack:
+        batches = functools.partial(packed_batch, job, packed_stream(job))
 
     def batch_of(k: int) -> tuple[SftBatch | PackedBatch, Metrics]:
         batch, counts = batches(k)

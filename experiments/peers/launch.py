@@ -98,7 +98,7 @@ def torch_peer(
     """The process of a PyTorch script in this environment, with its arrays and settings."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "tokens.npz"
-        np.savez(path, **tokens)
+        np.savez(path, allow_pickle=False, **tokens)
         about = {
             "folder": str(common.weights_folder(flags.shape, flags.dtype)),
             "tokens": str(path),
@@ -142,6 +142,7 @@ class Peer:
 
     def __call__(self) -> dict[str, Any]:
         """What the script says about the round; RuntimeError when its process ended instead."""
+        assert self._process.stdin is not None and self._process.stdout is not None  # pipes
         try:
             self._process.stdin.write("go\n")
             self._process.stdin.flush()

@@ -25,7 +25,7 @@ def main() -> None:
         found = len(tokenizer(prompt)["input_ids"])
         if found != spec["slots"]:
             raise RuntimeError(f"a prompt has {found} tokens here, not {spec['slots']}")
-    lengths = []
+    lengths: list[int] = []
 
     def reward(completions, completion_ids, **_):
         lengths[:] = [len(ids) for ids in completion_ids]

@@ -22,7 +22,7 @@ Role = rl_cluster.Role
 def main() -> None:
     spec, rounds = read_spec(), Rounds()
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), (jax.sharding.AxisType.Auto,) * 2)
-    written = []
+    written: list[int] = []
 
     def reward(prompts, completions, **_):
         written[:] = [len(re.findall(r"[ab]\d+|<", text)) for text in completions]

@@ -144,7 +144,7 @@ Token = tuple[str, str, int]
 
 
 def _tokens(text: str) -> Iterator[Token]:
-    scan, end = _TOKEN.scanner(text).match, 0
+    scan, end = _TOKEN.scanner(text).match, 0  # type: ignore[attr-defined]  # left out of its stub
     while match := scan():
         kind, end = match.lastgroup, match.end()
         value, at = match.group(kind), match.start(kind)

@@ -120,7 +120,8 @@ def _canonical_blocks(text: str) -> Blocks | None:
         return None
     # Eight tags were found; with no other "<" there is no ninth.
     others = text.count("<") > 2 * len(_TAGS) and len(_TAG.findall(text)) > 2 * len(_TAGS)
-    return None if others else tuple(blocks)
+    thinking, payoff, analyze, response = blocks
+    return None if others else (thinking, payoff, analyze, response)
 
 
 def _split_blocks(text: str, errors: list[str]) -> tuple[Blocks, bool]:
@@ -152,7 +153,8 @@ def _split_blocks(text: str, errors: list[str]) -> tuple[Blocks, bool]:
         errors.append("text: something stands outside the four blocks")
     if order != list(BLOCKS) and sorted(order) == sorted(BLOCKS):
         errors.append(f"text: blocks are in the order {' '.join(order)}")
-    blocks = tuple(_only(name, found[name], name in void, errors) for name in BLOCKS)
+    thinking, payoff, analyze, response = (_only(name, found[name], name in void, errors) for name in BLOCKS)
+    blocks = (thinking, payoff, analyze, response)
     ordered = clean and open_name is None and order == list(BLOCKS)
     return blocks, ordered and None not in blocks
 

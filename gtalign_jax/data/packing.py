@@ -39,6 +39,7 @@ class PackedStream:
         if longest > slots:
             raise UserError(f"config.sft.pack={slots}: a chain has {longest} tokens; raise it to that")
         self._rows, self._slots, self._seed = rows, slots, seed
+        self._newest: list[dict[str, np.ndarray]] = []
         self._restart()
 
     def batch(self, k: int) -> PackedRows:
@@ -51,7 +52,9 @@ class PackedStream:
         return _joined(self._newest)
 
     def _restart(self) -> None:
-        self._made, self._newest, self._stream = 0, [], self._packed()
+        self._made = 0
+        self._newest = []
+        self._stream = self._packed()
 
     def _packed(self) -> Iterator[dict[str, np.ndarray]]:
         order = grain.MapDataset.range(len(self._chains)).seed(self._seed).shuffle().repeat()

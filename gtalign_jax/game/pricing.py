@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
@@ -35,7 +35,11 @@ def unchanged(payoff: Array, price: float) -> Array:
     return payoff
 
 
-POLICIES = {"per_token": per_token, "subscription": subscription, "none": unchanged}
+POLICIES: dict[str, Callable[[Array, float], Array]] = {
+    "per_token": per_token,
+    "subscription": subscription,
+    "none": unchanged,
+}
 
 
 def apply_policy(payoff: Array, policy: str, price: float) -> Array:

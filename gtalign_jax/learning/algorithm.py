@@ -144,12 +144,12 @@ class AlgorithmConfig:
         return self.advantage == "group" and self.scale == "gdpo"
 
 
-_KL_IN_REWARD = dict(kl_coef=0.01, kl_place="reward", kl_estimator="k1")
-
 PRESETS = {
     # The paper's run: PPO, one sample a prompt, verl's defaults, its dual clip among them (section 5).
     "ppo_paper": AlgorithmConfig(advantage="gae", minibatches=16, dual_clip=3.0),
-    "ppo": AlgorithmConfig(advantage="gae", lam=0.95, minibatches=4, **_KL_IN_REWARD),
+    "ppo": AlgorithmConfig(
+        advantage="gae", lam=0.95, minibatches=4, kl_coef=0.01, kl_place="reward", kl_estimator="k1"
+    ),
     "grpo": AlgorithmConfig(aggregation="sequence", kl_coef=0.01),
     "dr_grpo": AlgorithmConfig(scale="none", aggregation="constant"),
     # DAPO's penalty is half the range of its rewards; welfare lies in [0, 1].
@@ -158,7 +158,7 @@ PRESETS = {
     # The whole completion is one action: token terms are summed, never averaged over its length.
     "rloo": AlgorithmConfig(scale="rloo", aggregation="constant"),
     "gdpo": AlgorithmConfig(scale="gdpo"),
-    "reinforce_pp": AlgorithmConfig(advantage="returns", **_KL_IN_REWARD),
+    "reinforce_pp": AlgorithmConfig(advantage="returns", kl_coef=0.01, kl_place="reward", kl_estimator="k1"),
     "reinforce_pp_baseline": AlgorithmConfig(scale="batch", kl_coef=0.01, kl_estimator="k2"),
     "cispo": AlgorithmConfig(loss="cispo", clip_low=1.0, clip_high=4.0),
 }

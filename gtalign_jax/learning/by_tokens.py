@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from jax.stages import Wrapped
 
 from gtalign_jax.learning import gradients
 from gtalign_jax.learning.algorithm import AlgorithmConfig
@@ -107,7 +108,7 @@ class FoldPrograms:
     """
 
     start: Callable[..., PyTree]
-    add: Callable[..., PyTree]
+    add: Wrapped
     compiled: set[tuple[tuple[int, ...], ...]] = dataclasses.field(default_factory=set)
 
 
@@ -229,7 +230,7 @@ def _held(part: Experience, packing: Packing, held: Array) -> Experience:
 def sum_programs(spec: Spec, of_part: Callable[..., Sums], params: PyTree) -> FoldPrograms:
     """Sums whose gradient is laid out as the parameters."""
     layout = jax.tree.map(lambda leaf: leaf.sharding, params)
-    whole = _replicated(jax.tree.leaves(layout)[0])
+    whole: PyTree = _replicated(jax.tree.leaves(layout)[0])  # of the count, and of each metric
     leaves, structure = jax.tree.flatten(Sums(layout, whole, whole))
     return fold_programs(Fold(of_part, spec, rows=False), tuple(leaves), structure)
 
@@ -253,7 +254,7 @@ def update_by_tokens(
     compile_sums(spec, state, experience, base, schedule)
     rng, step, stopped = _begin(state.rng, state.step)
     carry, found = (state.replace(rng=rng, step=step), stopped), []
-    steps = jitted_steps(spec.algorithm, optimizers)
+    steps = Steps(*jitted_steps(spec.algorithm, optimizers))
     for parts in schedule.updates:
         carry, metrics = learn_minibatch(carry, _sums_over(spec, parts, experience, base), steps)
         found.append(metrics)
@@ -277,7 +278,8 @@ def compile_update(
     """Make all that `update_by_tokens` runs, which consumes nothing and runs no gradient."""
     compile_sums(spec, state, experience, base, schedule)
     _, step, stopped = _begin(state.rng, state.step)
-    steps = Steps(*map(_ahead, jitted_steps(spec.algorithm, optimizers)))
+    policy, critic = map(_ahead, jitted_steps(spec.algorithm, optimizers))
+    steps = Steps(policy, critic)
     zeros = _sums_over(spec, (), experience, base)
     (after, _), metrics = learn_minibatch((state.replace(step=step), stopped), zeros, steps)
     found = [metrics] * len(schedule.updates)
@@ -286,7 +288,7 @@ def compile_update(
         _ahead(_refresh)(state.reference, after.policy.params, step, spec.algorithm)
 
 
-def _ahead(program: Callable[..., Any]) -> Callable[..., PyTree]:
+def _ahead(program: Wrapped) -> Callable[..., PyTree]:
     """The program compiled instead of run: what it gives are the shapes and layouts of its results."""
 
     def compiled(*args: Any) -> PyTree:
@@ -324,9 +326,10 @@ def _sums_over(
 
 
 @functools.lru_cache(maxsize=32)
-def jitted_steps(config: AlgorithmConfig, optimizers: Optimizers) -> Steps:
+def jitted_steps(config: AlgorithmConfig, optimizers: Optimizers) -> tuple[Wrapped, Wrapped]:
     """`optimizer_steps`, each a program that takes its model state over."""
-    return Steps(*(jax.jit(step, donate_argnums=0) for step in optimizer_steps(config, optimizers)))
+    policy, critic = optimizer_steps(config, optimizers)
+    return jax.jit(policy, donate_argnums=0), jax.jit(critic, donate_argnums=0)
 
 
 @jax.jit

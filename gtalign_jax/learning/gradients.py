@@ -106,7 +106,9 @@ def _streamed_step(optimizer: Streamed, model: ModelState, grads: PyTree, moves:
         return where + path if where + path in held else where  # counters belong to all
 
     params, structure = jax.tree.flatten_with_path(model.params)
-    after, stored, last = [], {}, ()
+    after: list[Array] = []
+    stored: dict[tuple, Array] = {}
+    last: PyTree = ()
     for (path, param), grad in zip(params, structure.flatten_up_to(grads), strict=True):
         like = jax.eval_shape(optimizer.each.init, param)
         waiting = jax.tree.map_with_path(lambda where, _, path=path: held[place(where, path)], like)
@@ -121,8 +123,8 @@ def _streamed_step(optimizer: Streamed, model: ModelState, grads: PyTree, moves:
     return ModelState(structure.unflatten(after), opt_state)
 
 
-def _moved(tree: PyTree, space: jax.memory.Space) -> PyTree:
-    """Arrays in another memory; counters stay where they are."""
+def _moved(tree: PyTree, space: Any) -> PyTree:
+    """Arrays in another memory, one of `jax.memory.Space`; counters stay where they are."""
     return jax.tree.map(lambda x: jax.device_put(x, space) if x.ndim else x, tree)
 
 

@@ -123,11 +123,12 @@ def _scores(
     rows = constrain(_by_device(hidden, split), "shards", "width", "width")
     given, total = Given(_columns(tokens, split), _columns(at, split)), None
     if objective is None:
-        scored = vocabulary.scores(head, table, rows, given)
+        logp, entropy = vocabulary.scores(head, table, rows, given)
     else:
         loss, beside = objective.loss, _columns(objective.columns, split)
-        total, *scored = vocabulary.losses(head, loss, table, rows, given, beside)
-    return TokenScores(*(_by_position(x, shape, split) for x in scored), total)
+        total, logp, entropy = vocabulary.losses(head, loss, table, rows, given, beside)
+    logp, entropy = (_by_position(x, shape, split) for x in (logp, entropy))
+    return TokenScores(logp, entropy, total)
 
 
 # --- tokens by the device that holds them -------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -123,7 +123,7 @@ def first_fit(length: Sequence[int], width: int) -> np.ndarray:
     return place
 
 
-def _smallest(length: np.ndarray, place: np.ndarray, shapes: Sequence[Shape]) -> Shape:
+def _smallest(length: np.ndarray, place: np.ndarray, shapes: Iterable[Shape]) -> Shape:
     """The first shape that holds a group whose completions stand at `place`."""
     rows, longest = place[:, 0].max() + 1, (place[:, 1] + length).max()
     return next(shape for shape in shapes if shape[0] >= rows and shape[1] >= longest)

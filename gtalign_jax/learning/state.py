@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ class Streamed:
         return jax.tree.map(lambda x: jax.device_put(x, jax.memory.Space.Host) if x.ndim else x, state)
 
 
-Optimizer = optax.GradientTransformation | Streamed
+Optimizer: TypeAlias = optax.GradientTransformation | Streamed
 
 
 def init_model(params: PyTree, optimizer: Optimizer) -> ModelState:

@@ -77,13 +77,15 @@ def value_step_loss(params: PyTree, batch: Experience, *, spec: Spec) -> tuple[R
     def score(rows: Array, _: PyTree, segments: Segments | None) -> Array:
         return token_values(params, spec.model, prompts.tokens, prompts.length, rows, segments)
 
+    returns = batch.returns
+    assert returns is not None  # a critic's experience has them
     value = in_packed_rows(score, batch.packing, written.tokens, written.length)
     mask = written.action_mask
-    loss, clipped = value_loss(value, batch.old_value, batch.returns, mask, spec.algorithm.value_clip)
+    loss, clipped = value_loss(value, batch.old_value, returns, mask, spec.algorithm.value_clip)
     return loss, {
         "loss/value": loss,
-        "value/error": mean_columns((value - batch.returns) ** 2, mask),
-        "value/return": mean_columns(batch.returns, mask),
-        "value/return_square": mean_columns(batch.returns**2, mask),
+        "value/error": mean_columns((value - returns) ** 2, mask),
+        "value/return": mean_columns(returns, mask),
+        "value/return_square": mean_columns(returns**2, mask),
         "value/clipped": mean_columns(clipped.astype(jnp.float32), mask),
     }

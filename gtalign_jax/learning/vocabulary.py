@@ -115,7 +115,7 @@ def _losses_forward(
         hidden, given, columns = xs
         logits = _logits(head, whole, hidden, given)
         read = _read(logits, given)
-        added, pull = jax.vjp(lambda *of: loss(*of, columns), read.logp, read.entropy)
+        added, pull = jax.vjp(lambda logp, entropy: loss(logp, entropy, columns), read.logp, read.entropy)
         d_logits = _d_logits(head, logits, given, read, pull(jnp.ones_like(added)), hidden.dtype)
         d_table, d_hidden = _pulled(d_table, whole, hidden, d_logits)
         return d_table, (d_hidden, added, read.logp, read.entropy)
@@ -178,8 +178,8 @@ def _sums_of_blocks(logits: Array, top: Array, tokens: Array) -> tuple[Array, Ar
     """A quarter of the time on a CPU, whose sum along the last axis is a loop over single numbers."""
     blocks = logits.reshape(*logits.shape[:-1], math.gcd(logits.shape[-1], 128), -1)
     weights = jnp.exp(blocks - top[..., None])
-    both = (x.sum(-2).sum(-1) for x in (weights, weights * blocks))
-    return *both, jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    total, weighted = (x.sum(-2).sum(-1) for x in (weights, weights * blocks))
+    return total, weighted, jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
 
 
 def _d_logits(head: Head, logits: Array, given: Given, read: _Read, slopes: tuple, dtype: Any) -> Array:

@@ -48,7 +48,7 @@ def host_rows(count: int, mesh: Mesh) -> np.ndarray:
     except ValueError as error:
         shards = int(np.prod([mesh.shape[axis] for axis in RULES["batch"]]))
         raise UserError(f"a batch of {count} cannot be split over {shards} devices") from error
-    return np.unique(np.concatenate([np.arange(count)[rows] for (rows,) in held]))
+    return np.unique(np.concatenate([np.arange(count)[index] for index in held]))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -72,7 +72,8 @@ def global_batch(local: PyTree, count: int, mesh: Mesh) -> PyTree:
         if len(leaf) != len(rows):
             raise ValueError(f"{len(leaf)} rows of a batch of {count}; this host holds {len(rows)}")
 
-        def read(index: tuple[slice, ...]) -> np.ndarray:
+        def read(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # of devices that hold a part
             begin, end, _ = index[0].indices(count)
             first = np.searchsorted(rows, begin)
             return leaf[first : first + end - begin]
@@ -127,9 +128,9 @@ def from_main(make: Callable[[], Any]) -> Any:
             answer = (make(), None)
         except Exception as error:  # passed on: it is raised again below, on every process
             answer = (None, error)
-    value, error = all_gather(answer)[0]
-    if error is not None:
-        raise error
+    value, failure = all_gather(answer)[0]
+    if failure is not None:
+        raise failure
     return value
 
 

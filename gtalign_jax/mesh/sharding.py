@@ -98,7 +98,8 @@ class MeshConfig:
         needed = math.prod(sizes) * self.slices
         if needed > devices:
             raise UserError(f"config.mesh: needs {needed} devices, {devices} are here")
-        return tuple(sizes)
+        data, fsdp, tensor, context = sizes
+        return data, fsdp, tensor, context
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -137,7 +138,7 @@ def partition_spec(
     if len(names) != len(shape):
         raise ValueError(f"{len(names)} axis names {tuple(names)} for an array of shape {tuple(shape)}")
     free = _auto_axes(mesh)
-    entries = []
+    entries: list[Any] = []
     for name, size in zip(names, shape, strict=True):
         if name is None:
             entries.append(PartitionSpec.UNCONSTRAINED)

@@ -42,12 +42,12 @@ def feature_weights(params: Params, config: ModelConfig) -> FeatureWeights:
     """The weights of plain parameters, transposed and joined; done once for a generation."""
     dtype = config.runtime.compute_dtype
     layers = (jax.tree.map(lambda x: x.astype(dtype), layer) for layer in split_layers(params)["layers"])
-    layers = tuple(map(_layer_weights, layers))
+    joined = tuple(map(_layer_weights, layers))
     return FeatureWeights(
         embedding=params["embedding"].astype(dtype),
         unembedding=params["embedding" if config.tie_embeddings else "unembedding"].astype(dtype),
         final_norm=params["final_norm"]["scale"].astype(dtype),
-        layers=layers,
+        layers=joined,
     )
 
 
@@ -87,8 +87,8 @@ def prompt_cache(cache: PromptCache) -> PromptCache:
 def init_decode_cache(config: ModelConfig, prompts: int, group: int, slots: int) -> RowCache:
     """An empty cache."""
     front, dtype = (prompts * group, config.num_kv_heads), config.runtime.compute_dtype
-    sizes = ((*front, config.head_dim, slots), (*front, slots, config.head_dim))
-    pairs = [tuple(jnp.zeros(size, dtype) for size in sizes) for _ in range(config.num_layers)]
+    keys, values = (*front, config.head_dim, slots), (*front, slots, config.head_dim)
+    pairs = [(jnp.zeros(keys, dtype), jnp.zeros(values, dtype)) for _ in range(config.num_layers)]
     return RowCache(tuple(pairs))
 
 

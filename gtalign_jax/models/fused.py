@@ -18,6 +18,7 @@ is compiled (every sample sees the prompt and its own past), so that blocks of o
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,11 @@ def attend(query: Array, own: Keys, shared: Keys | None = None, *, kind: str = "
 
 
 def attend_library(
-    query: Array, own: Keys, shared: Keys | None = None, *, implementation: str | None = None
+    query: Array,
+    own: Keys,
+    shared: Keys | None = None,
+    *,
+    implementation: Literal["xla", "cudnn"] | None = None,
 ) -> Array:
     """`attention.attend` through `jax.nn.dot_product_attention`, the prompt's keys before a sample's own.
 
@@ -85,6 +90,7 @@ def attend_splash(query: Array, own: Keys, shared: Keys | None = None, *, interp
     """
     mesh = jax.sharding.get_abstract_mesh()
     arrays = [query, own.k, own.v]
+    names: list[tuple[str, ...]]
     names = [("batch", "group", "keys", head, "head_dim") for head in ("heads", "kv", "kv")]
     if shared is not None:
         arrays += [shared.k, shared.v, shared.length]

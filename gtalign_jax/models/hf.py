@@ -31,6 +31,9 @@ from gtalign_jax.models.hf_names import Entry, abstract_params, flat_entries, is
 from gtalign_jax.models.stored import INDEX, Tensor
 from gtalign_jax.types import PyTree
 
+# A stored tensor, the leaf that it is of, and its layer there or None.
+Row = tuple[Entry, jax.Array, int | None]
+
 
 def resolve_folder(model: str) -> pathlib.Path:
     """A local model folder, or a hub name fetched as safetensors and JSON only (never pickles)."""
@@ -87,12 +90,13 @@ def _load_leaf(
 def read_parts(
     entry: Entry | tuple[Entry, ...],
     leaf: jax.ShapeDtypeStruct,
-    held: Mapping[jax.Device, tuple[slice, ...]],
+    held: Mapping[jax.Device, tuple[slice, ...] | None],
     tensors: Mapping[str, Tensor],
 ) -> Iterator[tuple[np.ndarray, list[jax.Device]]]:
     """Each distinct part of a leaf that devices hold, read once, with the devices that hold it."""
     holders = collections.defaultdict(list)
     for device, index in held.items():
+        assert index is not None  # each holds a part
         bounds = tuple(part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
         holders[bounds].append(device)
     for bounds, devices in holders.items():
@@ -208,7 +212,8 @@ def _write_shards(
 ) -> None:
     """Fill the folder with shards of at most `limit` bytes; without one, only help to gather."""
     shards = _split(flat_entries(name_table(config), params), limit, jnp.dtype(dtype).itemsize)
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     for number, shard in enumerate(shards, 1):
         name = stored.SINGLE
         if len(shards) > 1:
@@ -224,11 +229,10 @@ def _write_shards(
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _split(
-    flat: Sequence[tuple[Entry, jax.Array, int | None]], limit: int, itemsize: int
-) -> list[list[tuple[Entry, jax.Array, int | None]]]:
+def _split(flat: Sequence[Row], limit: int, itemsize: int) -> list[list[Row]]:
     """Tensors in name order, as many to a shard as fit."""
-    shards, size = [[]], 0
+    shards: list[list[Row]] = [[]]
+    size = 0
     for row in flat:
         nbytes = math.prod(_shape(*row[1:])) * itemsize
         if shards[-1] and size + nbytes > limit:
@@ -243,10 +247,11 @@ def _shape(leaf: jax.Array, layer: int | None) -> tuple[int, ...]:
     return leaf.shape if layer is None else leaf.shape[1:]
 
 
-def _gathered(shard: Sequence[tuple[Entry, jax.Array, int | None]], dtype: str) -> Iterator[np.ndarray]:
+def _gathered(shard: Sequence[Row], dtype: str) -> Iterator[np.ndarray]:
     """The shard's tensors one after the other, as they are stored."""
     for entry, leaf, layer in shard:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            assert isinstance(leaf.sharding, NamedSharding)  # split over the mesh
             ours = _replicate(leaf.sharding.mesh)(leaf, layer)
         else:
             ours = leaf if layer is None else leaf[layer]

@@ -75,7 +75,7 @@ def name_table(config: ModelConfig) -> PyTree:
         if keys[0] != "layers":
             return Entry(_TOP_NAMES[keys], tuple((axis,) for axis in range(leaf.ndim)))
         axes = tuple(range(leaf.ndim - 1))
-        groups = (axes,)  # of scales and biases, whose heads are flattened
+        groups: tuple[tuple[int, ...], ...] = (axes,)  # of scales and biases, whose heads are flattened
         if keys[-1] == "kernel":
             inputs = 2 if keys[1] == "output" else 1
             groups = (axes[inputs:], axes[:inputs])
@@ -99,7 +99,7 @@ def is_entry(x: Any) -> bool:
 def flat_entries(table: PyTree, tree: PyTree) -> list[tuple[Entry, Any, int | None]]:
     """(entry, leaf of a like tree, layer or None) for every stored tensor, sorted by name."""
     entries, structure = jax.tree.flatten(table, is_leaf=is_entry)
-    flat = []
+    flat: list[tuple[Entry, Any, int | None]] = []
     for entry, leaf in zip(entries, structure.flatten_up_to(tree), strict=True):
         if isinstance(entry, Entry):
             flat.append((entry, leaf, None))

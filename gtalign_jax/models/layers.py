@@ -29,7 +29,7 @@ def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
     else:
         init = nn.initializers.normal(config.initializer_range)
     boxed = nn.with_logical_partitioning(init, axes)
-    weights = module.param(name, boxed, shape, jnp.dtype(config.runtime.param_dtype))
+    weights: Array = module.param(name, boxed, shape, jnp.dtype(config.runtime.param_dtype))
     return weights.astype(config.runtime.compute_dtype)
 
 
@@ -73,7 +73,8 @@ class Projection(nn.Module):
         """scale (x A) B: two thin products, so that A B is never formed."""
         names = ("lora_a", "lora_b", "lora_scale")
         dtype = self.config.runtime.compute_dtype
-        a, b, scale = (self.get_variable("params", name).astype(dtype) for name in names)
+        leaves: list[Array] = [self.get_variable("params", name).astype(dtype) for name in names]
+        a, b, scale = leaves
         return jnp.tensordot(jnp.tensordot(x, a, self.inputs) * scale, b, 1)
 
 
@@ -103,8 +104,8 @@ class Block(nn.Module):
         q = constrain(rotate(q, tables), *BATCH, "length", "heads", "head_dim")
         k, v = (constrain(y, *BATCH, "keys", "kv", "head_dim") for y in (rotate(k, tables), v))
         out, aux = attend(q, k, v)
-        axes = ("heads", "head_dim", "embed")
-        x = x + Projection(c, (c.hidden_size,), axes, 2, c.output_bias, name="output")(out)
+        outputs = ("heads", "head_dim", "embed")
+        x = x + Projection(c, (c.hidden_size,), outputs, 2, c.output_bias, name="output")(out)
         x = constrain(x, *BATCH, "length", "width")
         h = RMSNorm(c, name="mlp_norm")(x)
         axes = ("embed", "mlp")

@@ -58,7 +58,8 @@ def prepare_decode(params: Params | FeatureWeights, config: ModelConfig) -> Para
     if feature_major(params, config):
         return cpu.feature_weights(params, config)
     if config.runtime.decode_layout == "gathered":
-        params = gather_for_decode(params, transformer.logical_axes(config), config.runtime.compute_dtype)
+        axes = transformer.logical_axes(config)
+        return transformer.split_layers(gather_for_decode(params, axes, config.runtime.compute_dtype))
     return transformer.split_layers(params)
 
 

@@ -107,7 +107,8 @@ def _shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[tuple[int
     for name in config.targets:
         outputs, inputs = table[name]["kernel"][0].axes  # as stored: the outputs come first
         kernel = shapes[name]["kernel"].shape[1:]
-        parts[name] = tuple(tuple(kernel[axis] for axis in axes) for axes in (inputs, outputs))
+        inner, outer = (tuple(kernel[axis] for axis in axes) for axes in (inputs, outputs))
+        parts[name] = (inner, outer)
     return parts
 
 
@@ -179,6 +180,7 @@ class MergedKernel:
     def __getitem__(self, layer: int) -> Array:
         kernel, whole = self.part["kernel"], None
         if isinstance(kernel, jax.Array) and not kernel.is_fully_addressable:
+            assert isinstance(kernel.sharding, NamedSharding)  # split over the mesh
             whole = NamedSharding(kernel.sharding.mesh, PartitionSpec())
         return _merge_layer(whole)(kernel, *(self.part[name] for name in (*TRAINED, "lora_scale")), layer)
 

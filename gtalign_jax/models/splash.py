@@ -34,19 +34,22 @@ def attend_group(
     p, g, n, heads, _ = query.shape
     if prompt_k is None:  # rows without a prompt have nothing in common
         query, k, v = (x.reshape(p * g, 1, *x.shape[2:]) for x in (query, k, v))
-        slots, samples, segments = 0, 1, None
+        slots, samples = 0, 1
     else:
         slots, samples = prompt_k.shape[1], g
     # [P, heads, slots of all samples, H], slots in the padded length of the kernel.
     scaled = query * query.shape[-1] ** -0.5
     q, k, v = (x.reshape(x.shape[0], -1, *x.shape[3:]) for x in (scaled, k, v))
+    seen = None
     if slots:
+        assert prompt_k is not None and prompt_v is not None and length is not None  # a prompt is all three
         k, v = (jnp.concatenate(pair, axis=1) for pair in ((prompt_k, k), (prompt_v, v)))
         real = (jnp.arange(k.shape[1]) >= slots) | (jnp.arange(k.shape[1]) < length[:, None])
-        segments = _padded(real.astype(jnp.int32))
+        seen = _padded(real.astype(jnp.int32))
     q, k, v = (_padded(x).swapaxes(1, 2) for x in (q, k, v))
-    if slots:  # spare queries see the prompt, so that no row of the kernel is empty
-        segments = splash.SegmentIds(jnp.ones((p, q.shape[2]), jnp.int32), segments)
+    segments = None
+    if seen is not None:  # spare queries see the prompt, so that no row of the kernel is empty
+        segments = splash.SegmentIds(jnp.ones((p, q.shape[2]), jnp.int32), seen)
     mask = GroupMask((q.shape[2], k.shape[2]), slots, samples, n)
     kernel = splash.make_splash_mha_single_device(
         splash.MultiHeadMask([mask] * heads), block_sizes=_block_sizes(*mask.size), interpret=interpret

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -105,7 +106,8 @@ def write_file(
 ) -> int:
     """Write tensors of one type, sorted by name, as `arrays` yields them; returns the bytes of data."""
     itemsize = jnp.dtype(dtype).itemsize
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name in sorted(shapes):
         begin, end = end, end + int(np.prod(shapes[name])) * itemsize
         shape = [int(n) for n in shapes[name]]

@@ -194,12 +194,12 @@ def _prompt_layer(
 
     if not last:
         return block(x, tables, self_attention)
-    _, keys = block(x, tables, lambda q, k, v: (q, (k, v)))  # all but the keys is never computed
+    _, (k, v) = block(x, tables, lambda q, k, v: (q, (k, v)))  # all but the keys is never computed
     end = (length - 1)[:, None, None]
-    seen = Keys(*keys, visible(end, pos, window))
+    seen = Keys(k, v, visible(end, pos, window))
 
     def attend_end(q: Array, _k: Array, _v: Array) -> tuple[Array, tuple[Array, Array]]:
-        return attend(q, seen, kind=config.runtime.attention), tuple(y[:, 0] for y in keys)
+        return attend(q, seen, kind=config.runtime.attention), (k[:, 0], v[:, 0])
 
     tables = rope_tables(config.rope, config.head_dim, end)
     return block(_at_last(x[:, 0], length)[:, None, None], tables, attend_end)
@@ -279,7 +279,7 @@ def decode_step(
     position = prompt_cache.length[:, None, None] + number[..., None]
     tables = rope_tables(config.rope, config.head_dim, position)
     x = embed(params, config, token)[:, :, None]
-    written = []
+    written: list[PyTree] = []
     for i, layer in enumerate(split_layers(params)["layers"]):
         window = window_of(config, i)
         prompt_k, prompt_v = prompt_cache.layers[i]
@@ -295,12 +295,12 @@ def decode_step(
             window: Array | None = window,
             shared: Keys = shared,
         ) -> tuple[Array, PyTree]:
-            stored = tuple(
+            stored_k, stored_v = (
                 jax.lax.dynamic_update_slice_in_dim(old, new, t % slots, axis=2)
                 for old, new in zip(cache.layers[i], (k, v), strict=True)
             )
-            own = Keys(*stored, ring_visible(number[..., None], t, slots, window))
-            return attend(q, own, shared, kind=config.runtime.attention), stored
+            own = Keys(stored_k, stored_v, ring_visible(number[..., None], t, slots, window))
+            return attend(q, own, shared, kind=config.runtime.attention), (stored_k, stored_v)
 
         x, stored = Block(config).apply({"params": layer}, x, tables, attend_cached)
         written.append(stored)

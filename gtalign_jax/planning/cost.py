@@ -114,14 +114,16 @@ def _dims(line: Instruction) -> tuple[int, ...]:
 
 
 def _dot_flops(line: Instruction, lines: dict[str, Instruction]) -> float:
-    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.attributes)[1]
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.attributes)
+    assert contracted is not None  # every product says so
     left = _dims(lines[line.operands[0]])
-    return 2.0 * math.prod(_dims(line)) * math.prod(left[int(d)] for d in contracted.split(",") if d)
+    return 2.0 * math.prod(_dims(line)) * math.prod(left[int(d)] for d in contracted[1].split(",") if d)
 
 
 def _convolution_flops(line: Instruction, lines: dict[str, Instruction]) -> float:
     """TPU programs write matrix products as convolutions; taps that fall on padding do no work."""
     spec = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes)
+    assert spec is not None  # every convolution says so
     left, right, out = (
         dict(zip(labels, dims, strict=True))
         for labels, dims in zip(
@@ -217,9 +219,9 @@ def _moved_by_fusion(line: Instruction, lines: dict[str, Instruction], body: dic
     for number, name in enumerate(line.operands):
         if number in passed.values() or name not in lines or not nbytes(lines[name].type, True):
             continue
-        inner = parameters.get(number)
-        readers = users[inner.name] if inner is not None else []
-        if inner is not None and inner.name in in_place:
+        inside = parameters.get(number)
+        readers = users[inside.name] if inside is not None else []
+        if inside is not None and inside.name in in_place:
             continue
         if readers and all(reader.opcode in _READS_PART for reader in readers):
             total += sum(nbytes(reader.type) for reader in readers)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 
 from gtalign_jax.learning import by_tokens
 from gtalign_jax.learning.gradients import Sums
@@ -42,7 +43,7 @@ class Trained(NamedTuple):
     state: ModelState
     sums: Callable[..., Sums]
     given: tuple[PyTree, ...]
-    step: Callable[..., PyTree]
+    step: Wrapped
     flags: tuple[PyTree, ...]
     waiting: PyTree
 
@@ -93,16 +94,16 @@ def trained_models(settings: Settings, learner: Learner, mesh: Mesh, state: Trai
         programs.abstract_base(settings, model, mesh),
         programs.reference_params(settings, model, mesh),
     )
-    steps = by_tokens.jitted_steps(settings.algorithm, learner.optimizers)
+    step_policy, step_critic = by_tokens.jitted_steps(settings.algorithm, learner.optimizers)
     flags = tuple(programs.replicated(jax.ShapeDtypeStruct((), kind), mesh) for kind in (jnp.int32, bool))
     sums, given = by_tokens.policy_sums, (base, state.kl_coef)
     policy = Trained(
-        "policy", state.policy, sums, given, steps.policy, flags, (reference, state.reference, state.critic)
+        "policy", state.policy, sums, given, step_policy, flags, (reference, state.reference, state.critic)
     )
     if state.critic is None:
         return [policy]
     waiting = (reference, state.reference, state.policy)
-    return [policy, Trained("critic", state.critic, by_tokens.value_sums, (base,), steps.critic, (), waiting)]
+    return [policy, Trained("critic", state.critic, by_tokens.value_sums, (base,), step_critic, (), waiting)]
 
 
 def learning_programs(

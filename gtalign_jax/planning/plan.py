@@ -228,7 +228,8 @@ def work(module: hlo.Module, chip: Chip, calls: int) -> dict[str, Any]:
     row = {"tflops": flops / 1e12, "traffic_gb": traffic / 1e9, "collectives": kinds, **times}
     if wire:
         row["largest_collective"] = describe(*max(wire, key=lambda pair: pair[0]))
-    return row | {"seconds": max(times.values()), "bound": max(times, key=times.get).removesuffix("_s")}
+    longest = max(times, key=lambda name: times[name])
+    return row | {"seconds": times[longest], "bound": longest.removesuffix("_s")}
 
 
 def describe(seconds: float, item: cost.Collective) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.stages import Wrapped
 
 from gtalign_jax.chain.grammar import chain_grammar
 from gtalign_jax.learning.learner import Learner, experience_program, update_program
@@ -53,7 +54,7 @@ class Program:
 
     name: str
     mesh: Mesh
-    function: Callable[..., Any]
+    function: Wrapped
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     resident: PyTree

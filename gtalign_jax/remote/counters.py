@@ -13,7 +13,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sums: collections.Counter[str] = collections.Counter()
+        self._sums: dict[str, float] = collections.defaultdict(float)
         self._peaks: dict[str, float] = {}
         self._now: collections.Counter[str] = collections.Counter()
 

@@ -35,9 +35,14 @@ _SOURCE = {task: i for i, task in enumerate(TASKS)}
 class Judged(Protocol):
     """What features need to know of an item."""
 
-    task: str
-    intent: str
-    ground_truth: str
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def intent(self) -> str: ...
+
+    @property
+    def ground_truth(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +111,15 @@ def extract(
     if consistency is not None and not plain:
         frontier, unjudged = _judged_consistency(chains, due, consistency)
         missing |= unjudged
-    due = np.array(due, bool)
+    payoff_ok = np.array(due, bool)
     features = Features(
         valid=~missing if config.missing == "drop" else np.ones(len(chains), bool),
         format_ok=np.array([c.format_ok for c in chains], bool),
         answer_user=answers[:, 0],
         answer_llm=answers[:, 1],
         payoff=payoff.astype(np.float32),
-        payoff_ok=due,
-        frontier=frontier * due,
+        payoff_ok=payoff_ok,
+        frontier=frontier * payoff_ok,
         reasoning_chars=np.array([r.reasoning_chars for r in readings], np.float32),
         response_words=reading.count_words([c.response for c in chains]).astype(np.float32),
         total_words=reading.count_words(completions).astype(np.float32),
@@ -147,8 +152,12 @@ def _judged_consistency(
     chains: Sequence[Chain], due: Sequence[bool], judge: ConsistencyJudge
 ) -> tuple[np.ndarray, np.ndarray]:
     """(P [B] float32, which verdicts are missing [B]) from a judge; P is 0 without an <analyze>."""
-    asked = [i for i, c in enumerate(chains) if due[i] and c.analyze is not None]
-    given = _one_each(judge, [ConsistencyRequest(chains[i].payoff_text, chains[i].analyze) for i in asked])
+    asked = {
+        i: ConsistencyRequest(c.payoff_text, c.analyze)
+        for i, c in enumerate(chains)
+        if due[i] and c.payoff_text is not None and c.analyze is not None
+    }
+    given = _one_each(judge, list(asked.values()))
     p, missing = np.zeros(len(chains), np.float32), np.zeros(len(chains), bool)
     for i, verdict in zip(asked, given, strict=True):
         missing[i] = verdict.score is None
@@ -187,11 +196,15 @@ def _answers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(Q_u, Q_l, reported score) [B, 3] float32, and which verdicts are missing [B]."""
     missing = np.array([v.score is None or not math.isfinite(v.score) for v in verdicts], bool)
-    known = [i for i, is_due in enumerate(due) if is_due and not missing[i]]
-    inputs = [(items[i].task, verdicts[i].score, chains[i].response, items[i].ground_truth) for i in known]
+    inputs = {
+        i: (items[i].task, verdict.score, chain.response, items[i].ground_truth)
+        for i, (verdict, chain) in enumerate(zip(verdicts, chains, strict=True))
+        if due[i] and not missing[i] and verdict.score is not None and chain.response is not None
+    }
     answers = np.zeros((len(chains), 3), np.float32)
-    if known:
+    if inputs:
         # Only BLEU is worth the way to another process and back.
-        heavy = any(task in HEAVY_TASKS for task, *_ in inputs)
-        answers[known] = reading.spread(reading.score, inputs, workers if heavy else 0)
+        heavy = any(task in HEAVY_TASKS for task, *_ in inputs.values())
+        scored = reading.spread(reading.score, list(inputs.values()), workers if heavy else 0)
+        answers[list(inputs)] = scored
     return answers, missing

@@ -18,7 +18,8 @@ from gtalign_jax.rewards.tasks import AnswerScore, answer_score
 
 CHUNK = 256
 _SPACE = bytes(code < 128 and chr(code).isspace() for code in range(256))
-A, R = TypeVar("A"), TypeVar("R")
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 class Reading(NamedTuple):

@@ -177,6 +177,7 @@ def _decide(
     t = decided(state)
     (ending, constraint), at = rules, state.grammar
     if constraint is not None:
+        assert at is not None  # `start` was given the constraint too
         logits = grammar.masked_logits(constraint, at, logits)
     token, logp = sample_token(token_uniform(state.keys, t), logits, sampling, state.seen)
     chosen = live
@@ -188,6 +189,7 @@ def _decide(
         chosen = live & ~given
     token = jnp.where(live, token, 0)
     if constraint is not None:
+        assert at is not None
         at = grammar.advanced(constraint, at, token, t, live)
     stop_state = state.stop_state
     over = jnp.any(token[..., None] == ending.eos, axis=-1)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import flax.struct
 
+from gtalign_jax.models.cpu import RowCache
 from gtalign_jax.models.transformer import DecodeCache, PromptCache
 from gtalign_jax.rollout.grammar import GrammarState
 from gtalign_jax.types import Array, Completions, PromptBatch, Rollout
@@ -46,7 +47,7 @@ class DecodeState(flax.struct.PyTreeNode):
 
     prompts: PromptBatch
     prompt_cache: PromptCache
-    cache: DecodeCache
+    cache: DecodeCache | RowCache
     keys: Array
     t: Array
     completions: Completions

@@ -7,7 +7,7 @@ keys are arguments of what it is given to, first of all of `generate.rollout`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -71,12 +71,12 @@ def encode(engine: Engine, prompt: str | Messages) -> list[int]:
     return list(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def decode_tokens(engine: Engine, ids: Sequence[int]) -> str:
+def decode_tokens(engine: Engine, ids: Iterable[int]) -> str:
     """The text of completion tokens, without the end token; other special tokens stay visible."""
-    ids = [int(i) for i in ids]
-    if ids and ids[-1] in engine.eos_ids:
-        ids = ids[:-1]
-    return engine.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    kept = [int(i) for i in ids]
+    if kept and kept[-1] in engine.eos_ids:
+        kept = kept[:-1]
+    return engine.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def texts(engine: Engine, completions: Completions) -> list[str]:

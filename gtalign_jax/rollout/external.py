@@ -60,7 +60,7 @@ def rollout(server: Server, engine: Engine, params: PyTree, request: Request) ->
     terms = _terms(server, engine, request, ending)
     whole_groups = request.seeds is None and terms.kind != "sglang"
     answers = processes.all_gather(_completions(server, terms, request.prompts, seeds, whole_groups))
-    rows = sum(answers, [])
+    rows: list[Completion | Failed] = sum(answers, [])
     _report(server, rows)
     return _to_rollout(engine, request, ending, rows)
 

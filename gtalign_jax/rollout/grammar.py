@@ -139,8 +139,8 @@ def _classes(grammar: Grammar, token_bytes: Sequence[bytes | None]) -> tuple[np.
     A text acts on the states as a function; those of longer texts are made from those of shorter ones,
     each once, so the work is one look-up a byte.
     """
-    kinds, kind = np.unique(grammar.step.astype(np.int16), axis=1, return_inverse=True)
-    kind = kind.reshape(-1).tolist()
+    kinds, inverse = np.unique(grammar.step.astype(np.int16), axis=1, return_inverse=True)
+    kind = inverse.reshape(-1).tolist()
     dead = np.full(len(grammar.step), grammar.dead, np.int16)
     functions = [np.arange(len(dead), dtype=np.int16), dead]
     number = {function.tobytes(): i for i, function in enumerate(functions)}
@@ -157,8 +157,8 @@ def _classes(grammar: Grammar, token_bytes: Sequence[bytes | None]) -> tuple[np.
                     functions.append(function)
             at = after[key]
         classes[i] = at
-    used, classes = np.unique(classes, return_inverse=True)
-    return np.stack([functions[i] for i in used]), classes.reshape(-1).astype(np.int32)
+    used, renumbered = np.unique(classes, return_inverse=True)
+    return np.stack([functions[i] for i in used]), renumbered.reshape(-1).astype(np.int32)
 
 
 def _distances(step: np.ndarray, end: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.stages import Wrapped
 
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layouts import prepare_decode
@@ -42,7 +43,7 @@ def take_rows(config: ModelConfig, state: DecodeState, row: Array) -> DecodeStat
     return ring.laid_out(config, ring.take_rows(state, row))
 
 
-def _program(function: Callable, static: Sequence[str] = (), donate: Sequence[str] = ()) -> Callable:
+def _program(function: Callable, static: Sequence[str] = (), donate: Sequence[str] = ()) -> Wrapped:
     """jit that counts its traces under the function's name."""
 
     @functools.wraps(function)

@@ -76,6 +76,12 @@ class Queue:
     ready: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     first: int = 0
 
+    @property
+    def prefilled(self) -> DecodeState:
+        """`state`, of which rows are ready."""
+        assert self.state is not None  # no row is ready before its part is prefilled
+        return self.state
+
 
 # --- for `rollout.generate` ----------------------------------------------------------------------
 
@@ -187,7 +193,7 @@ def _seat_first(floor: Floor, queue: Queue, owner: np.ndarray) -> DecodeState | 
     count = min(len(rows), len(queue.ready))
     rows[:count], queue.ready = queue.ready[:count], queue.ready[count:]
     owner[:count] = queue.first + rows[:count]
-    return _seat(floor, queue.state, rows)
+    return _seat(floor, queue.prefilled, rows)
 
 
 def _seat(floor: Floor, waiting: DecodeState, rows: np.ndarray) -> DecodeState:
@@ -203,7 +209,7 @@ def _seat_more(floor: Floor, queue: Queue, state: DecodeState, owner: np.ndarray
         count = min(floor.move, len(free), len(queue.ready))
         row, queue.ready = queue.ready[:count], queue.ready[count:]
         place = free[:count].astype(np.int32)
-        state = _refill(floor, state, queue.state, row, place)
+        state = _refill(floor, state, queue.prefilled, row, place)
         owner[place] = queue.first + row
         _wait(floor, queue)
     return state

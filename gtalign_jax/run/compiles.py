@@ -16,7 +16,7 @@ class CompileCount:
     def __init__(self) -> None:
         self._seen = 0
 
-    def add(self, event: str, duration: float, **_: object) -> None:
+    def add(self, event: str, duration_secs: float, **_: str | int) -> None:
         self._seen += event == _EVENT
 
     def take(self) -> int:

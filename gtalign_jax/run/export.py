@@ -54,8 +54,8 @@ def _read(
     if best and not config.keep_best:
         raise UserError("--best: config.checkpoint.keep_best=0, so the run compared nothing; leave it out")
     manager = open_manager(folder, config)
-    steps = [checkpoint.best_step(manager)] if best and manager.all_steps() else None
-    found = checkpoint.restore_latest(manager, stored(like), steps)
+    chosen = checkpoint.best_step(manager) if best else None
+    found = checkpoint.restore_latest(manager, stored(like), None if chosen is None else [chosen])
     meta = {} if found is None else checkpoint.read_meta(manager, found[0])
     manager.close()
     return None if found is None else (meta, restored(found[1]))

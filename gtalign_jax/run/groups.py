@@ -170,7 +170,7 @@ def _merge(first: Any, second: Any, rows: np.ndarray) -> Any:
         return None
     if isinstance(first, dict):
         return {name: _merge(first[name], second[name], rows) for name in first}
-    if not dataclasses.is_dataclass(first):
+    if not dataclasses.is_dataclass(first) or isinstance(first, type):
         return _pick(first, second, rows)
     names = [field.name for field in dataclasses.fields(first)]
     merged = {name: _merge(getattr(first, name), getattr(second, name), rows) for name in names}

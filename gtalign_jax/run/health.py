@@ -62,7 +62,7 @@ def scan(records: Sequence[Record], config: HealthConfig = HealthConfig()) -> tu
     by_phase: dict[str, list[Record]] = {}
     for record in records:
         by_phase.setdefault(record["phase"], []).append(record)
-    found = []
+    found: list[Finding] = []
     for part in by_phase.values():
         best = _best_format(part)
         for i in range(len(part)):

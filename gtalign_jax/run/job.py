@@ -76,6 +76,7 @@ class Job:
 
     @property
     def mesh(self) -> Mesh:
+        assert self.engine.mesh is not None  # a job's engine has one
         return self.engine.mesh
 
 
@@ -96,7 +97,8 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     if not settings.start.path:
         _make_model(folder, config.model, settings, train_items, chains)
     engine = load_folder_engine(folder, settings, mesh)
-    encode, fits = (functools.partial(f, engine) for f in (engine_lib.encode, engine_lib.fits))
+    encode = functools.partial(engine_lib.encode, engine)
+    fits = functools.partial(engine_lib.fits, engine)
     test = loader.encode_prompts(test_items, encode, fits)
     train = loader.encode_prompts(train_items, encode, fits) if trains else PromptSet([], [], 0)
     _check_budget(settings, train, batch_shards(mesh))

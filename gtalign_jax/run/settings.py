@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import ml_collections
 
@@ -228,7 +229,9 @@ def make_settings(config: ml_collections.ConfigDict) -> Settings:
     if not chosen.max_tokens:  # a length is measured against the budget, not against the width of a bucket
         overrides.setdefault("max_tokens", config.max_new_tokens)
     # A run recorded before a section existed has its defaults.
-    parts = {name: config_lib.build(cls, config.get(name, {}), name) for name, cls in SECTIONS.items()}
+    parts: dict[str, Any] = {
+        name: config_lib.build(cls, config.get(name, {}), name) for name, cls in SECTIONS.items()
+    }
     reward = {k: v for k, v in config.reward.items() if k != "fn"}
     settings = Settings(
         seed=config.seed,

@@ -42,7 +42,7 @@ def compare(
     scaled = {name: (points - low) / span for name, points in sets.items()}
     regrets = _regrets(scaled)
     return {
-        "basic_compare": _basic_compare(*sets.values(), eps),
+        "basic_compare": _basic_compare(sets[NAMES[0]], sets[NAMES[1]], eps),
         "ranges": {"u_min": low[0], "u_max": high[0], "l_min": low[1], "l_max": high[1]},
         "epsilon": eps,
         "epsilon_coverage": {name: float(np.mean(r <= eps)) for name, r in regrets.items()},

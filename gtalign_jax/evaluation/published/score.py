@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.evaluation.published.chain import PublishedChain, first_block, read_chain
+from gtalign_jax.evaluation.published.chain import Matrix, first_block, read_chain
 from gtalign_jax.evaluation.published.reward import (
     FRONTIER,
     OUT_OF_DOMAIN,
@@ -99,16 +99,16 @@ def read_line(line: Mapping[str, Any], variant: str) -> PublishedLine:
     if task in OUT_OF_DOMAIN and variant != FRONTIER:
         raise PublishedError("NotImplementedError", f"{task} has no reward but {FRONTIER}")
     chain = read_chain(line["completion"])
-    due = chain.response is not None and chain.payoff is not None
-    if not due or (variant == FRONTIER and chain.analyze is None):
+    response, payoff = chain.response, chain.payoff
+    if response is None or payoff is None or (variant == FRONTIER and chain.analyze is None):
         return PublishedLine(NOTHING, 0.0, chain.errors)
     _check_extra(line)
     verdict = read_verdict(line)
-    user, llm, answer = answer_scores(task, verdict, chain.response, line["ground_truth"])
+    user, llm, answer = answer_scores(task, verdict, response, line["ground_truth"])
     measures = {
         "due": 1.0,
         "format_ok": float(chain.format_ok),
-        "payoff": _payoff(chain),
+        "payoff": _payoff(payoff),
         "answer_user": user,
         "answer_llm": llm,
         "answer": answer,
@@ -124,9 +124,9 @@ def read_line(line: Mapping[str, Any], variant: str) -> PublishedLine:
     return PublishedLine(measures, verdict, errors)
 
 
-def _payoff(chain: PublishedChain) -> float:
+def _payoff(payoff: Matrix) -> float:
     try:
-        return payoff_score(chain.payoff)
+        return payoff_score(payoff)
     except OverflowError as error:
         raise PublishedError("OverflowError", f"payoff: {error}") from error
 

@@ -67,7 +67,9 @@ def _pareto(clouds: Sequence[Cloud], roles: Sequence[str]) -> Figure:
         dots = thin_points(cloud.points, 2000)
         ax.scatter(dots[:, 0], dots[:, 1], s=7, color=color, alpha=0.35, linewidths=0)
         ax.step(cloud.frontier[:, 0], cloud.frontier[:, 1], where="pre", color=color, linewidth=1.4)
-        ax.scatter(*cloud.mean, s=70, color=color, edgecolors="white", label=cloud.model, zorder=3)
+        ax.scatter(
+            cloud.mean[0], cloud.mean[1], s=70, color=color, edgecolors="white", label=cloud.model, zorder=3
+        )
     ax.set_xlabel("user reward U")
     ax.set_ylabel("assistant reward L")
     ax.legend(frameon=False)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from gtalign_jax.evaluation.bootstrap import Estimate
 from gtalign_jax.evaluation.report.curves import Cloud, Panel, Series, thin_points
@@ -34,7 +35,7 @@ def padded(values: np.ndarray, share: float = 0.06) -> tuple[float, float]:
     return (0.0 if lo >= 0 and lo - pad < 0 else lo - pad), hi + pad
 
 
-def _scale(lo: float, hi: float, start: float, stop: float) -> Callable[[np.ndarray], np.ndarray]:
+def _scale(lo: float, hi: float, start: float, stop: float) -> Callable[[npt.ArrayLike], np.ndarray]:
     return lambda v: start + (np.asarray(v, np.float64) - lo) / (hi - lo) * (stop - start)
 
 
@@ -92,8 +93,8 @@ def _figure(inside: str, label: str, attributes: str = "", size: tuple[int, int]
 def _axes(
     to_x: Callable,
     to_y: Callable,
-    x_ticks: Sequence[float],
-    y_ticks: Sequence[float],
+    x_ticks: np.ndarray,
+    y_ticks: np.ndarray,
     right: float,
     x_name: str,
     bottom: float = HEIGHT - BOTTOM,

@@ -182,13 +182,15 @@ def _row(
     task: str, estimates: list[Estimate | None], roles: list[str], lo: float, hi: float
 ) -> dict[str, Any]:
     first, last = estimates[0], estimates[-1]
-    both = first is not None and last is not None
+    change, clear = "–", False
+    if first is not None and last is not None:
+        change, clear = _signed(first, last), separated(first, last)
     return {
         "task": task,
         "overall": task == OVERALL,
         "cells": [_cell(e) if e else None for e in estimates],
-        "change": _signed(first, last) if both else "–",
-        "clear": both and separated(first, last),
+        "change": change,
+        "clear": clear,
         "plot": Markup(svg.intervals(estimates, roles, lo, hi)),
     }
 

@@ -45,8 +45,8 @@ def read_reply(body: Any) -> Reply:
         else:
             raise AttemptFailed("no_answer", "the server's answer holds no text")
     usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
-    tokens = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
-    return Reply(text, *tokens, cut_off=cut_off)
+    sent, written = (_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens"))
+    return Reply(text, sent, written, cut_off)
 
 
 def _count(value: Any) -> int:
