@@ -8,8 +8,6 @@ experience = advantages, old and reference logprobs
 state      = the update they lead to                             donated
 """
 
-from __future__ import annotations
-
 import functools
 
 from gtalign_jax.learning.learner import Learner

@@ -5,8 +5,6 @@ define, so each default stands in one place; `build` turns a part back into its 
 `jit` sees hashable values.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json

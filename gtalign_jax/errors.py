@@ -4,8 +4,6 @@ A dataclass knows its fields and not where they stand: it raises `ValueError("lr
 whoever builds it says where with `naming` (`config.build` for a section, a command for its flags).
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import sys

@@ -4,8 +4,6 @@ read(path)     a run's own file: absent is empty, a torn last line (its writer w
 stream(path)   a user's file: every line counts, in flat memory, with its number
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

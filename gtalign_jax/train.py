@@ -3,8 +3,6 @@
 The two phases resume from their newest checkpoints (`phase.py`); an evaluation is made once.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import pathlib

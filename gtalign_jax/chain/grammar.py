@@ -13,8 +13,6 @@ from -5.0 to 5.0 with one decimal, and never minus zero. What the automaton acce
 well-formed, with its matrix; it knows no tokenizer and no model (`rollout.grammar` lifts it to tokens).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -6,8 +6,6 @@ any other text goes through a flat reader of two levels, so depth, size and time
 text is. What was read must then be six cells of two finite numbers, each written once.
 """
 
-from __future__ import annotations
-
 import json
 import operator
 import re

@@ -4,8 +4,6 @@ What was read is held to the format: the four blocks once each, in order, nothin
 another block makes both blocks void, because it could hide a second answer: neither is chosen.
 """
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

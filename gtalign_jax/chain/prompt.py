@@ -1,7 +1,5 @@
 """The text protocol as it is written: instructions to the model, and the chain's canonical form."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from gtalign_jax.game.moves import GTALIGN, KEYS, PLAYERS

@@ -1,7 +1,5 @@
 """One prompt with what is needed to judge an answer to it, and how a dataset row becomes one."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

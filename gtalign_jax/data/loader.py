@@ -3,8 +3,6 @@
 Examples are token lists; those that fit no bucket were dropped and counted, never cut.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 

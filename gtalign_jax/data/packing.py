@@ -5,8 +5,6 @@ row of a batch that has room, until there is none and the next batch begins. A s
 host and whenever it starts again, so a run resumes at batch k by passing by the k before it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """The published datasets: parquet files of one folder per task, read into items."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Iterable

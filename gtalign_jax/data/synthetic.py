@@ -9,8 +9,6 @@ An item is a combination of slots. Combinations are split into train and test by
 item is a new combination of parts that were seen, and the two sets never meet.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import zlib

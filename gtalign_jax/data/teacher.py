@@ -6,8 +6,6 @@ always follows from the matrix it wrote, whatever the question: a model trained 
 so an edited matrix changes the choice.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Mapping

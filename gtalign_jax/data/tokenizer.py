@@ -6,8 +6,6 @@ tokens: they are cut out before anything else, so the text around a payoff matri
 whatever the numbers are, and a matrix can be edited and spliced back.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 

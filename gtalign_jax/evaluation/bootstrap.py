@@ -1,7 +1,5 @@
 """Means with 95 % bootstrap intervals: the numbers of `summary.json` and the table on the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Evaluating a model on held-out prompts."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

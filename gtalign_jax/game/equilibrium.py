@@ -4,8 +4,6 @@ Mixed strategies are decided in whole multiples of `unit` (payoffs are written w
 add a second), so that ties are ties whatever the floats behind them. Payoffs must be finite.
 """
 
-from __future__ import annotations
-
 import flax.struct
 import jax.numpy as jnp
 

@@ -3,8 +3,6 @@
 No JAX, for processes that only read text.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 LLM, USER = 0, 1

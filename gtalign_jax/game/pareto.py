@@ -4,8 +4,6 @@ Nothing is scaled by the range of the data, so `eps`, regret and area are in uni
 squared for the area) and a set's area does not change with the set it is compared with.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike
 

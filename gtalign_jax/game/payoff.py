@@ -4,8 +4,6 @@ Axes: user move, assistant action, player (LLM first, then user). Functions take
 any leading shape and are pure; the names are those of `game.moves`.
 """
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from gtalign_jax.game.moves import LLM, USER

@@ -1,7 +1,5 @@
 """Payoff edits that steer a trained policy (paper section 6): pure functions of [..., U, A, 2]."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp

@@ -5,8 +5,6 @@ replies in a way that no other strategy with support I shares. Equilibria, their
 best commitment all lie on vertices, so listing them solves the game exactly.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 

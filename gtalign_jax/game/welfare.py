@@ -6,8 +6,6 @@ may be arrays. Every derivative is finite for all U, L >= 0: where the true one 
 at a zero), it is 0. Values up to the smallest normal float count as zero.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -7,8 +7,6 @@ Standard deviations are those of a sample (ddof 1), as in TRL, verl and Tunix. A
 are all equal gets exactly 0: rounding in its mean would otherwise be blown up by the division.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

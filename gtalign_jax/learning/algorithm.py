@@ -3,8 +3,6 @@
 docs/algorithms.md writes each preset out as equations.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 from gtalign_jax.config import load_symbol

@@ -8,8 +8,6 @@ There is one program for each shape of rows; all are compiled when prompts of a 
 host schedules from lengths that it has, so nothing is fetched between the calls.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence

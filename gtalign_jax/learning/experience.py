@@ -6,8 +6,6 @@ mask and takes no part in any statistic; one cut short, when `drop_truncated` is
 counts in its group.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Gradients of a loss given as sum and count, over micro-batches, and the step they lead to."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

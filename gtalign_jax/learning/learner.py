@@ -6,8 +6,6 @@
 With `algorithm.microbatch_tokens` both run by the micro-batches of a `schedule`, planned on the host.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -4,8 +4,6 @@ The model's states are computed here and laid out by the device that holds them;
 is `vocabulary`.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

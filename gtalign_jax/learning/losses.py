@@ -3,8 +3,6 @@
 All arrays are [..., N] with a bool mask; everything outside the mask counts for nothing.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax.numpy as jnp

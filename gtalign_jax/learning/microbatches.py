@@ -7,8 +7,6 @@ The prompts stay as wide as the batch's bucket: most of a prompt is the same ins
 differ, and every further width would be a set of programs of its own.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence

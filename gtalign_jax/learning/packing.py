@@ -5,8 +5,6 @@ A group's completions are rarely all as long as its longest. Laid end to end in 
 number is that of the padded layout. Everything that is not a model's pass stays [P, G, N].
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

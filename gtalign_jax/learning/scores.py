@@ -1,7 +1,5 @@
 """What the models say of a rollout before the update: log-probabilities and values, in one pass each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Supervised fine-tuning: the mean negative log-probability of the demonstrations' tokens."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -1,7 +1,5 @@
 """What every number of training depends on besides arrays: one frozen value, static under `jit`."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from gtalign_jax.learning.algorithm import AlgorithmConfig

@@ -1,7 +1,5 @@
 """The losses of a mini-batch under the parameters that are trained: one model pass, then the formulas."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -12,8 +12,6 @@ The loop over mini-batches is either inside one program (`update`) or on the hos
 count (`by_tokens`); its body is `learn_minibatch` in both.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import NamedTuple

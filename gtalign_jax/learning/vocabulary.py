@@ -9,8 +9,6 @@ backward computes the logits again. `losses` is told what each token adds to the
 from the same logits, and backward has nothing left to compute.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

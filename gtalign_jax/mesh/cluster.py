@@ -1,7 +1,5 @@
 """How the processes of a run find each other: flags, environment, scheduler."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import socket

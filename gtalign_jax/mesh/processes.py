@@ -5,8 +5,6 @@ files) is divided by `part` or by `host_rows` and brought together again by the 
 process every function here is the identity and costs nothing.
 """
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -12,8 +12,6 @@ Models call `constrain`, which reads the mesh that `jax.set_mesh` made current. 
 device, it does nothing; a jitted function is retraced when the current mesh changes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import dataclasses

@@ -4,8 +4,6 @@ One function serves training, prefill and decoding. The prompt's keys and values
 group and never copied per sample; query heads are grouped by key/value head, so K/V are never repeated.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

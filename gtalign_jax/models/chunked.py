@@ -13,8 +13,6 @@ Backward recomputes the weights p_j = exp(s_j - lse) of a block from the saved l
 so that memory is linear in the context: the largest temporary is the scores of one block.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -4,8 +4,6 @@ Covers the dense Qwen2 / Qwen2.5, Qwen3 and Llama 3 families. A field that would
 and is not understood is refused by name: a silently ignored setting is a wrong model.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

@@ -9,8 +9,6 @@ The same step as `transformer.decode_step`, for one device and dense weights:
 On accelerators the compiler chooses layouts itself; `models.layouts` decides which step runs.
 """
 
-from __future__ import annotations
-
 import flax.struct
 import jax
 import jax.numpy as jnp

@@ -15,8 +15,6 @@ sequence of G N queries against S prompt slots and G N own ones, under a mask th
 is compiled (every sample sees the prompt and its own past), so that blocks of other samples cost nothing.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Literal
 

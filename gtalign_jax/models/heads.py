@@ -1,7 +1,5 @@
 """The value model: the same trunk as the policy with a linear head instead of the vocabulary."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from gtalign_jax.models.config import ModelConfig

@@ -6,8 +6,6 @@ it is atomic and byte-deterministic. On several hosts every process calls both: 
 slices, and process 0 writes while the others help to gather.
 """
 
-from __future__ import annotations
-
 import collections
 import functools
 import json

@@ -1,7 +1,5 @@
 """The one table between our parameters and the tensors of a Hugging Face checkpoint."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

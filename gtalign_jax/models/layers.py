@@ -1,7 +1,5 @@
 """One transformer layer as a Flax module that is only ever used through `init` and `apply`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -11,8 +11,6 @@ Parameters with more than kernels and biases (LoRA factors) always take rows. A 
 weights once (`prepare_decode`) and passes them to every step; the caches belong to the same layout.
 """
 
-from __future__ import annotations
-
 import contextlib
 
 import jax

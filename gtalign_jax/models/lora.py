@@ -8,8 +8,6 @@ back; both only rearrange dictionaries, so the base weights are neither copied n
 tree without adapters is trained whole, and its base is None.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -4,8 +4,6 @@
 behind `base_model.model.`; the library adds lora_alpha / r times B A to the projection.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

@@ -4,8 +4,6 @@ Derived gradients keep every intermediate of the activation, and let a CPU's com
 transposed for the weights' gradient; both cost more than the arithmetic. The numbers are the same.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

@@ -1,7 +1,5 @@
 """A group's attention as one call of Pallas splash attention, the TPU's fused kernel."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

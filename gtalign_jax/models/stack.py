@@ -1,7 +1,5 @@
 """The layers of a model one after the other: scanned, or unrolled."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -4,8 +4,6 @@ Knows no model. Reading goes through the safetensors library; writing streams, b
 writer wants every tensor of a file in memory twice. The bytes are those the library would write.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

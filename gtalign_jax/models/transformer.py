@@ -11,8 +11,6 @@ Parameters are a plain dict; `params["layers"]` is stacked on a leading L axis, 
 after `split_layers` (what decoding uses, so that no weight is sliced inside the loop).
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """TPU chips and topologies that need not be here: published limits, and devices to compile for."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import importlib.util

@@ -1,7 +1,5 @@
 """What a parsed program costs on one device: collectives, matrix work and memory traffic."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

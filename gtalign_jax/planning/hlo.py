@@ -5,8 +5,6 @@ read from the loop's condition; one whose count is only known at run time (decod
 the caller gives.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

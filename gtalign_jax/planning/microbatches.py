@@ -4,8 +4,6 @@ How often a step calls them is counted for completions that all fill their budge
 advantages and sums of metrics, is small.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

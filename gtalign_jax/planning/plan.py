@@ -8,8 +8,6 @@ chip's published limits, as if the three overlapped perfectly. A real step is sl
 counted at its full budget, every row to its last token; judges and the host are not counted.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -5,8 +5,6 @@ devices need not exist. Batches are the largest ones the config allows: every pr
 bucket and every completion its budget.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence

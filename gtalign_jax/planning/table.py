@@ -1,7 +1,5 @@
 """A plan as text: the tables, and which knob to turn."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from gtalign_jax.planning.cost import COLLECTIVES

@@ -5,8 +5,6 @@ another try may help. The client itself tries once (`max_retries`), because the 
 server where there is one: that is for `remote.pool`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """Numbers that many threads add to, by name."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import threading

@@ -4,8 +4,6 @@ Tries, time limits and counting are here; which server is asked next in `remote.
 an answer is read is for the callers to say.
 """
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import contextlib

@@ -1,7 +1,5 @@
 """Whose turn it is among several servers of the same kind."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence

@@ -3,8 +3,6 @@
 Completions are parsed, judged and measured; what comes out has a fixed schema, whatever the text was.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -17,8 +17,6 @@ e = 1e-6; deviations are the population's. Everything is sums, sorts and gathers
 batch that is sharded over devices gives the same numbers. Invalid samples take no part and get 0.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import NamedTuple

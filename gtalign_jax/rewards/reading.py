@@ -3,8 +3,6 @@
 Worker processes are spawned, never forked: forking a process that runs JAX threads can deadlock.
 """
 
-from __future__ import annotations
-
 import functools
 import multiprocessing
 from collections.abc import Callable, Sequence

@@ -9,8 +9,6 @@ needs. Ids come from `token_ids`, from tokens written as `token_id:N`, or from t
 of them belongs to exactly one id.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence

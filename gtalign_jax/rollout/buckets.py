@@ -1,7 +1,5 @@
 """The few shapes that programs are compiled for."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

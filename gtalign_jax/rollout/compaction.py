@@ -6,8 +6,6 @@ last row goes on alone. The sizes are fixed, so a few programs serve every patte
 row draws does not change.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -11,8 +11,6 @@ attention mask comes from t. The next logits are never stored: `advance` feeds t
 the last token of a row costs no step. A `Constraint` given to `start` goes to every later call too.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

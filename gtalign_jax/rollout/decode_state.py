@@ -1,7 +1,5 @@
 """What a generation holds between two calls, and what it is told about forced tokens and pauses."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import flax.struct

@@ -9,8 +9,6 @@ the caller drops it from its group. How far a server's log-probabilities are fro
 in every update (`sampler/gap`, `kl/sampler`) and corrected when `algorithm.is_cap` is set.
 """
 
-from __future__ import annotations
-
 import collections
 import logging
 import pathlib

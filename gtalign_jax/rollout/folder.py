@@ -1,7 +1,5 @@
 """A tokenizer, an engine and parameters from a Hugging Face model folder."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

@@ -4,8 +4,6 @@ Ragged prompts are padded into a few fixed shapes, so that a handful of programs
 `programs.compiled_programs()` counts them.
 """
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 

@@ -3,8 +3,6 @@
 Training, evaluation and steering all ask here, so that one switch decides for all of them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

@@ -13,8 +13,6 @@ over the allowed ones. Where the room is too small to end at all, only the gramm
 token that breaks the grammar the row is free.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple

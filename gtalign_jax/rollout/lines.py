@@ -1,7 +1,5 @@
 """JSON lines of prompts and token rows, with errors that name the line."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Requests in the shapes of an engine's buckets and on its devices."""
 
-from __future__ import annotations
-
 import contextlib
 
 import jax

@@ -1,7 +1,5 @@
 """The compiled functions of generation, and a count of how often each was traced."""
 
-from __future__ import annotations
-
 import collections
 import functools
 from collections.abc import Callable, Sequence

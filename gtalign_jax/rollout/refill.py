@@ -7,8 +7,6 @@ until a sixteenth of the places is free, the rows that ended are written down, a
 the places and of a refill are fixed, so the same few programs serve any number of prompts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 

@@ -5,8 +5,6 @@ Rules     what ends a row and what its tokens are drawn from
 Placed    the prompts in the shapes of a program and on its devices (`rollout.placing`)
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import flax.struct

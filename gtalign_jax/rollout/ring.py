@@ -10,8 +10,6 @@ that sits down at step t has start = t - 1: its token 0 is in slot t - 1, and th
 left behind are older than that, so attention does not see them and nothing is cleared.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import jax

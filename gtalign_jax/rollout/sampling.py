@@ -8,8 +8,6 @@ running sums is made. The uniform of a token is a function of (step key, row, t)
 bucket, nor the mesh, nor the other rows of the batch change what a row draws.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

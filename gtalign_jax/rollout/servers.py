@@ -1,7 +1,5 @@
 """The inference servers of a run: their config, and what is known of them while it goes on."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from gtalign_jax.errors import UserError

@@ -1,7 +1,5 @@
 """Which tokens of a completion lie inside a tagged block, however the tags were cut into tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -5,8 +5,6 @@ from every state gives a table [states, V] that decoding follows with one gather
 at the very token that completes `</payoff>`, however it was cut.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The adapters of a run (`models.lora`): made where training starts, saved beside the model."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 

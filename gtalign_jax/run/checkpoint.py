@@ -6,8 +6,6 @@ onto another mesh or by another number of processes. On several processes all mu
 here, on a folder that all of them see.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import logging

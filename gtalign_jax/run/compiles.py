@@ -1,7 +1,5 @@
 """How many XLA programs were compiled: after the first step of a phase, the answer must stay zero."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """From a run's checkpoints to a Hugging Face folder, without its data, judge or engine."""
 
-from __future__ import annotations
-
 import pathlib
 from typing import Any
 

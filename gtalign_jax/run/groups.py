@@ -4,8 +4,6 @@ A step's prompts and random numbers are functions of (seed, k). With `align.over
 k + 1 are written, by the policy before the update of step k, while those of step k are judged.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """Does the run still make sense? A pure check of recent metrics that names the step and likely cause."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Everything here is fixed for the life of the process and holds no trained array:
 `train.py` take a `Job` and explicit states.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

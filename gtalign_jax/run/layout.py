@@ -1,7 +1,5 @@
 """The layout of a checkpoint: which tree stands for a train state on disk, from one version to the next."""
 
-from __future__ import annotations
-
 from gtalign_jax.types import Completions, PyTree, TrainState
 
 _OPTIONAL = ("kl_coef", "reference", "waiting")

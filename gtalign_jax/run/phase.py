@@ -4,8 +4,6 @@ Data order and random keys are functions of the step, so a phase that was killed
 checkpoint and ends with the bytes of one that was not.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import sys

@@ -1,7 +1,5 @@
 """The config of a run as it stands in its work directory: written once, refused when it is another's."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Iterator

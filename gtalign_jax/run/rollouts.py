@@ -4,8 +4,6 @@ The split is `train` for the completions a step was trained on, and the model's 
 (`sft`, `aligned`) for its held-out evaluation.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import re

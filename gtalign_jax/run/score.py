@@ -1,7 +1,5 @@
 """From a rollout to its reward: decoded, judged and rewarded, and the lines that record it."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Sequence

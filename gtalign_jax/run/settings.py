@@ -1,7 +1,5 @@
 """Everything a config can set, as frozen dataclasses: one `Settings`, a field a section."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

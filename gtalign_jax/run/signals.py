@@ -1,7 +1,5 @@
 """A clean stop on request: schedulers send SIGTERM before they take a machine away, people press Ctrl-C."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """How training starts: optimizers, learners and states at step 0, as the settings say."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """What a step of alignment reports beside its update: counts of judges and servers, and what was written."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from gtalign_jax.game.moves import ACTIONS

@@ -1,7 +1,5 @@
 """Steered examples of a trained model for the report: the same prompts under an edited matrix."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -8,8 +8,6 @@ The unedited sequence is continued too, from the same tokens and with the same r
 two texts differ only by what the edit caused (arXiv 2510.08872, inference-time steering).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

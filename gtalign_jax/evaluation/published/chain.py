@@ -5,8 +5,6 @@ text after the chain passes on a line of its own, NaN, Infinity and booleans are
 differs: the published format expression backtracks over all tag positions, this reading is linear.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import json

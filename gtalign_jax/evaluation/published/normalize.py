@@ -5,8 +5,6 @@ those scores, and ties fall beside their own rank. Where the published code rais
 this is what its formula gives.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

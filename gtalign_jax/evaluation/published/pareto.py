@@ -4,8 +4,6 @@ Points are the last (user, llm) rewards of every input that both files hold. Ran
 reference point of the area, come from both files together; coverage and regret are in scaled units.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Host floats; NaN and infinite payoffs are taken as numbers, as published.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 Cell = Mapping[str, float]

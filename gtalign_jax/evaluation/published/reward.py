@@ -4,8 +4,6 @@ The formulas are those of `rewards.mutual_welfare`; what differs is the precisio
 checked: a NaN or infinite P passes through, and a negative L has no real welfare.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -3,8 +3,6 @@
 Where the published code raises, its reward manager hands out zeros; so does `score_lines`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

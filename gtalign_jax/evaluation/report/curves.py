@@ -1,7 +1,5 @@
 """Which training curves are shown, and the points of the Pareto scatter: data for page and figures."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

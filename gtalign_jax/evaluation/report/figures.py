@@ -1,7 +1,5 @@
 """The report's curves and Pareto scatter as PNG files, for papers and slides."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Sequence
 

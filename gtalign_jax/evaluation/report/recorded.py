@@ -1,7 +1,5 @@
 """The recorded files of a run, read once: everything the report is made from."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from typing import Any

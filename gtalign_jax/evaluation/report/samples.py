@@ -1,7 +1,5 @@
 """Recorded completions as the sample browser shows them: blocks, matrix, frontier, chosen cell."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Charts as inline SVG text; colours come from the page's style sheet through class names."""
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Callable, Sequence

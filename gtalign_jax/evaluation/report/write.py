@@ -5,8 +5,6 @@ Completions are hostile input. On the page they exist only inside one JSON block
 security policy admits no script but its own and no network.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

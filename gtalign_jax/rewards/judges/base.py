@@ -1,7 +1,5 @@
 """What a judge is asked and what it answers; every judge is `list[JudgeRequest] -> list[Verdict]`."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Judge answers on disk, keyed by prompt, model and sampling. A cache that fails is a miss, not an error."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sqlite3

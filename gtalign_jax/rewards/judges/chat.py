@@ -1,7 +1,5 @@
 """What a chat server is asked for a verdict, and how its answer is read. Pure functions."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 Server trouble becomes `Verdict(None, reason)`; only a mistake in the config raises, and at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

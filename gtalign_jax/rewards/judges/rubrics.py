@@ -5,8 +5,6 @@ that text, and is escaped: inside it there is no `<tag`, no token of a chat temp
 can neither close its tags nor pass for the judge's own verdict, not even when the judge repeats it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import re

@@ -4,8 +4,6 @@ They read surface form only, which is what the embedded tasks and quick checks n
 judge (`judges.http`) is the one to report numbers with.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 

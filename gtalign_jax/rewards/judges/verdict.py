@@ -3,8 +3,6 @@ r"""The verdict in a judge's text: the last \boxed{number} after its reasoning, 
 What cannot be read, or is off the scale, is a missing verdict with a reason; nothing is clamped or guessed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 

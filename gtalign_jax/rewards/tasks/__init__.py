@@ -1,7 +1,5 @@
 """Answer scores, one function per task: (verdict score, response, truth) → (Q_user, Q_llm, answer)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

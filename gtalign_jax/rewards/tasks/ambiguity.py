@@ -5,8 +5,6 @@ A truth is `multipleQAs###...Meaning 0: q; Answer 0: a ...`, `singleAnswer###a`,
 question or with its interpretations, any other with a direct answer; it counts for both sides.
 """
 
-from __future__ import annotations
-
 import re
 
 _MEANING = re.compile(r"Answer \d+:\s*([^\n]+)")

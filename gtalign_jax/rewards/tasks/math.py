@@ -6,8 +6,6 @@ anything else by math-verify, on bounded input: its algebra would otherwise foll
 for ever. docs/rewards.md lists what counts as equal.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re

@@ -5,8 +5,6 @@ rules and its formula are the library's; the counting is done here, because a re
 group of samples and words repeat: both are kept.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from typing import NamedTuple
