@@ -19,9 +19,6 @@ log = logging.getLogger(__name__)
 Path = str | pathlib.Path
 
 
-# --- writing ------------------------------------------------------------------------------------
-
-
 def plain(value: Any) -> Any:
     """`value` as strict JSON can hold it: array scalars become numbers, numbers not finite become None."""
     if isinstance(value, Mapping):
@@ -73,9 +70,6 @@ def write_atomic(path: Path, text: str) -> None:
 def write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Replace a file by these objects, one a line."""
     write_atomic(path, "".join(encode(fields) + "\n" for fields in lines))
-
-
-# --- reading ------------------------------------------------------------------------------------
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -27,9 +27,6 @@ PyTree = Any
 LimitLogits = Callable[[PyTree, Array], Array]
 
 
-# --- prompts and completions ----------------------------------------------------------------------
-
-
 class PromptBatch(flax.struct.PyTreeNode):
     """Tokenised prompts: tokens [P, S] int32, right-padded; length [P] int32."""
 
@@ -72,9 +69,6 @@ class Limit(NamedTuple):
     logits: LimitLogits
 
 
-# --- what a reward sees and gives -------------------------------------------------------------------
-
-
 class Features(flax.struct.PyTreeNode):
     """Numbers read from completions on the host: the input of every reward function.
 
@@ -108,9 +102,6 @@ class Reward(flax.struct.PyTreeNode):
     llm: Array
     welfare: Array
     parts: dict[str, Array]
-
-
-# --- what training sees -----------------------------------------------------------------------------
 
 
 class Batch(flax.struct.PyTreeNode):

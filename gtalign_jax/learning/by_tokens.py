@@ -83,9 +83,6 @@ def schedule_sizes(config: AlgorithmConfig, shape: tuple[int, int, int, int], sh
     )
 
 
-# --- a result over micro-batches --------------------------------------------------------------------
-
-
 class Fold(NamedTuple):
     """A result of a whole batch that is made of those of its micro-batches, a program call each.
 
@@ -184,9 +181,6 @@ def one_prompt(batch: Experience | Rollout) -> tuple[Array, Array]:
     return jnp.zeros(1, jnp.int32), width * jnp.arange(group, dtype=jnp.int32)[None]
 
 
-# --- scores and sums ----------------------------------------------------------------------------------
-
-
 def score_part(spec: Spec, part: Rollout, packing: Packing, held: Array, models: Models) -> Scores:
     """What the models say of a micro-batch."""
     del held  # rows of no prompt are dropped
@@ -235,9 +229,6 @@ def sum_programs(spec: Spec, of_part: Callable[..., Sums], params: PyTree) -> Fo
 
 def _replicated(like: Sharding) -> Sharding:
     return NamedSharding(like.mesh, PartitionSpec()) if isinstance(like, NamedSharding) else like
-
-
-# --- the update ---------------------------------------------------------------------------------------
 
 
 def update_by_tokens(

@@ -129,9 +129,6 @@ def _scores(
     return TokenScores(logp, entropy, total)
 
 
-# --- tokens by the device that holds them -------------------------------------------------------
-
-
 def _columns(tree: PyTree, split: tuple[int, ...]) -> PyTree:
     """Arrays [P, G, N] as [devices, tokens of one], where their devices hold them."""
     return jax.tree.map(lambda x: constrain(_by_device(x, split), "shards", "width"), tree)

@@ -122,9 +122,6 @@ def on_base(loss: LossFn, base: PyTree | None) -> LossFn:
     return lambda trained, batch: loss(lora.join(base, trained), batch)
 
 
-# --- steps ----------------------------------------------------------------------------------------
-
-
 def optimizer_steps(config: AlgorithmConfig, optimizers: Optimizers) -> Steps:
     """The steps of an algorithm's policy and critic."""
     return Steps(
@@ -159,9 +156,6 @@ def step_critic(optimizer: Optimizer, critic: ModelState, sums: Sums) -> tuple[M
     """(critic, metrics) after a mini-batch."""
     critic, more = gradients.apply(critic, gradients.mean_gradient(sums), optimizer, name="critic_")
     return critic, sums.metrics | more
-
-
-# --- order and slow parts ---------------------------------------------------------------------------
 
 
 def minibatch_rows(rng: Array, prompts: int, config: AlgorithmConfig) -> tuple[Array, Array | None]:

@@ -135,9 +135,6 @@ def _losses_backward(
 losses.defvjp(_losses_forward, _losses_backward)
 
 
-# --- one chunk ----------------------------------------------------------------------------------
-
-
 class _Read(NamedTuple):
     """Of each token: log p, the entropy, z and m as in `scores`."""
 
@@ -193,9 +190,6 @@ def _is_token(logits: Array, tokens: Array) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == tokens[..., None]
 
 
-# --- the table and its gradient -----------------------------------------------------------------
-
-
 def _gathered(table: Array, hidden: Array) -> Array:
     """The table once per device that holds tokens, [devices, V, D] in the dtype of hidden."""
     tables = jnp.broadcast_to(table.astype(hidden.dtype), (hidden.shape[0], *table.shape))
@@ -220,9 +214,6 @@ def _pulled(d_table: Array, tables: Array, hidden: Array, d_logits: Array) -> tu
 
 def _table_gradient(d_table: Array, table: Array) -> Array:
     return constrain(d_table.sum(0).T, "vocab", "embed").astype(table.dtype)
-
-
-# --- chunks -------------------------------------------------------------------------------------
 
 
 def _in_chunks(chunk: int, arrays: PyTree) -> PyTree:

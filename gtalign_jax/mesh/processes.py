@@ -20,9 +20,6 @@ from gtalign_jax.mesh.sharding import RULES
 PyTree = Any
 
 
-# --- who does what -------------------------------------------------------------------------------
-
-
 def is_main() -> bool:
     """Whether this process writes the run's files."""
     return jax.process_index() == 0
@@ -52,9 +49,6 @@ def host_rows(count: int, mesh: Mesh) -> np.ndarray:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Arrays [P, ...] with their first axis split as batches are."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
-
-
-# --- arrays --------------------------------------------------------------------------------------
 
 
 def global_batch(local: PyTree, count: int, mesh: Mesh) -> PyTree:
@@ -92,9 +86,6 @@ def fetch(tree: PyTree) -> PyTree:
     return jax.tree.map(
         lambda x: jax.device_get(x) if whole(x) else multihost_utils.process_allgather(x, tiled=True), tree
     )
-
-
-# --- agreement -----------------------------------------------------------------------------------
 
 
 def all_gather(value: Any) -> list[Any]:

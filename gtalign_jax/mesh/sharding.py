@@ -58,9 +58,6 @@ _rules: contextvars.ContextVar[dict[str, tuple[str, ...]]] = contextvars.Context
 MAY_REPLICATE = frozenset({"kv"})
 
 
-# --- meshes -------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Sizes of the mesh axes inside one slice; -1 on one axis takes the devices that are left.
@@ -119,9 +116,6 @@ def _across_slices(shape: tuple[int, ...], slices: int, devices: Sequence[jax.De
     return mesh_utils.create_hybrid_device_mesh(
         shape, (slices, 1, 1, 1), devices, process_is_granule=not by_slice
     )
-
-
-# --- from names to shardings --------------------------------------------------------------------
 
 
 def partition_spec(

@@ -67,9 +67,6 @@ def attend_library(
     return out.reshape(query.shape)
 
 
-# --- splash -------------------------------------------------------------------------------------
-
-
 def splash_takes(query: Array, own: Keys, shared: Keys | None) -> bool:
     """Whether the TPU kernel can compute this call on the current mesh."""
     known = own.causal and (shared is None or shared.length is not None)

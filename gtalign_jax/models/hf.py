@@ -50,9 +50,6 @@ def resolve_folder(model: str) -> pathlib.Path:
         raise UserError(f"{model}: not a local folder and not to be had from the hub ({error})") from error
 
 
-# --- import --------------------------------------------------------------------------------------
-
-
 def load_params(folder: pathlib.Path, config: ModelConfig, shardings: PyTree | None = None) -> PyTree:
     """Parameters of an HF folder in `config.runtime.param_dtype`, laid out by `shardings` (a like tree).
 
@@ -156,9 +153,6 @@ def _check_tensors(table: PyTree, shapes: PyTree, tensors: Mapping[str, Tensor],
     for entry, leaf, layer in flat:
         shape = leaf.shape if layer is None else leaf.shape[1:]
         stored.check(tensors[entry.name], entry.stored_shape(shape))
-
-
-# --- export --------------------------------------------------------------------------------------
 
 
 def save_params(

@@ -51,9 +51,6 @@ class LoraConfig:
                 raise ValueError(f"targets: {name!r} is not one of {', '.join(TARGETS)}")
 
 
-# --- making adapters ----------------------------------------------------------------------------
-
-
 def init_adapters(key: Array, model: ModelConfig, config: LoraConfig) -> Params:
     """Adapters of a model for `join`, in float32 whatever the base is stored in.
 
@@ -110,9 +107,6 @@ def _shapes(model: ModelConfig, config: LoraConfig) -> dict[str, tuple[tuple[int
     return parts
 
 
-# --- what is trained, and what it stands on -----------------------------------------------------
-
-
 def join(base: Params | None, trained: Any) -> Any:
     """`trained` laid over `base`, dictionary by dictionary; no array is touched. Without a base: trained."""
     if base is None or not isinstance(trained, dict):
@@ -139,9 +133,6 @@ def split(params: Params) -> tuple[Params, Params | None]:
 def value_base(base: Params | None) -> Params | None:
     """What a value model's adapters and head stand on (`models.heads`)."""
     return None if base is None else {"trunk": base}
-
-
-# --- merging ------------------------------------------------------------------------------------
 
 
 def merged(params: Params) -> Params:

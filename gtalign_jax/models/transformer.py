@@ -53,9 +53,6 @@ class Segments(NamedTuple):
     positions: Array
 
 
-# --- parameters ---------------------------------------------------------------------------------
-
-
 def init_params(key: Array, config: ModelConfig) -> Params:
     """Random parameters (normal with `initializer_range`) in `param_dtype`."""
     return nn.meta.unbox(_boxed_params(key, config))
@@ -97,9 +94,6 @@ def _boxed_params(key: Array, config: ModelConfig) -> Params:
 
 def _name_leading_axis(boxed: Params, name: str) -> Params:
     return jax.tree.map(lambda box: box.replace(names=(name, *box.names)), boxed, is_leaf=_is_box)
-
-
-# --- the four passes ----------------------------------------------------------------------------
 
 
 def forward(
@@ -304,9 +298,6 @@ def decode_step(
         written.append(stored)
     hidden = _final_norm(params, config, x[:, :, 0])
     return unembed(params, config, hidden), DecodeCache(tuple(written))
-
-
-# --- shared parts -------------------------------------------------------------------------------
 
 
 def embed(params: Params, config: ModelConfig, tokens: Array) -> Array:

@@ -34,9 +34,6 @@ class Collective:
     shape: tuple[int, ...]
 
 
-# --- collectives --------------------------------------------------------------------------------
-
-
 def collectives(module: Module) -> list[Collective]:
     """Every collective of the program once, however many pieces the compiler cut it into.
 
@@ -90,9 +87,6 @@ def _group_size(line: Instruction) -> int:
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
         return len(listed[1].split(","))
     return 1
-
-
-# --- work ---------------------------------------------------------------------------------------
 
 
 def flops(module: Module) -> float:

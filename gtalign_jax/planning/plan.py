@@ -87,9 +87,6 @@ def architecture(config: ml_collections.ConfigDict, settings: Settings) -> Model
     return dataclasses.replace(model, runtime=settings.start.runtime)
 
 
-# --- compiling ----------------------------------------------------------------------------------
-
-
 def compile_all(
     settings: Settings, model: ModelConfig, mesh: Mesh, chip: Chip, say: Say
 ) -> list[dict[str, Any]]:
@@ -236,9 +233,6 @@ def describe(seconds: float, item: cost.Collective) -> dict[str, Any]:
     source = path[-2] if len(path) > 1 else item.where
     shape = list(item.shape)
     return {"kind": item.kind, "shape": shape, "times": item.times, "seconds": seconds, "from": source}
-
-
-# --- the whole iteration ------------------------------------------------------------------------
 
 
 def useful_flops(settings: Settings, model: ModelConfig, parameters: int) -> float:

@@ -72,9 +72,6 @@ class Program:
             return self.traced.lower()
 
 
-# --- abstract values ----------------------------------------------------------------------------
-
-
 def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
     """The shapes of a tree, each array whole on every device."""
     return placed(tree, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree))
@@ -154,9 +151,6 @@ def abstract_state(
         if field.name not in ("policy", "critic", "reference")
     }
     return state.replace(**parts, **rest)
-
-
-# --- the programs of a run ----------------------------------------------------------------------
 
 
 def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:

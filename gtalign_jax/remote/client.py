@@ -34,9 +34,6 @@ class AttemptFailed(Exception):
         self.blame, self.pause_s = blame, pause_s
 
 
-# --- one request ----------------------------------------------------------------------------------
-
-
 def open_client(
     url: str, api_key: str, connections: int, timeout_s: float, trust: ssl.SSLContext
 ) -> openai.AsyncOpenAI:
@@ -91,9 +88,6 @@ def _retry_after(response: Any) -> float:
     except ValueError:
         return 0.0
     return seconds if 0 < seconds < 86400 else 0.0
-
-
-# --- configs --------------------------------------------------------------------------------------
 
 
 def check_numbers(config: Any, least: Mapping[str, tuple[float, bool]]) -> None:

@@ -156,9 +156,6 @@ def _run_apart(run: Callable[[], Any]) -> None:
         thread.submit(lambda: asyncio.run(run())).result()
 
 
-# --- one call -------------------------------------------------------------------------------------
-
-
 async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
     """The result after at most `tries` attempts, or `Failed`."""
     config, started = pool.config, time.monotonic()

@@ -78,9 +78,6 @@ def reload_calls(kind: str, folder: str) -> list[Call]:
     raise UserError(f"config.engine.kind={kind!r}: such a server takes no new weights; use vllm or sglang")
 
 
-# --- requests -------------------------------------------------------------------------------------
-
-
 def _openai_body(terms: CompletionTerms, prompt: list[int], count: int, seed: int) -> dict[str, Any]:
     sampling = terms.sampling
     body: dict[str, Any] = {
@@ -129,9 +126,6 @@ def _sglang_body(terms: CompletionTerms, prompt: list[int], seed: int) -> dict[s
     if terms.stops:
         params["stop"] = list(terms.stops)
     return {"input_ids": prompt, "sampling_params": params, "return_logprob": True}
-
-
-# --- answers --------------------------------------------------------------------------------------
 
 
 def _read_choices(terms: CompletionTerms, answer: Any, prompt: list[int], count: int) -> list[Completion]:

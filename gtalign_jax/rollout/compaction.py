@@ -127,9 +127,6 @@ def warm_up(decoding: Decoding, state: DecodeState) -> DecodeState:
     return state
 
 
-# --- rows on the host ----------------------------------------------------------------------------
-
-
 def live_rows(state: DecodeState, until: int) -> np.ndarray:
     """[P*G] bool on every host: the rows that are not finished and have fewer than `until` tokens."""
     t, start, finished = processes.fetch((state.t, state.start, state.completions.finished))

@@ -53,9 +53,6 @@ class Engine:
     rows: int = 0
 
 
-# --- text and tokens ----------------------------------------------------------------------------
-
-
 def encode(engine: Engine, prompt: str | Messages) -> list[int]:
     """Token ids of a plain text, or of chat messages through the chat template, ready to be answered."""
     if isinstance(prompt, str):
@@ -120,9 +117,6 @@ def make_constraint(engine: Engine, limits: BlockLimits | None = None) -> Constr
     )
     everywhere = None if engine.mesh is None else NamedSharding(engine.mesh, PartitionSpec())
     return jax.device_put(tables, everywhere)
-
-
-# --- buckets ------------------------------------------------------------------------------------
 
 
 def fits(engine: Engine, ids: Sequence[int]) -> bool:

@@ -32,9 +32,6 @@ from gtalign_jax.types import Completions, PromptBatch, PyTree, Rollout
 log = logging.getLogger(__name__)
 
 
-# --- generation -----------------------------------------------------------------------------------
-
-
 def rollout(server: Server, engine: Engine, params: PyTree, request: Request) -> Rollout:
     """group_size completions of each prompt as `generate.rollout` gives them, host arrays, from a server.
 
@@ -172,9 +169,6 @@ def _cut(ids: Sequence[int], ending: Ending | None) -> tuple[int, bool]:
         if state == len(table) - 1:
             return n, True
     return len(ids), False
-
-
-# --- weights --------------------------------------------------------------------------------------
 
 
 def push_weights(server: Server, params: PyTree, engine: Engine, folder: pathlib.Path) -> int:

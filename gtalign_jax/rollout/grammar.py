@@ -88,9 +88,6 @@ class GrammarState(flax.struct.PyTreeNode):
     left: Array
 
 
-# --- compilation (host) ---------------------------------------------------------------------------
-
-
 def compile_constraint(
     grammar: Grammar,
     token_bytes: Sequence[bytes | None],
@@ -175,9 +172,6 @@ def shortest(constraint: Constraint) -> int:
     return int(jax.device_get(constraint.distance)[0])
 
 
-# --- decoding (pure) --------------------------------------------------------------------------------
-
-
 def start_state(constraint: Constraint, shape: Sequence[int]) -> GrammarState:
     """Rows of the given shape before their first token."""
     state = jnp.zeros(tuple(shape), jnp.int32)
@@ -229,9 +223,6 @@ def _room(constraint: Constraint, state: Array, total: Array) -> Array:
     """What a row that enters a block may write: its limit beyond the shortest way, within the budget."""
     limit = constraint.limit[constraint.block[state]]
     return jnp.minimum(total, constraint.distance[state] + limit)
-
-
-# --- training (pure) --------------------------------------------------------------------------------
 
 
 def action_states(constraint: Constraint, completions: Completions) -> GrammarState:

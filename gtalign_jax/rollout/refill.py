@@ -81,9 +81,6 @@ class Queue:
         return self.state
 
 
-# --- for `rollout.generate` ----------------------------------------------------------------------
-
-
 def waits(engine: Engine, count: int, group_size: int) -> bool:
     """Whether some rows of `count` prompts must wait for others."""
     if not engine.rows:
@@ -134,9 +131,6 @@ def _part(floor: Floor, first: int) -> Placed:
     rows = slice(first, first + floor.part)
     request = floor.request.replace(prompts=jax.tree.map(lambda x: x[rows], floor.request.prompts))
     return placing.place(floor.engine, request, floor.row[rows], floor.part).replace(slots=1)
-
-
-# --- the loop ------------------------------------------------------------------------------------
 
 
 def complete(floor: Floor, parts: Iterator[Placed], count: int) -> Completions:

@@ -43,9 +43,6 @@ class StepPrompts:
     items: list[Item]
 
 
-# --- prompts and completions ----------------------------------------------------------------------
-
-
 def step_prompts(job: Job, step: int) -> StepPrompts:
     """The prompts of a step, a function of (seed, step)."""
     rows = loader.step_rows(len(job.train.items), job.settings.align.prompts, job.settings.data.seed, step)
@@ -79,9 +76,6 @@ def generate(job: Job, params: PyTree, prompts: StepPrompts) -> Rollout:
     return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
 
-# --- one step ahead ---------------------------------------------------------------------------------
-
-
 def written_before(prompts: StepPrompts, waiting: Completions) -> Rollout:
     """The rollout whose completions were written in the step before."""
     return Rollout(prompts.batch, processes.fetch(waiting))
@@ -100,9 +94,6 @@ def judging(job: Job, rollout: Rollout, items: Sequence[Item]) -> Iterator[concu
     """This host's share of a rollout is judged on a thread while the block runs; it uses no device."""
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="judge") as thread:
         yield thread.submit(judge_share, job, rollout, items)
-
-
-# --- flat groups ------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,9 +171,6 @@ def _widened(rollout: Rollout, width: int) -> Rollout:
     tokens = rollout.prompts.tokens
     tokens = np.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
     return rollout.replace(prompts=rollout.prompts.replace(tokens=tokens))
-
-
-# --- what is learnt from ------------------------------------------------------------------------------
 
 
 def training_batch(job: Job, groups: Groups) -> Batch:

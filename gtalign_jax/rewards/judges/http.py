@@ -121,9 +121,6 @@ def _open(config: HttpJudgeConfig, stats: Counters) -> _HttpJudge:
     return _HttpJudge(pool, _sampling(config), cache)
 
 
-# --- one call of a judge --------------------------------------------------------------------------
-
-
 def _judge_all(judge: _HttpJudge, prompts: Sequence[Prompt]) -> list[Verdict]:
     """One verdict a prompt, in order; equal prompts are asked once."""
     started = time.monotonic()

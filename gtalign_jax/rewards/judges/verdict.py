@@ -71,14 +71,6 @@ def read_verdict(text: str, task: str) -> Verdict:
     return read_on_scale(text, SCALES[task])
 
 
-def read_consistency(text: str) -> Verdict:
-    r"""P in {0, 0.5, 1}: does <analyze> name an action on the frontier (evaluation variant, paper section 3).
-
-    \boxed{x} or <po>x</po>, the last one after the reasoning; otherwise Verdict(None, reason).
-    """
-    return read_on_scale(text, CONSISTENCY)
-
-
 def read_on_scale(text: str, scale: Scale) -> Verdict:
     """As `read_verdict`, on a given scale. Takes time linear in the text and never raises."""
     answer, finished = after_reasoning(text)

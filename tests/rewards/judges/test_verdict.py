@@ -14,7 +14,7 @@ from gtalign_jax.rewards.judges.verdict import (
     NO_VERDICT,
     SCALES,
     UNFINISHED,
-    read_consistency,
+    read_on_scale,
     read_verdict,
 )
 
@@ -129,7 +129,7 @@ def test_an_unknown_task_is_one_line():
     ],
 )
 def test_consistency(text, score):
-    assert read_consistency(text).score == score
+    assert read_on_scale(text, CONSISTENCY).score == score
 
 
 def test_clean_recorded_verdicts_read_as_the_published_code_reads_them(shared):
@@ -178,7 +178,7 @@ def test_any_text_gives_a_level_or_a_reason(text):
             assert verdict.reason
         else:
             assert verdict.score in levels or task == "medium" and 0 <= verdict.score <= 4
-    assert read_consistency(text).score in {None, *CONSISTENCY.levels}
+    assert read_on_scale(text, CONSISTENCY).score in {None, *CONSISTENCY.levels}
 
 
 @pytest.mark.parametrize(
