@@ -10,8 +10,9 @@ PYTEST := $(BIN)/python -m pytest -q -n 2 --dist=loadfile
 PURE   := tests/test_rooms.py tests/test_config.py tests/test_packaging.py tests/game tests/chain tests/data \
           tests/remote tests/rewards tests/run/test_health.py tests/run/test_log.py tests/run/test_record.py \
           tests/run/test_settings.py tests/experiments/test_cli.py
-# What a new release of a dependency may break: numbers beside PyTorch, files, programs.
-BOUNDS := $(PURE) tests/models tests/learning tests/rollout tests/run tests/mesh/test_sharding.py
+# What another release of a dependency may break: numbers beside PyTorch, files, programs, a whole run.
+BOUNDS := tests/game tests/chain tests/data tests/rewards tests/models tests/learning tests/rollout tests/run \
+          tests/mesh/test_sharding.py tests/test_train.py
 
 .PHONY: quickstart test check lint types newest oldest clean
 
