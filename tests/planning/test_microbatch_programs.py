@@ -1,5 +1,6 @@
 """The plan of learning in micro-batches by token count: the trainer's programs and their calls."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,7 +10,7 @@ from configs import quickstart
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning.microbatches import microbatch_programs
-from gtalign_jax.planning.programs import planned_learner
+from gtalign_jax.planning.programs import abstract_batch, planned_learner, planned_state
 from gtalign_jax.run.settings import make_settings
 
 MODEL = ModelConfig(
@@ -53,3 +54,21 @@ def test_the_gradient_goes_in_and_comes_out_split_as_the_parameters(found):
     sizes = (math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(sums.grads))
     held = 4 * sum(sizes)
     assert compiled.memory_analysis().alias_size_in_bytes >= held
+
+
+def test_the_plan_is_of_the_program_that_runs():
+    """The grammar's limit, blocks that earn no advantage, a rollout one update old; nothing that waits."""
+    config = quickstart.get_config()
+    config.align.update(overlap=True, untrained_blocks=("analyze",))
+    config.engine.grammar = True
+    settings, mesh = make_settings(config), make_mesh(MeshConfig())
+    learner = planned_learner(settings, dataclasses.replace(MODEL, vocab_size=300))
+    assert learner.spec.limit is not None and learner.spec.old_from_sampler
+    assert abstract_batch(settings, mesh).untrained.shape == (16, 8, 128)
+    assert planned_state(settings, learner, mesh).waiting is None
+    config.align.update(overlap=False, untrained_blocks=())
+    config.engine.grammar = False
+    settings = make_settings(config)
+    learner = planned_learner(settings, MODEL)
+    assert learner.spec.limit is None and not learner.spec.old_from_sampler
+    assert abstract_batch(settings, mesh).untrained is None
