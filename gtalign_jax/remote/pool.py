@@ -18,12 +18,13 @@ from typing import Any
 import openai
 import tenacity
 
-from gtalign_jax.remote.client import AttemptFailed, open_client, post
+from gtalign_jax.remote.client import NO_KEY, AttemptFailed, open_client, post, redacted
 from gtalign_jax.remote.counters import Counters
 from gtalign_jax.remote.turns import Turn, Turns
 
 # A client looks through all its connections at every request: several small ones are faster than one big.
 _CONNECTIONS = 16
+_REASON_CHARS = 300
 LATE = "call_timeout"  # the kind of what was not answered within call_timeout_s
 
 # Those of each server, in endless rounds.
@@ -58,7 +59,7 @@ class Pool:
     config: PoolConfig
     turns: Turns
     counters: Counters
-    api_key: str = "none"
+    api_key: str = NO_KEY
     watch: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     second_opinion: bool = False
     trust: ssl.SSLContext = dataclasses.field(default_factory=ssl.create_default_context)
@@ -187,7 +188,8 @@ async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
                         refused.add(turn.server)
                     raise
     except AttemptFailed as failure:
-        return Failed(failure.kind, failure.reason, pool.urls[tried[-1]], time.monotonic() - started)
+        reason = redacted(failure.reason, [pool.api_key])[:_REASON_CHARS]
+        return Failed(failure.kind, reason, pool.urls[tried[-1]], time.monotonic() - started)
 
 
 async def _attempt(pool: Pool, client: openai.AsyncOpenAI, turn: Turn, call: Call, started: float) -> Any:

@@ -234,7 +234,7 @@ def _not_refused(answer: Answer) -> bool:
 def _taken(said: Any) -> bool:
     if not isinstance(said, dict) or said.get("success") is not True:
         why = said.get("message") if isinstance(said, dict) else said
-        raise AttemptFailed("reload", f"the weights were not taken: {str(why)[:160]}")
+        raise AttemptFailed("reload", f"the weights were not taken: {why}")
     return True
 
 

@@ -11,6 +11,7 @@ from gtalign_jax import config as config_lib
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
+from gtalign_jax.remote.client import redacted_value
 
 # Section → fields that runs once recorded, that nothing was read from, and that no longer exist.
 RETIRED = {"model": ("attention", "decode_layout", "param_dtype")}
@@ -49,7 +50,7 @@ def _differences(old: dict, new: dict, prefix: str = "config") -> Iterator[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, f"{prefix}.{key}")
         elif a != b:
-            yield f"{prefix}.{key} ({a!r}, now {b!r})"
+            yield f"{prefix}.{key} ({redacted_value(a)!r}, now {redacted_value(b)!r})"
 
 
 def read_config_json(workdir: pathlib.Path) -> ml_collections.ConfigDict:

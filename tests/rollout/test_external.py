@@ -391,6 +391,26 @@ def test_when_nothing_came_back_the_run_ends_with_the_reason(serve, engine, batc
         external.rollout(late, engine, None, Request(batch, KEY, G, N))
 
 
+def test_a_key_that_a_server_repeats_is_in_no_reason(
+    serve, engine, params, batch, tmp_path, monkeypatch, caplog
+):
+    """In a refusal, in an answer that does not fit, and in the word for weights that are not taken."""
+    monkeypatch.setenv("ENGINE_KEY", "sk-not-for-others")
+    url, model = serve()
+    server = connect(url, api_key_env="ENGINE_KEY", tries=1)
+    for spoil in (http_error(401, "your key sk-not-for-others"), change(finish_reason="sk-not-for-others")):
+        model.spoil = spoil
+        with pytest.raises(UserError, match=r"none of .*\*\*\*") as error:
+            external.rollout(server, engine, None, Request(batch, KEY, G, N))
+        assert "sk-not" not in str(error.value)
+    said = {"success": False, "message": "x" * 150 + "sk-not-for-others"}
+    model.spoil = lambda p, b, a: said if "update" in p else a
+    server = connect(url, kind="sglang", api_key_env="ENGINE_KEY", tries=1)
+    with pytest.raises(UserError, match=r"xxx\*\*\*") as error:
+        external.push_weights(server, params, engine, tmp_path / "engine")
+    assert "sk-not" not in str(error.value) + caplog.text
+
+
 def test_a_constraint_is_refused(engine, batch):
     with pytest.raises(UserError, match="no server reports log-probabilities under the grammar"):
         external.rollout(connect("http://h"), engine, None, Request(batch, KEY, G, N, constraint=object()))

@@ -72,3 +72,12 @@ def test_the_start_says_how_its_model_is_computed():
     assert (runtime.param_dtype, runtime.scan_layers) == ("float32", False)  # as the quickstart says
     with pytest.raises(UserError, match="^config.start.remat='half': must be one of none, dots, full$"):
         make_settings(config("--config.start.remat=half"))
+
+
+def test_credentials_of_an_old_run_are_not_repeated(tmp_path):
+    fields = config().to_dict()
+    fields["judge"]["endpoints"] = ["http://user:hunter2@host/v1"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"config.judge.endpoints .*\*\*\*@host") as error:
+        check_config(config(), tmp_path)
+    assert "hunter2" not in str(error.value)

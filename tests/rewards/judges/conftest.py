@@ -107,6 +107,23 @@ class FaultServer:
     async def _http404(self, writer):
         send(writer, {"error": "no such model"}, "404 Not Found")
 
+    def _said(self):
+        """What came as Authorization."""
+        return " ".join(key.decode() for key in self.keys)
+
+    async def _echo401(self, writer):
+        send(writer, {"error": f"no such key: {self._said()}"}, "401 Unauthorized")
+
+    async def _echo400(self, writer):
+        send(writer, {"error": f"headers: {self._said()}"}, "400 Bad Request")
+
+    async def _echo503(self, writer):
+        send(writer, {"error": f"headers: {self._said()}"}, "503 Service Unavailable")
+
+    async def _echo_late(self, writer):
+        """The key begins within what a reason keeps and ends beyond it."""
+        send(writer, "x" * 145 + " " + self._said(), "400 Bad Request")
+
     async def _gzip200(self, writer):
         """Says that it is compressed, and is not."""
         send(writer, completion(r"\boxed{1}"), headers=("Content-Encoding: gzip",))

@@ -337,6 +337,16 @@ def test_the_key_is_read_from_the_environment(server, monkeypatch):
     assert server.keys == {b"Bearer secret"}
 
 
+@pytest.mark.parametrize("fault", ["echo401", "echo400", "echo503", "echo_late"])
+def test_a_key_that_a_server_repeats_is_in_no_reason(server, monkeypatch, fault):
+    monkeypatch.setenv("JUDGE_KEY", "sk-not-for-others")
+    judge = make_http_judge(config(server.url, api_key_env="JUDGE_KEY", tries=1))
+    _, verdict = judge([ask("good"), ask("a", fault)])
+    assert verdict.reason.startswith("http ") and "sk-not" not in verdict.reason
+    assert "***" in verdict.reason or fault == "echo_late"
+    assert server.keys == {b"Bearer sk-not-for-others"}
+
+
 MIXTURE = st.lists(st.sampled_from(["", "http500", "reset", "prose", "half_json", "http400"]), max_size=12)
 
 
