@@ -89,12 +89,16 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """A call without a result: kind, reason and server of its last attempt, and the seconds of them all."""
+    """A call without a result: kind, reason and server of its last attempt, and the seconds of them all.
+
+    retry: as in `AttemptFailed`; `again` where any of its attempts failed so.
+    """
 
     kind: str
     reason: str
     url: str = ""
     seconds: float = 0.0
+    retry: str = "again"
 
     def __str__(self) -> str:
         return f"{self.url}: {self.reason}" if self.url else self.reason
@@ -162,6 +166,7 @@ async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
     config, started = pool.config, time.monotonic()
     tried: list[int] = []
     refused: set[int] = set()  # who would say the same again
+    passing = False
 
     def worth(error: BaseException) -> bool:
         if not isinstance(error, AttemptFailed) or (error.retry == "never" and not pool.second_opinion):
@@ -186,10 +191,12 @@ async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
                 except AttemptFailed as failure:
                     if failure.retry != "again":
                         refused.add(turn.server)
+                    passing |= failure.retry == "again"
                     raise
     except AttemptFailed as failure:
         reason = redacted(failure.reason, [pool.api_key])[:_REASON_CHARS]
-        return Failed(failure.kind, reason, pool.urls[tried[-1]], time.monotonic() - started)
+        url, seconds = pool.urls[tried[-1]], time.monotonic() - started
+        return Failed(failure.kind, reason, url, seconds, "again" if passing else failure.retry)
 
 
 async def _attempt(pool: Pool, client: openai.AsyncOpenAI, turn: Turn, call: Call, started: float) -> Any:

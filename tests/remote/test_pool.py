@@ -188,7 +188,8 @@ def test_what_one_server_lacks_is_asked_of_those_that_did_not_say_so(serve):
 
 def test_what_is_refused_for_good_is_asked_elsewhere_by_who_wants_a_second_opinion(serve):
     network = serve(script(TOO_LONG))
-    assert post_all(make_pool(3), calls(1)) == [Failed("http_400", "http 400", A, pytest.approx(0, abs=5))]
+    took = pytest.approx(0, abs=5)
+    assert post_all(make_pool(3), calls(1)) == [Failed("http_400", "http 400", A, took, "never")]
     network = serve(script(TOO_LONG, "good"))
     assert post_all(make_pool(3, second_opinion=True), calls(1)) == ["good"]
     assert network.seen == [A, B]
@@ -260,3 +261,11 @@ def test_from_inside_a_running_loop(serve):
         return post_all(make_pool(), calls(3))
 
     assert asyncio.run(inside()) == [0, 1, 2]
+
+
+def test_a_failure_says_whether_it_may_pass(serve):
+    serve(script(NO_MODEL, DOWN, NO_MODEL))
+    (failed,) = post_all(make_pool(2), calls(1))
+    assert (failed.reason, failed.retry) == ("http 404", "again")  # the other server was only down
+    serve(script(NO_MODEL, NO_MODEL))
+    assert post_all(make_pool(2), calls(1))[0].retry == "elsewhere"

@@ -76,7 +76,9 @@ class FaultServer:
         fault = said.get("fault") or self.default
         if "flaky" in said and self.asks[name] == 1:
             fault = said["flaky"]
-        if fault:
+        if fault and fault.startswith("refused"):
+            send(writer, {"error": "not for you"}, f"{fault.removeprefix('refused')} Refused")
+        elif fault:
             await getattr(self, f"_{fault}")(writer)
         else:
             send(
