@@ -53,16 +53,36 @@ class CompletionTerms:
 
 
 def completion_call(terms: CompletionTerms, prompt: Sequence[int], count: int, seed: int) -> Call:
-    """The request for `count` samples of a prompt; its answer is read as a list of `Completion`.
-
-    UserError where the sampling settings cannot be expressed in the server's protocol.
-    """
+    """The request for `count` samples of a prompt; its answer is read as a list of `Completion`."""
     prompt = [int(i) for i in prompt]
     if terms.kind == "sglang":
         body = _sglang_body(terms, prompt, seed)
         return Call("/generate", body, lambda answer: [_check(terms, _read_sglang(answer.json))])
     body = _openai_body(terms, prompt, count, seed)
     return Call("/v1/completions", body, lambda answer: _read_choices(terms, answer.json, prompt, count))
+
+
+def check_sampling(kind: str, sampling: SamplingConfig) -> None:
+    """ValueError for settings that this kind of server does not know, or filters by in another order.
+
+    vLLM applies min-p before top-k and top-p: its tokens would be drawn from another distribution than ours,
+    and its log-probabilities would be of that one.
+    """
+    if kind == "openai":
+        for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
+            if getattr(sampling, name) != off:
+                raise ValueError(f"sampling.{name}: not in the OpenAI protocol; use config.engine.kind=vllm")
+    elif sampling.min_p > 0 and not sampling.greedy and (sampling.top_k or sampling.top_p < 1):
+        raise ValueError(
+            f"sampling.min_p={sampling.min_p:g}: {kind} filters in another order than the trainer where top_k "
+            "or top_p is set too; set min_p alone or to 0, or use config.engine.kind=embedded"
+        )
+
+
+def one_by_one(kind: str, sampling: SamplingConfig) -> bool:
+    """Whether the samples of a group are requests of their own: SGLang gives a request one seed, and vLLM
+    refuses several greedy samples."""
+    return kind == "sglang" or sampling.greedy
 
 
 def reload_calls(kind: str, folder: str) -> list[Call]:
@@ -93,9 +113,6 @@ def _openai_body(terms: CompletionTerms, prompt: list[int], count: int, seed: in
     if terms.stops:
         body["stop"] = list(terms.stops)
     if terms.kind == "openai":
-        for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
-            if getattr(sampling, name) != off:
-                raise UserError(f"sampling.{name}: not in the OpenAI protocol; use config.engine.kind=vllm")
         return body
     # All are said, because the server would else take the model folder's generation_config.json.
     return body | {

@@ -17,12 +17,19 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import UserError, naming
 from gtalign_jax.mesh import processes
 from gtalign_jax.models import hf, lora
 from gtalign_jax.remote.pool import Call, Failed, post_all
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.backends import Completion, CompletionTerms, completion_call, reload_calls
+from gtalign_jax.rollout.backends import (
+    Completion,
+    CompletionTerms,
+    check_sampling,
+    completion_call,
+    one_by_one,
+    reload_calls,
+)
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Ending, Request
@@ -40,7 +47,7 @@ def rollout(server: Server, engine: Engine, params: PyTree, request: Request) ->
     it stops there; without them it writes on and the row is cut here. seeds [P, G] int32: default from
     (key, first_row + p) and g. Samples of failed requests have length 0 and are not finished, and the
     reasons are logged. Raises UserError when no request at all was answered, and for a constraint, whose
-    log-probabilities no server returns.
+    log-probabilities no server returns, and for sampling that the server does otherwise (`check_sampling`).
     """
     del params
     if request.constraint is not None:
@@ -48,12 +55,14 @@ def rollout(server: Server, engine: Engine, params: PyTree, request: Request) ->
             "config.engine.kind: no server reports log-probabilities under the grammar; use the embedded "
             "engine, or switch the grammar off"
         )
+    with naming(""):
+        check_sampling(server.config.kind, engine.sampling)
     request = request.replace(prompts=jax.device_get(request.prompts))
     seeds, ending = _seeds(request), request.ending
     if request.stops and ending is None:
         ending = engine_lib.make_ending(engine, request.stops)
     terms = _terms(server, engine, request, ending)
-    whole_groups = request.seeds is None and terms.kind != "sglang"
+    whole_groups = request.seeds is None and not one_by_one(terms.kind, terms.sampling)
     answers = processes.all_gather(_completions(server, terms, request.prompts, seeds, whole_groups))
     rows: list[Completion | Failed] = sum(answers, [])
     _report(server, rows)

@@ -22,8 +22,8 @@ from gtalign_jax.models.transformer import init_params
 from gtalign_jax.remote.client import AttemptFailed
 from gtalign_jax.remote.pool import Answer
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout import external, generate, servers
-from gtalign_jax.rollout.backends import CompletionTerms, completion_call
+from gtalign_jax.rollout import external, generate, generator, servers
+from gtalign_jax.rollout.backends import CompletionTerms, check_sampling, completion_call
 from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Request
@@ -209,17 +209,63 @@ def test_a_group_is_one_request_and_its_seed_comes_from_key_and_row(serve, engin
 
 def test_sampling_settings_reach_the_server(serve, engine, batch):
     url, model = serve()
-    sampling = SamplingConfig(temperature=0.7, top_k=9, top_p=0.9, min_p=0.01, repetition_penalty=1.1)
-    engine = dataclasses.replace(engine, sampling=sampling)
-    external.rollout(connect(url), engine, None, Request(batch, KEY, 1, N))
-    external.rollout(connect(url, kind="sglang"), engine, None, Request(batch, KEY, 1, N))
-    for path, body in model.seen:
-        said = body["sampling_params"] if path == "/generate" else body
-        for field in dataclasses.fields(sampling):
-            assert said[field.name] == getattr(sampling, field.name)
-        assert said["stop_token_ids"] == list(engine.eos_ids)
+    both = {"temperature": 0.7, "repetition_penalty": 1.1}
+    settings = [
+        SamplingConfig(**both, min_p=0.01),
+        SamplingConfig(**both, top_k=9),
+        SamplingConfig(top_p=0.9),
+    ]
+    for sampling in settings:
+        model.seen.clear()
+        engine = dataclasses.replace(engine, sampling=sampling)
+        external.rollout(connect(url), engine, None, Request(batch, KEY, 1, N))
+        external.rollout(connect(url, kind="sglang"), engine, None, Request(batch, KEY, 1, N))
+        for path, body in model.seen:
+            said = body["sampling_params"] if path == "/generate" else body
+            for field in dataclasses.fields(sampling):
+                assert said[field.name] == (getattr(sampling, field.name) or field.name == "top_k" and -1)
+            assert said["stop_token_ids"] == list(engine.eos_ids)
+    engine = dataclasses.replace(engine, sampling=settings[1])
     with pytest.raises(UserError, match="sampling.top_k: not in the OpenAI protocol"):
         external.rollout(connect(url, kind="openai"), engine, None, Request(batch, KEY, 1, N))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "name"),
+    [
+        ("vllm", {"min_p": 0.1, "top_k": 5}, "min_p"),
+        ("vllm", {"min_p": 0.1, "top_p": 0.9}, "min_p"),
+        ("sglang", {"min_p": 0.1, "top_p": 0.9}, "min_p"),
+        ("openai", {"min_p": 0.1}, "min_p"),
+    ],
+)
+def test_filters_that_a_server_applies_in_another_order_are_refused_at_the_start(
+    engine, batch, kind, fields, name, tmp_path
+):
+    mixed = dataclasses.replace(engine, sampling=SamplingConfig(**fields))
+    with pytest.raises(UserError, match=f"^sampling.{name}[:=]"):
+        external.rollout(connect("http://h", kind=kind), mixed, None, Request(batch, KEY, G, N))
+    config = generator.EngineConfig(kind=kind, endpoints=("http://h",), model="m")
+    with pytest.raises(UserError, match=f"^config.sampling.{name}[:=]"):
+        generator.make_generator(config, mixed, tmp_path)
+
+
+def test_filters_in_one_order_and_greedy_ones_are_taken():
+    check_sampling("vllm", SamplingConfig(top_k=5, top_p=0.9))
+    for kind in ("vllm", "sglang"):
+        check_sampling(kind, SamplingConfig(temperature=0.0, top_k=5, top_p=0.9, min_p=0.1))
+        for fields in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
+            check_sampling(kind, SamplingConfig(**fields))
+
+
+def test_a_greedy_group_is_one_request_a_sample(serve, engine, params, batch):
+    """vLLM refuses n > 1 without a temperature."""
+    url, model = serve()
+    model.engine = greedy = dataclasses.replace(engine, sampling=SamplingConfig(temperature=0.0))
+    model.spoil = lambda p, b, a: a if b["temperature"] or b["n"] == 1 else (400, {}, "n must be 1")
+    got = external.rollout(connect(url), greedy, None, Request(batch, KEY, G, N))
+    assert_same(got, jax.device_get(generate.rollout(greedy, params, Request(batch, KEY, G, N))))
+    assert [body["n"] for _, body in model.seen] == [1] * 6
 
 
 def test_rows_are_cut_at_the_token_that_completes_a_stop_string(serve, engine, params, batch, embedded):
