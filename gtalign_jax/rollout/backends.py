@@ -74,8 +74,8 @@ def check_sampling(kind: str, sampling: SamplingConfig) -> None:
                 raise ValueError(f"sampling.{name}: not in the OpenAI protocol; use config.engine.kind=vllm")
     elif sampling.min_p > 0 and not sampling.greedy and (sampling.top_k or sampling.top_p < 1):
         raise ValueError(
-            f"sampling.min_p={sampling.min_p:g}: {kind} filters in another order than the trainer where top_k "
-            "or top_p is set too; set min_p alone or to 0, or use config.engine.kind=embedded"
+            f"sampling.min_p={sampling.min_p:g}: {kind} filters in another order than the trainer with top_k "
+            "or top_p beside it; set min_p alone or to 0, or use config.engine.kind=embedded"
         )
 
 
@@ -85,16 +85,21 @@ def one_by_one(kind: str, sampling: SamplingConfig) -> bool:
     return kind == "sglang" or sampling.greedy
 
 
-def reload_calls(kind: str, folder: str) -> list[Call]:
-    """The requests, in order, after which a server holds the weights in `folder`."""
+def reload_calls(kind: str, folder: str) -> list[tuple[Call, ...]]:
+    """The steps, in order, after which a server holds the weights in `folder`; of a step's requests the first
+    one counts that the server knows."""
     if kind == "vllm":
-        # Reads the folder the server was started from; what is cached belongs to the old weights.
+        # A vLLM that does not know weights_path reads the folder it was started from.
+        reload = {"method": "reload_weights"}
         return [
-            Call("/collective_rpc", {"method": "reload_weights"}, _not_refused),
-            Call("/reset_prefix_cache", {}, _not_refused),
+            (
+                Call("/collective_rpc", reload | {"kwargs": {"weights_path": folder}}, _not_refused),
+                Call("/collective_rpc", reload, _not_refused),
+            ),
+            (Call("/reset_prefix_cache", {}, _not_refused),),  # what is cached belongs to the old weights
         ]
     if kind == "sglang":
-        return [Call("/update_weights_from_disk", {"model_path": folder}, _read_success)]
+        return [(Call("/update_weights_from_disk", {"model_path": folder}, _read_success),)]
     raise UserError(f"config.engine.kind={kind!r}: such a server takes no new weights; use vllm or sglang")
 
 

@@ -10,8 +10,10 @@ in every update (`sampler/gap`, `kl/sampler`) and corrected when `algorithm.is_c
 """
 
 import collections
+import dataclasses
 import logging
 import pathlib
+import zlib
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -33,10 +35,13 @@ from gtalign_jax.rollout.backends import (
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Ending, Request
+from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.rollout.servers import Server, make_pool
 from gtalign_jax.types import Completions, PromptBatch, PyTree, Rollout
 
 log = logging.getLogger(__name__)
+
+_PROBE_TOKENS = 8
 
 
 def rollout(server: Server, engine: Engine, params: PyTree, request: Request) -> Rollout:
@@ -183,15 +188,21 @@ def _cut(ids: Sequence[int], ending: Ending | None) -> tuple[int, bool]:
 def push_weights(server: Server, params: PyTree, engine: Engine, folder: pathlib.Path) -> int:
     """Write the model, adapters merged, as the HF folder `folder`, atomically, and have every server load it.
 
-    The servers must see the same path; vLLM must have been started from it. Returns how many took the
-    weights; the others get no more requests until a later push succeeds with them. UserError when none did.
-    Every process of a run calls this.
+    The servers must see the same path; an older vLLM must have been started from it. Returns how many took
+    the weights; the others get no more requests until a later push succeeds with them. UserError when none
+    did. A server that says it took other weights than the last and then answers a probe as before is warned
+    of and counted as `unmoved`. Every process of a run calls this.
     """
     generation = {"eos_token_id": list(engine.eos_ids), "pad_token_id": engine.tokenizer.pad_token_id}
-    merged = lora.merged(params)
-    hf.save_params(merged, engine.model_config, folder, tokenizer=engine.tokenizer, generation=generation)
-    calls = reload_calls(server.config.kind, str(folder))
-    failures = processes.from_main(lambda: [_reload(server, url, calls) for url in server.pool.urls])
+    merged, config = lora.merged(params), engine.model_config
+    hf.save_params(merged, config, folder, tokenizer=engine.tokenizer, generation=generation, tied_head=True)
+    probe = _probe(server, engine)
+
+    def reload_all() -> list[Failed | None]:
+        others = server.given.differs(_digest(folder))
+        return [_reload(server, url, folder, probe if others else []) for url in server.pool.urls]
+
+    failures = processes.from_main(reload_all)
     usable = frozenset(i for i, failed in enumerate(failures) if failed is None)
     server.pool.turns.usable = usable
     first = next((failed for failed in failures if failed is not None), None)
@@ -203,11 +214,46 @@ def push_weights(server: Server, params: PyTree, engine: Engine, folder: pathlib
     return len(usable)
 
 
-def _reload(server: Server, url: str, calls: Sequence[Call]) -> Failed | None:
-    """Why this server does not hold the new weights, or None when it does."""
+def _reload(server: Server, url: str, folder: pathlib.Path, probe: Sequence[Call]) -> Failed | None:
+    """Why this server does not hold the new weights, or None when it does, as far as it says.
+
+    probe: requests whose answers should now be others.
+    """
     alone = make_pool((url,), server.config, server.pool.api_key)
-    for call in calls:
-        (answer,) = post_all(alone, [call])
+    before = post_all(alone, probe)
+    for step in reload_calls(server.config.kind, str(folder)):
+        for call in step:
+            (answer,) = post_all(alone, [call])
+            if not isinstance(answer, Failed) or not answer.kind.startswith("http_"):
+                break
         if isinstance(answer, Failed):
             return answer
+    answered = before and not any(isinstance(answer, Failed) for answer in before)
+    if answered and post_all(alone, probe) == before:
+        server.pool.counters.add("unmoved")
+        log.warning(
+            "%s says that it loaded %s, but its log-probabilities are those of before to the last digit: "
+            "start it from that folder (a very small learning rate may be the cause too)",
+            url,
+            folder,
+        )
     return None
+
+
+def _probe(server: Server, engine: Engine) -> list[Call]:
+    """A few greedy continuations, whose log-probabilities move with any change of the weights."""
+    greedy = dataclasses.replace(engine, sampling=GREEDY)
+    batch = PromptBatch(np.zeros((1, 1), np.int32), np.ones(1, np.int32))
+    terms = _terms(server, greedy, Request(batch, jax.random.key(0), 1, _PROBE_TOKENS), None)
+    ids = np.arange(16).reshape(4, 4) * 31 % engine.model_config.vocab_size
+    return [completion_call(terms, row, 1, 0) for row in ids]
+
+
+def _digest(folder: pathlib.Path) -> int:
+    """Of the weights in an HF folder: a checksum, fast enough for a look at every push."""
+    digest = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest = zlib.crc32(block, digest)
+    return digest

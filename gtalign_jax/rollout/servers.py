@@ -41,14 +41,27 @@ class ServerConfig(PoolConfig):
         check_urls(self.endpoints, "endpoints", "http://host:8000")
 
 
+class Given:
+    """What the servers were last given by this process. digest: of the weights, None for nothing yet."""
+
+    digest: int | None = None
+
+    def differs(self, digest: int) -> bool:
+        """Whether these weights are others than the last; from now on they are the last."""
+        before, self.digest = self.digest, digest
+        return before not in (None, digest)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Server:
     """Servers that hold the same model. pool: how they fare, and counters (`pool.numbers()`): requests,
-    attempts, retries, failed, failed/KIND, tokens, pushes.
+    attempts, retries, failed, failed/KIND, tokens, pushes, unmoved (a push after which a server's answers
+    were the same as before it).
     """
 
     config: ServerConfig
     pool: Pool
+    given: Given = dataclasses.field(default_factory=Given)
 
 
 def connect(config: ServerConfig) -> Server:

@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning.logprobs import token_logprobs
@@ -93,6 +94,9 @@ class Model:
                     {"type": "stop", "matched": int(ids[-1])} if ended else {"type": "length", "length": N}
                 )
                 answer = {"text": "", "meta_info": {"output_token_logprobs": pairs, "finish_reason": reason}}
+            elif body.get("kwargs"):
+                self.params = hf.load_params(body["kwargs"]["weights_path"], self.engine.model_config)
+                answer = {"results": [None]}
             elif path == "/update_weights_from_disk":
                 self.params = hf.load_params(body["model_path"], self.engine.model_config)
                 answer = {"success": True, "message": "ok"}
@@ -505,10 +509,62 @@ def test_pushed_weights_are_those_that_answer(serve, engine, batch, tmp_path, ca
 
 def test_vllm_reloads_and_forgets_what_it_cached(serve, engine, params, tmp_path):
     url, model = serve()
-    external.push_weights(connect(url), params, engine, tmp_path / "engine")
-    assert model.seen == [("/collective_rpc", {"method": "reload_weights"}), ("/reset_prefix_cache", {})]
+    folder = tmp_path / "engine"
+    external.push_weights(connect(url), params, engine, folder)
+    reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+    assert model.seen == [("/collective_rpc", reload), ("/reset_prefix_cache", {})]
     model.spoil = http_error(404, "Not Found")
     with pytest.raises(UserError, match="no server loaded .*http 404"):
-        external.push_weights(connect(url), params, engine, tmp_path / "engine")
+        external.push_weights(connect(url), params, engine, folder)
     with pytest.raises(UserError, match="takes no new weights"):
-        external.push_weights(connect(url, kind="openai"), params, engine, tmp_path / "engine")
+        external.push_weights(connect(url, kind="openai"), params, engine, folder)
+
+
+def fresh_params(engine, seed):
+    return jax.jit(init_params, static_argnums=1)(jax.random.key(seed), engine.model_config)
+
+
+def test_vllm_that_was_started_from_another_folder_takes_the_weights(serve, engine, batch, tmp_path, caplog):
+    """It is told the path; that its answers move is seen at the second push."""
+    url, model = serve()
+    server = connect(url)
+    for seed in (9, 10):
+        fresh = fresh_params(engine, seed)
+        want = jax.device_get(generate.rollout(engine, fresh, Request(batch, KEY, G, N, seeds=SEEDS)))
+        external.push_weights(server, fresh, engine, tmp_path / "engine")
+        assert_same(external.rollout(server, engine, None, Request(batch, KEY, G, N, seeds=SEEDS)), want)
+    assert server.pool.numbers()["pushes"] == 2 and "unmoved" not in server.pool.numbers()
+    assert not caplog.records
+
+
+def test_weights_that_never_follow_are_loudly_warned_of(serve, engine, params, tmp_path, caplog):
+    """A vLLM that knows no weights_path: it answers 200 and reads its own folder again. Equal weights and a
+    first push, after which nothing is known, are no reason to warn."""
+    url, model = serve()
+    folder = tmp_path / "engine"
+    unknown = "reload_weights() got an unexpected keyword argument"
+    model.answer = lambda path, body, answer=model.answer: (
+        (400, {}, unknown) if "kwargs" in body else answer(path, body)
+    )
+    server = connect(url, tries=1)
+    with caplog.at_level(logging.WARNING):
+        for tree in (params, params):
+            external.push_weights(server, tree, engine, folder)
+        assert not caplog.records and "unmoved" not in server.pool.numbers()
+        external.push_weights(server, fresh_params(engine, 9), engine, folder)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert url in line and "start it from that folder" in line and str(folder) in line
+    assert server.pool.numbers()["unmoved"] == 1
+
+
+def test_pushed_folders_hold_the_head_of_tied_embeddings(serve, engine, params, tmp_path):
+    """vLLM keeps a head of its own on a CPU; an export stays as transformers would write it."""
+    assert engine.model_config.tie_embeddings
+    url, _ = serve()
+    external.push_weights(connect(url), params, engine, tmp_path / "engine")
+    hf.save_params(params, engine.model_config, tmp_path / "export")
+    pushed, exported = (load_file(tmp_path / n / "model.safetensors") for n in ("engine", "export"))
+    assert set(pushed) - set(exported) == {"lm_head.weight"}
+    np.testing.assert_array_equal(pushed["lm_head.weight"], pushed["model.embed_tokens.weight"])
+    again = hf.load_params(tmp_path / "engine", engine.model_config)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
