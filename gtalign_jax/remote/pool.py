@@ -25,6 +25,7 @@ from gtalign_jax.remote.turns import Turn, Turns
 # A client looks through all its connections at every request: several small ones are faster than one big.
 _CONNECTIONS = 16
 _REASON_CHARS = 300
+_AWAY = ("connection", "http_502", "http_503", "http_504")  # kinds of failure while a server starts again
 LATE = "call_timeout"  # the kind of what was not answered within call_timeout_s
 
 # Those of each server, in endless rounds.
@@ -35,7 +36,8 @@ Clients = Sequence[Iterator[openai.AsyncOpenAI]]
 class PoolConfig:
     """in_flight: requests at a time. tries: attempts of a request. timeout_s: of one attempt; call_timeout_s:
     of a whole call of `post_all`. wait_s, max_wait_s: random exponential wait between attempts, and the
-    longest Retry-After obeyed.
+    longest Retry-After obeyed. patience_s: so long a request is tried on, beyond its tries, while servers are
+    away (no connection, 502, 503 or 504).
     """
 
     in_flight: int = 256
@@ -44,6 +46,7 @@ class PoolConfig:
     call_timeout_s: float = 3600.0
     wait_s: float = 0.5
     max_wait_s: float = 20.0
+    patience_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -162,7 +165,7 @@ def _run_apart(run: Callable[[], Any]) -> None:
 
 
 async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
-    """The result after at most `tries` attempts, or `Failed`."""
+    """The result after at most `tries` attempts, more while a server is away, or `Failed`."""
     config, started = pool.config, time.monotonic()
     tried: list[int] = []
     refused: set[int] = set()  # who would say the same again
@@ -173,8 +176,14 @@ async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
             return False
         return error.retry == "again" or not pool.turns.usable <= refused
 
+    def enough(state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        away = isinstance(error, AttemptFailed) and error.kind in _AWAY
+        patient = away and time.monotonic() - started < config.patience_s
+        return state.attempt_number >= config.tries and not patient
+
     tries = tenacity.AsyncRetrying(
-        stop=tenacity.stop_after_attempt(config.tries),
+        stop=enough,
         wait=tenacity.wait_random_exponential(multiplier=config.wait_s, max=config.max_wait_s),
         retry=tenacity.retry_if_exception(worth),
         reraise=True,

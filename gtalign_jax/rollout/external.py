@@ -199,8 +199,13 @@ def push_weights(server: Server, params: PyTree, engine: Engine, folder: pathlib
     probe = _probe(server, engine)
 
     def reload_all() -> list[Failed | None]:
-        others = server.given.differs(_digest(folder))
-        return [_reload(server, url, folder, probe if others else []) for url in server.pool.urls]
+        asked = probe if server.given.differs(_digest(folder)) else []
+        hasty = dataclasses.replace(server, config=dataclasses.replace(server.config, patience_s=0.0))
+        failures = [_reload(hasty, url, folder, asked) for url in server.pool.urls]
+        for i, url in enumerate(server.pool.urls):
+            if all(failures):  # the run cannot go on before one of them is back
+                failures[i] = _reload(server, url, folder, asked)
+        return failures
 
     failures = processes.from_main(reload_all)
     usable = frozenset(i for i, failed in enumerate(failures) if failed is None)

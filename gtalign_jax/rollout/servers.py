@@ -13,7 +13,7 @@ EMBEDDED = "embedded"
 _AT_LEAST = {  # field → (smallest value, whether it may be that value)
     **{name: (1, True) for name in ("in_flight", "tries", "push_every")},
     **{name: (0, False) for name in ("timeout_s", "call_timeout_s")},
-    **{name: (0, True) for name in ("wait_s", "max_wait_s", "rest_s")},
+    **{name: (0, True) for name in ("wait_s", "max_wait_s", "patience_s", "rest_s")},
 }
 
 
@@ -27,6 +27,7 @@ class ServerConfig(PoolConfig):
     of the weights. api_key_env: environment variable with the key, empty for none.
     """
 
+    patience_s: float = 300.0
     rest_s: float = 15.0
     kind: str = EMBEDDED
     endpoints: tuple[str, ...] = ()

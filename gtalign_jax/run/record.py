@@ -15,6 +15,8 @@ from gtalign_jax.remote.client import redacted_value
 
 # Section → fields that runs once recorded, that nothing was read from, and that no longer exist.
 RETIRED = {"model": ("attention", "decode_layout", "param_dtype")}
+# Section → fields that runs of before do not have, with the value they then had or have now.
+ADDED = {"engine": {"patience_s": 300.0}}
 
 
 def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -36,11 +38,14 @@ def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
 
 
 def _recorded(path: pathlib.Path) -> dict[str, Any]:
-    """The fields of a `config.json`, without those of RETIRED."""
+    """The fields of a `config.json`, without those of RETIRED and with those of ADDED."""
     config = json.loads(path.read_text())
     for section, fields in RETIRED.items():
         for field in fields:
             config.get(section, {}).pop(field, None)
+    for section, values in ADDED.items():
+        if section in config:
+            config[section] = values | config[section]
     return config
 
 

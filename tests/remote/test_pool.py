@@ -269,3 +269,30 @@ def test_a_failure_says_whether_it_may_pass(serve):
     assert (failed.reason, failed.retry) == ("http 404", "again")  # the other server was only down
     serve(script(NO_MODEL, NO_MODEL))
     assert post_all(make_pool(2), calls(1))[0].retry == "elsewhere"
+
+
+def test_patience_outlasts_a_server_that_is_away_and_nothing_else(serve):
+    """Away for longer than its tries last; what is no absence is not waited for."""
+    started = time.monotonic()
+
+    def returns(url, body):
+        away = time.monotonic() - started < 0.4
+        return fail("connection") if away else "back"
+
+    network = serve(returns)
+    patient = make_pool(tries=2, wait_s=0.01, max_wait_s=0.02, patience_s=30.0)
+    assert post_all(patient, calls(3)) == ["back"] * 3
+    assert len(network.seen) > 9
+    for kind in ("http_500", "timeout", "misfit"):
+        network = serve(lambda url, body, kind=kind: fail(kind))
+        assert post_all(patient, calls(1))[0].kind == kind and len(network.seen) == 2
+
+
+def test_patience_ends(serve):
+    network = serve(lambda url, body: fail("http_503"))
+    started = time.monotonic()
+    (failed,) = post_all(make_pool(tries=2, wait_s=0.01, max_wait_s=0.02, patience_s=0.3), calls(1))
+    assert failed.kind == "http_503" and 0.25 < time.monotonic() - started < 5 and len(network.seen) > 2
+    network = serve(lambda url, body: fail("http_503"))
+    post_all(make_pool(tries=3), calls(1))
+    assert len(network.seen) == 3

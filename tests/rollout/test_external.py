@@ -568,3 +568,19 @@ def test_pushed_folders_hold_the_head_of_tied_embeddings(serve, engine, params, 
     np.testing.assert_array_equal(pushed["lm_head.weight"], pushed["model.embed_tokens.weight"])
     again = hf.load_params(tmp_path / "engine", engine.model_config)
     jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_servers_that_are_away_for_a_while_end_no_run(serve, engine, params, batch, tmp_path):
+    """In a rollout, and in a hand-over, for which one of two that is back is enough."""
+    url, model = serve()
+    server = connect(url, "http://127.0.0.1:9", tries=1, patience_s=20.0, rest_s=0.01)
+    until = time.monotonic() + 0.5
+    model.spoil = lambda p, b, a: (503, {}, "starting") if time.monotonic() < until else a
+    got = external.rollout(server, engine, None, Request(batch, KEY, G, N))
+    assert (got.completions.length > 0).all()
+    until = time.monotonic() + 0.5
+    assert external.push_weights(server, params, engine, tmp_path / "engine") == 1
+    impatient = connect(url, tries=1, patience_s=0.0)
+    until = time.monotonic() + 5
+    with pytest.raises(UserError, match="503"):
+        external.rollout(impatient, engine, None, Request(batch, KEY, G, N))
