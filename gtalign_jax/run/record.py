@@ -16,7 +16,10 @@ from gtalign_jax.remote.client import redacted_value
 # Section → fields that runs once recorded, that nothing was read from, and that no longer exist.
 RETIRED = {"model": ("attention", "decode_layout", "param_dtype")}
 # Section → fields that runs of before do not have, with the value they then had or have now.
-ADDED = {"engine": {"patience_s": 300.0}}
+ADDED = {
+    "engine": {"patience_s": 300.0},
+    "health": {"gap_limit": 0.02, "gap_growth": 100.0, "sft_growth": 2.0},
+}
 
 
 def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
