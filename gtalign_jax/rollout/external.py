@@ -250,8 +250,8 @@ def _probe(server: Server, engine: Engine) -> list[Call]:
     greedy = dataclasses.replace(engine, sampling=GREEDY)
     batch = PromptBatch(np.zeros((1, 1), np.int32), np.ones(1, np.int32))
     terms = _terms(server, greedy, Request(batch, jax.random.key(0), 1, _PROBE_TOKENS), None)
-    ids = np.arange(16).reshape(4, 4) * 31 % engine.model_config.vocab_size
-    return [completion_call(terms, row, 1, 0) for row in ids]
+    ids = [int(i) for i in np.arange(16) * 31 % engine.model_config.vocab_size]
+    return [completion_call(terms, ids[i : i + 4], 1, 0) for i in range(0, 16, 4)]
 
 
 def _digest(folder: pathlib.Path) -> int:
