@@ -32,7 +32,6 @@ RUNTIME = [
     "pyarrow>=21.0.0,<27",
     "openai>=2.54.0,<4",
     "tenacity>=9.0.0,<10",
-    "diskcache>=5.6.1,<6",
     "math-verify>=0.9.0,<0.10",
     "sacrebleu>=2.6.0,<2.7",
     "matplotlib>=3.10.0,<4",

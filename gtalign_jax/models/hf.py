@@ -31,6 +31,7 @@ from gtalign_jax.types import PyTree
 
 # A stored tensor, the leaf that it is of, and its layer there or None.
 Row = tuple[Entry, jax.Array, int | None]
+HEAD = "lm_head.weight"
 
 
 def resolve_folder(model: str) -> pathlib.Path:
@@ -146,7 +147,7 @@ def _check_tensors(table: PyTree, shapes: PyTree, tensors: Mapping[str, Tensor],
     missing = sorted(wanted - set(tensors))
     if missing:
         raise UserError(f"tensor {missing[0]} is missing from the checkpoint ({len(missing)} in all)")
-    harmless = {"lm_head.weight"} if config.tie_embeddings else set()
+    harmless = {HEAD} if config.tie_embeddings else set()
     extra = sorted(n for n in set(tensors) - wanted - harmless if not n.endswith("rotary_emb.inv_freq"))
     if extra:
         raise UserError(f"tensor {extra[0]} is in the checkpoint but not in a {config.family} model")
@@ -164,12 +165,14 @@ def save_params(
     generation: Mapping[str, Any] | None = None,
     max_shard_bytes: int = 4 * 2**30,
     dtype: str | None = None,
+    tied_head: bool = False,
 ) -> None:
     """Write an HF folder atomically: safetensors shards and index, configs, and the tokenizer's files.
 
     The folder appears (or is replaced) only when everything in it is written. dtype: `float32`,
     `bfloat16`, ...; by default what the config.json that the model was read from says, else the
-    parameters' own. On several processes all must call this; it returns when the folder is there.
+    parameters' own. tied_head: write tied embeddings a second time as `lm_head.weight`, for servers that keep
+    a head of their own. On several processes all must call this; it returns when the folder is there.
     """
     folder = pathlib.Path(folder).absolute()
     draft = folder.with_name(folder.name + ".incomplete")
@@ -179,7 +182,10 @@ def save_params(
     if writes:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-    _write_shards(params, config, draft if writes else None, max_shard_bytes, dtype)
+    rows = flat_entries(name_table(config), params)
+    if tied_head and config.tie_embeddings:
+        rows = [(Entry(HEAD, ((0,), (1,))), params["embedding"], None), *rows]
+    _write_shards(rows, draft if writes else None, max_shard_bytes, dtype)
     if writes:
         _write_json(draft / "config.json", fields)
         _write_json(draft / "generation_config.json", dict(generation or {}))
@@ -199,11 +205,9 @@ def _config_fields(params: PyTree, config: ModelConfig, dtype: str | None) -> tu
     return fields | {key: dtype}, dtype
 
 
-def _write_shards(
-    params: PyTree, config: ModelConfig, folder: pathlib.Path | None, limit: int, dtype: str
-) -> None:
+def _write_shards(rows: Sequence[Row], folder: pathlib.Path | None, limit: int, dtype: str) -> None:
     """Fill the folder with shards of at most `limit` bytes; without one, only help to gather."""
-    shards = _split(flat_entries(name_table(config), params), limit, jnp.dtype(dtype).itemsize)
+    shards = _split(rows, limit, jnp.dtype(dtype).itemsize)
     weight_map: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(shards, 1):

@@ -8,6 +8,7 @@ server where there is one: that is for `remote.pool`.
 import asyncio
 import json
 import os
+import re
 import ssl
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import Any
 import openai
 
 from gtalign_jax.errors import UserError
+
+NO_KEY = "none"  # what is sent where no key is asked for
 
 
 class AttemptFailed(Exception):
@@ -60,7 +63,7 @@ async def post(client: openai.AsyncOpenAI, path: str, body: Mapping[str, Any], s
     except TimeoutError as error:
         raise AttemptFailed("timeout", f"timeout: no answer in {seconds:g} s") from error
     except openai.APIStatusError as error:
-        raise _status_failure(error.response) from error
+        raise _status_failure(error.response, client.api_key) from error
     except openai.APITimeoutError as error:
         raise AttemptFailed("timeout", "timeout: the server did not respond") from error
     except openai.OpenAIError as error:
@@ -70,9 +73,30 @@ async def post(client: openai.AsyncOpenAI, path: str, body: Mapping[str, Any], s
         raise AttemptFailed("bad_json", "the server's answer is not JSON") from error
 
 
-def _status_failure(response: Any) -> AttemptFailed:
+def redacted(text: str, secrets: Sequence[str]) -> str:
+    """The text with `***` in place of every secret, as it is and as JSON would write it."""
+    for secret in sorted({s for key in secrets for s in (key, json.dumps(key)[1:-1])}, key=len, reverse=True):
+        if secret and secret != NO_KEY:
+            text = text.replace(secret, "***")
+    return text
+
+
+def redacted_url(url: str) -> str:
+    """The URL with `***` in place of a user name, a password and a query; any other text unchanged."""
+    url = re.sub(r"^(\s*\w+://)?.*@", r"\1***@", url, flags=re.DOTALL)
+    return re.sub(r"[?#].*$", "?***", url, flags=re.DOTALL)
+
+
+def redacted_value(value: Any) -> Any:
+    """A JSON value of a config with its URLs redacted, for those that were recorded with credentials."""
+    if isinstance(value, list | tuple):
+        return [redacted_value(one) for one in value]
+    return redacted_url(value) if isinstance(value, str) and re.match(r"https?://", value) else value
+
+
+def _status_failure(response: Any, key: str) -> AttemptFailed:
     status = response.status_code
-    said = " ".join(response.text.split())[:160]
+    said = redacted(" ".join(response.text.split()), [key])[:160]
     kind, reason = f"http_{status}", f"http {status}" + (f": {said}" if said else "")
     if status in (408, 409, 425, 429) or status >= 500:
         return AttemptFailed(kind, reason, blame=status != 429, pause_s=_retry_after(response))
@@ -100,10 +124,14 @@ def check_numbers(config: Any, least: Mapping[str, tuple[float, bool]]) -> None:
 
 
 def check_urls(urls: Sequence[str], field: str, example: str) -> None:
-    """ValueError for what is no tuple of http(s) URLs. example: one to name in the message."""
+    """ValueError for what is no tuple of http(s) URLs, or holds credentials, which no message repeats.
+
+    example: one to name in the message.
+    """
     if isinstance(urls, str):
-        raise ValueError(f"{field}={urls!r}: must be a list of URLs, ({example!r},)")
+        raise ValueError(f"{field}={redacted_url(urls)!r}: must be a list of URLs, ({example!r},)")
     for url in urls:
+        shown = redacted_url(url) if isinstance(url, str) else url
         try:
             parts = urllib.parse.urlsplit(url)
             good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -111,11 +139,23 @@ def check_urls(urls: Sequence[str], field: str, example: str) -> None:
         except (AttributeError, TypeError, ValueError):
             good = False
         if not good:
-            raise ValueError(f"{field}: {url!r} is no http(s) URL; write {example}")
+            raise ValueError(f"{field}: {shown!r} is no http(s) URL; write {example}")
+        if "@" in parts.netloc or parts.query or parts.fragment:  # config.json would show it to all
+            raise ValueError(
+                f"{field}: {shown!r} holds more than host and path; put the key in an environment variable "
+                "and its name in api_key_env"
+            )
 
 
 def api_key(variable: str, field: str) -> str:
     """The key in an environment variable; a word that stands for none when no variable is named."""
-    if variable and not os.environ.get(variable):
+    if not variable:
+        return NO_KEY
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):  # perhaps the key itself: not shown
+        raise UserError(f"{field}: no name of an environment variable; put the key in one and name that")
+    key = os.environ.get(variable)
+    if not key:
         raise UserError(f"{field}={variable}: this environment variable is not set")
-    return os.environ[variable] if variable else "none"
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(f"{field}={variable}: its key has a space, a line break or a letter beyond ASCII")
+    return key

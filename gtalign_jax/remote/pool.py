@@ -18,12 +18,14 @@ from typing import Any
 import openai
 import tenacity
 
-from gtalign_jax.remote.client import AttemptFailed, open_client, post
+from gtalign_jax.remote.client import NO_KEY, AttemptFailed, open_client, post, redacted
 from gtalign_jax.remote.counters import Counters
 from gtalign_jax.remote.turns import Turn, Turns
 
 # A client looks through all its connections at every request: several small ones are faster than one big.
 _CONNECTIONS = 16
+_REASON_CHARS = 300
+_AWAY = ("connection", "http_502", "http_503", "http_504")  # kinds of failure while a server starts again
 LATE = "call_timeout"  # the kind of what was not answered within call_timeout_s
 
 # Those of each server, in endless rounds.
@@ -34,7 +36,8 @@ Clients = Sequence[Iterator[openai.AsyncOpenAI]]
 class PoolConfig:
     """in_flight: requests at a time. tries: attempts of a request. timeout_s: of one attempt; call_timeout_s:
     of a whole call of `post_all`. wait_s, max_wait_s: random exponential wait between attempts, and the
-    longest Retry-After obeyed.
+    longest Retry-After obeyed. patience_s: so long a request is tried on, beyond its tries, while servers are
+    away (no connection, 502, 503 or 504).
     """
 
     in_flight: int = 256
@@ -43,6 +46,7 @@ class PoolConfig:
     call_timeout_s: float = 3600.0
     wait_s: float = 0.5
     max_wait_s: float = 20.0
+    patience_s: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +62,7 @@ class Pool:
     config: PoolConfig
     turns: Turns
     counters: Counters
-    api_key: str = "none"
+    api_key: str = NO_KEY
     watch: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     second_opinion: bool = False
     trust: ssl.SSLContext = dataclasses.field(default_factory=ssl.create_default_context)
@@ -88,12 +92,16 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """A call without a result: kind, reason and server of its last attempt, and the seconds of them all."""
+    """A call without a result: kind, reason and server of its last attempt, and the seconds of them all.
+
+    retry: as in `AttemptFailed`; `again` where any of its attempts failed so.
+    """
 
     kind: str
     reason: str
     url: str = ""
     seconds: float = 0.0
+    retry: str = "again"
 
     def __str__(self) -> str:
         return f"{self.url}: {self.reason}" if self.url else self.reason
@@ -157,18 +165,25 @@ def _run_apart(run: Callable[[], Any]) -> None:
 
 
 async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
-    """The result after at most `tries` attempts, or `Failed`."""
+    """The result after at most `tries` attempts, more while a server is away, or `Failed`."""
     config, started = pool.config, time.monotonic()
     tried: list[int] = []
     refused: set[int] = set()  # who would say the same again
+    passing = False
 
     def worth(error: BaseException) -> bool:
         if not isinstance(error, AttemptFailed) or (error.retry == "never" and not pool.second_opinion):
             return False
         return error.retry == "again" or not pool.turns.usable <= refused
 
+    def enough(state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        away = isinstance(error, AttemptFailed) and error.kind in _AWAY
+        patient = away and time.monotonic() - started < config.patience_s
+        return state.attempt_number >= config.tries and not patient
+
     tries = tenacity.AsyncRetrying(
-        stop=tenacity.stop_after_attempt(config.tries),
+        stop=enough,
         wait=tenacity.wait_random_exponential(multiplier=config.wait_s, max=config.max_wait_s),
         retry=tenacity.retry_if_exception(worth),
         reraise=True,
@@ -185,9 +200,12 @@ async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
                 except AttemptFailed as failure:
                     if failure.retry != "again":
                         refused.add(turn.server)
+                    passing |= failure.retry == "again"
                     raise
     except AttemptFailed as failure:
-        return Failed(failure.kind, failure.reason, pool.urls[tried[-1]], time.monotonic() - started)
+        reason = redacted(failure.reason, [pool.api_key])[:_REASON_CHARS]
+        url, seconds = pool.urls[tried[-1]], time.monotonic() - started
+        return Failed(failure.kind, reason, url, seconds, "again" if passing else failure.retry)
 
 
 async def _attempt(pool: Pool, client: openai.AsyncOpenAI, turn: Turn, call: Call, started: float) -> Any:

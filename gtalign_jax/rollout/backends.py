@@ -53,10 +53,7 @@ class CompletionTerms:
 
 
 def completion_call(terms: CompletionTerms, prompt: Sequence[int], count: int, seed: int) -> Call:
-    """The request for `count` samples of a prompt; its answer is read as a list of `Completion`.
-
-    UserError where the sampling settings cannot be expressed in the server's protocol.
-    """
+    """The request for `count` samples of a prompt; its answer is read as a list of `Completion`."""
     prompt = [int(i) for i in prompt]
     if terms.kind == "sglang":
         body = _sglang_body(terms, prompt, seed)
@@ -65,16 +62,44 @@ def completion_call(terms: CompletionTerms, prompt: Sequence[int], count: int, s
     return Call("/v1/completions", body, lambda answer: _read_choices(terms, answer.json, prompt, count))
 
 
-def reload_calls(kind: str, folder: str) -> list[Call]:
-    """The requests, in order, after which a server holds the weights in `folder`."""
+def check_sampling(kind: str, sampling: SamplingConfig) -> None:
+    """ValueError for settings that this kind of server does not know, or filters by in another order.
+
+    vLLM applies min-p before top-k and top-p: its tokens would be drawn from another distribution than ours,
+    and its log-probabilities would be of that one.
+    """
+    if kind == "openai":
+        for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
+            if getattr(sampling, name) != off:
+                raise ValueError(f"sampling.{name}: not in the OpenAI protocol; use config.engine.kind=vllm")
+    elif sampling.min_p > 0 and not sampling.greedy and (sampling.top_k or sampling.top_p < 1):
+        raise ValueError(
+            f"sampling.min_p={sampling.min_p:g}: {kind} filters in another order than the trainer with top_k "
+            "or top_p beside it; set min_p alone or to 0, or use config.engine.kind=embedded"
+        )
+
+
+def one_by_one(kind: str, sampling: SamplingConfig) -> bool:
+    """Whether the samples of a group are requests of their own: SGLang gives a request one seed, and vLLM
+    refuses several greedy samples."""
+    return kind == "sglang" or sampling.greedy
+
+
+def reload_calls(kind: str, folder: str) -> list[tuple[Call, ...]]:
+    """The steps, in order, after which a server holds the weights in `folder`; of a step's requests the first
+    one counts that the server knows."""
     if kind == "vllm":
-        # Reads the folder the server was started from; what is cached belongs to the old weights.
+        # A vLLM that does not know weights_path reads the folder it was started from.
+        reload = {"method": "reload_weights"}
         return [
-            Call("/collective_rpc", {"method": "reload_weights"}, _not_refused),
-            Call("/reset_prefix_cache", {}, _not_refused),
+            (
+                Call("/collective_rpc", reload | {"kwargs": {"weights_path": folder}}, _not_refused),
+                Call("/collective_rpc", reload, _not_refused),
+            ),
+            (Call("/reset_prefix_cache", {}, _not_refused),),  # what is cached belongs to the old weights
         ]
     if kind == "sglang":
-        return [Call("/update_weights_from_disk", {"model_path": folder}, _read_success)]
+        return [(Call("/update_weights_from_disk", {"model_path": folder}, _read_success),)]
     raise UserError(f"config.engine.kind={kind!r}: such a server takes no new weights; use vllm or sglang")
 
 
@@ -93,9 +118,6 @@ def _openai_body(terms: CompletionTerms, prompt: list[int], count: int, seed: in
     if terms.stops:
         body["stop"] = list(terms.stops)
     if terms.kind == "openai":
-        for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
-            if getattr(sampling, name) != off:
-                raise UserError(f"sampling.{name}: not in the OpenAI protocol; use config.engine.kind=vllm")
         return body
     # All are said, because the server would else take the model folder's generation_config.json.
     return body | {
@@ -234,7 +256,7 @@ def _not_refused(answer: Answer) -> bool:
 def _taken(said: Any) -> bool:
     if not isinstance(said, dict) or said.get("success") is not True:
         why = said.get("message") if isinstance(said, dict) else said
-        raise AttemptFailed("reload", f"the weights were not taken: {str(why)[:160]}")
+        raise AttemptFailed("reload", f"the weights were not taken: {why}")
     return True
 
 

@@ -10,26 +10,38 @@ in every update (`sampler/gap`, `kl/sampler`) and corrected when `algorithm.is_c
 """
 
 import collections
+import dataclasses
 import logging
 import pathlib
+import zlib
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import UserError, naming
 from gtalign_jax.mesh import processes
 from gtalign_jax.models import hf, lora
 from gtalign_jax.remote.pool import Call, Failed, post_all
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.backends import Completion, CompletionTerms, completion_call, reload_calls
+from gtalign_jax.rollout.backends import (
+    Completion,
+    CompletionTerms,
+    check_sampling,
+    completion_call,
+    one_by_one,
+    reload_calls,
+)
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Ending, Request
+from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.rollout.servers import Server, make_pool
 from gtalign_jax.types import Completions, PromptBatch, PyTree, Rollout
 
 log = logging.getLogger(__name__)
+
+_PROBE_TOKENS = 8
 
 
 def rollout(server: Server, engine: Engine, params: PyTree, request: Request) -> Rollout:
@@ -40,7 +52,7 @@ def rollout(server: Server, engine: Engine, params: PyTree, request: Request) ->
     it stops there; without them it writes on and the row is cut here. seeds [P, G] int32: default from
     (key, first_row + p) and g. Samples of failed requests have length 0 and are not finished, and the
     reasons are logged. Raises UserError when no request at all was answered, and for a constraint, whose
-    log-probabilities no server returns.
+    log-probabilities no server returns, and for sampling that the server does otherwise (`check_sampling`).
     """
     del params
     if request.constraint is not None:
@@ -48,12 +60,14 @@ def rollout(server: Server, engine: Engine, params: PyTree, request: Request) ->
             "config.engine.kind: no server reports log-probabilities under the grammar; use the embedded "
             "engine, or switch the grammar off"
         )
+    with naming(""):
+        check_sampling(server.config.kind, engine.sampling)
     request = request.replace(prompts=jax.device_get(request.prompts))
     seeds, ending = _seeds(request), request.ending
     if request.stops and ending is None:
         ending = engine_lib.make_ending(engine, request.stops)
     terms = _terms(server, engine, request, ending)
-    whole_groups = request.seeds is None and terms.kind != "sglang"
+    whole_groups = request.seeds is None and not one_by_one(terms.kind, terms.sampling)
     answers = processes.all_gather(_completions(server, terms, request.prompts, seeds, whole_groups))
     rows: list[Completion | Failed] = sum(answers, [])
     _report(server, rows)
@@ -174,15 +188,26 @@ def _cut(ids: Sequence[int], ending: Ending | None) -> tuple[int, bool]:
 def push_weights(server: Server, params: PyTree, engine: Engine, folder: pathlib.Path) -> int:
     """Write the model, adapters merged, as the HF folder `folder`, atomically, and have every server load it.
 
-    The servers must see the same path; vLLM must have been started from it. Returns how many took the
-    weights; the others get no more requests until a later push succeeds with them. UserError when none did.
-    Every process of a run calls this.
+    The servers must see the same path; an older vLLM must have been started from it. Returns how many took
+    the weights; the others get no more requests until a later push succeeds with them. UserError when none
+    did. A server that says it took other weights than the last and then answers a probe as before is warned
+    of and counted as `unmoved`. Every process of a run calls this.
     """
     generation = {"eos_token_id": list(engine.eos_ids), "pad_token_id": engine.tokenizer.pad_token_id}
-    merged = lora.merged(params)
-    hf.save_params(merged, engine.model_config, folder, tokenizer=engine.tokenizer, generation=generation)
-    calls = reload_calls(server.config.kind, str(folder))
-    failures = processes.from_main(lambda: [_reload(server, url, calls) for url in server.pool.urls])
+    merged, config = lora.merged(params), engine.model_config
+    hf.save_params(merged, config, folder, tokenizer=engine.tokenizer, generation=generation, tied_head=True)
+    probe = _probe(server, engine)
+
+    def reload_all() -> list[Failed | None]:
+        asked = probe if server.given.differs(_digest(folder)) else []
+        hasty = dataclasses.replace(server, config=dataclasses.replace(server.config, patience_s=0.0))
+        failures = [_reload(hasty, url, folder, asked) for url in server.pool.urls]
+        for i, url in enumerate(server.pool.urls):
+            if all(failures):  # the run cannot go on before one of them is back
+                failures[i] = _reload(server, url, folder, asked)
+        return failures
+
+    failures = processes.from_main(reload_all)
     usable = frozenset(i for i, failed in enumerate(failures) if failed is None)
     server.pool.turns.usable = usable
     first = next((failed for failed in failures if failed is not None), None)
@@ -194,11 +219,46 @@ def push_weights(server: Server, params: PyTree, engine: Engine, folder: pathlib
     return len(usable)
 
 
-def _reload(server: Server, url: str, calls: Sequence[Call]) -> Failed | None:
-    """Why this server does not hold the new weights, or None when it does."""
+def _reload(server: Server, url: str, folder: pathlib.Path, probe: Sequence[Call]) -> Failed | None:
+    """Why this server does not hold the new weights, or None when it does, as far as it says.
+
+    probe: requests whose answers should now be others.
+    """
     alone = make_pool((url,), server.config, server.pool.api_key)
-    for call in calls:
-        (answer,) = post_all(alone, [call])
+    before = post_all(alone, probe)
+    for step in reload_calls(server.config.kind, str(folder)):
+        for call in step:
+            (answer,) = post_all(alone, [call])
+            if not isinstance(answer, Failed) or not answer.kind.startswith("http_"):
+                break
         if isinstance(answer, Failed):
             return answer
+    answered = before and not any(isinstance(answer, Failed) for answer in before)
+    if answered and post_all(alone, probe) == before:
+        server.pool.counters.add("unmoved")
+        log.warning(
+            "%s says that it loaded %s, but its log-probabilities are those of before to the last digit: "
+            "start it from that folder (a very small learning rate may be the cause too)",
+            url,
+            folder,
+        )
     return None
+
+
+def _probe(server: Server, engine: Engine) -> list[Call]:
+    """A few greedy continuations, whose log-probabilities move with any change of the weights."""
+    greedy = dataclasses.replace(engine, sampling=GREEDY)
+    batch = PromptBatch(np.zeros((1, 1), np.int32), np.ones(1, np.int32))
+    terms = _terms(server, greedy, Request(batch, jax.random.key(0), 1, _PROBE_TOKENS), None)
+    ids = [int(i) for i in np.arange(16) * 31 % engine.model_config.vocab_size]
+    return [completion_call(terms, ids[i : i + 4], 1, 0) for i in range(0, 16, 4)]
+
+
+def _digest(folder: pathlib.Path) -> int:
+    """Of the weights in an HF folder: a checksum, fast enough for a look at every push."""
+    digest = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest = zlib.crc32(block, digest)
+    return digest

@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from gtalign_jax.errors import naming
 from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import external, grammar, servers
 from gtalign_jax.rollout import generate as generate_lib
+from gtalign_jax.rollout.backends import check_sampling
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine, make_constraint, prompt_batch
 from gtalign_jax.rollout.grammar import BlockLimits, Constraint
@@ -66,6 +68,9 @@ class Generator:
 def make_generator(config: EngineConfig, engine: Engine, workdir: pathlib.Path) -> Generator:
     """The generator of a run; nothing is sent to a server yet. UserError for a config that cannot work."""
     server = None if config.kind == EMBEDDED else servers.connect(config)
+    if server is not None:
+        with naming("config."):
+            check_sampling(config.kind, engine.sampling)
     write = generate_lib.rollout if server is None else functools.partial(external.rollout, server)
     constraint = make_constraint(engine, config.limits) if config.grammar else None
     return Generator(write, server, constraint, workdir / "engine")

@@ -13,7 +13,7 @@ EMBEDDED = "embedded"
 _AT_LEAST = {  # field → (smallest value, whether it may be that value)
     **{name: (1, True) for name in ("in_flight", "tries", "push_every")},
     **{name: (0, False) for name in ("timeout_s", "call_timeout_s")},
-    **{name: (0, True) for name in ("wait_s", "max_wait_s", "rest_s")},
+    **{name: (0, True) for name in ("wait_s", "max_wait_s", "patience_s", "rest_s")},
 }
 
 
@@ -27,6 +27,7 @@ class ServerConfig(PoolConfig):
     of the weights. api_key_env: environment variable with the key, empty for none.
     """
 
+    patience_s: float = 300.0
     rest_s: float = 15.0
     kind: str = EMBEDDED
     endpoints: tuple[str, ...] = ()
@@ -41,14 +42,27 @@ class ServerConfig(PoolConfig):
         check_urls(self.endpoints, "endpoints", "http://host:8000")
 
 
+class Given:
+    """What the servers were last given by this process. digest: of the weights, None for nothing yet."""
+
+    digest: int | None = None
+
+    def differs(self, digest: int) -> bool:
+        """Whether these weights are others than the last; from now on they are the last."""
+        before, self.digest = self.digest, digest
+        return before not in (None, digest)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Server:
     """Servers that hold the same model. pool: how they fare, and counters (`pool.numbers()`): requests,
-    attempts, retries, failed, failed/KIND, tokens, pushes.
+    attempts, retries, failed, failed/KIND, tokens, pushes, unmoved (a push after which a server's answers
+    were the same as before it).
     """
 
     config: ServerConfig
     pool: Pool
+    given: Given = dataclasses.field(default_factory=Given)
 
 
 def connect(config: ServerConfig) -> Server:

@@ -9,6 +9,9 @@ import numpy as np
 
 Record = Mapping[str, Any]  # a line of metrics.jsonl: phase, step and numbers; None stands for not finite
 
+_ROUNDING = 1e-3  # nats, which sampler and trainer may differ by without being different models
+_LOSS_NOISE = 0.3  # nats, which the losses of two batches may differ by
+
 
 @dataclasses.dataclass(frozen=True)
 class HealthConfig:
@@ -18,6 +21,9 @@ class HealthConfig:
     share of the phase's first window; both must be undercut. format_floor: format rate, after it was at
     least format_healthy once. missing_limit: share of samples without a verdict. flat_limit: share of
     groups without reward variance. nonfinite_patience: non-finite steps in a row that stop the run.
+    gap_limit: difference of the sampler's and the trainer's log-probabilities, nats; gap_growth: how many
+    times its value in the first window, once it is no rounding error. sft_growth: how many times its first
+    value the cold-start loss may be.
     """
 
     window: int = 5
@@ -29,6 +35,9 @@ class HealthConfig:
     missing_limit: float = 0.5
     flat_limit: float = 0.95
     nonfinite_patience: int = 3
+    gap_limit: float = 0.02
+    gap_growth: float = 100.0
+    sft_growth: float = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +108,8 @@ def _active(records: Sequence[Record], i: int, best_format: float, config: Healt
         "format": _format(best_format, window, config),
         "judge": _judge(window, config),
         "flat": _flat(window, config),
+        "gap": _gap(records[: config.window], window, config),
+        "sft": _sft(records[0], records[i], config),
     }
     return {kind: message for kind, message in found.items() if message}
 
@@ -181,3 +192,27 @@ def _flat(window: Sequence[Record], config: HealthConfig) -> str:
     if len(window) < config.window or not flat > config.flat_limit:
         return ""
     return f"{flat:.0%} of the groups have equal rewards: nothing is learned; sample hotter or harder prompts"
+
+
+def _gap(first: Sequence[Record], window: Sequence[Record], config: HealthConfig) -> str:
+    now, start = _mean(window, "sampler/gap"), _mean(first, "sampler/gap")
+    climbs = now > max(config.gap_growth * start, _ROUNDING)
+    if not (now > config.gap_limit or climbs):
+        return ""
+    if _mean(window, "engine/pushes") > 0 or _mean(window, "engine/requests") > 0:
+        cause = "a server does not follow the weights, or computes otherwise: start it from RUN/engine, with "
+        cause += "--logprobs-mode processed_logprobs, or set algorithm.is_cap"
+    else:
+        cause = "the sampler is not the policy: with align.overlap use a smaller learning rate or "
+        cause += "algorithm.is_cap, and without sampling filters such as top_k"
+    return f"sampler/gap went from {start:.2g} to {now:.2g} nats per token: {cause}"
+
+
+def _sft(first: Record, record: Record, config: HealthConfig) -> str:
+    start, now = (r.get("loss/sft") for r in (first, record))
+    if start is None or now is None or not now > max(config.sft_growth * start, start + _LOSS_NOISE):
+        return ""
+    return (
+        f"the loss rose from {start:.2f} to {now:.2f} nats per token: the model loses what it knew; "
+        "use a smaller config.sft_optimizer.lr (1e-5 for a pretrained model, 1e-3 for one from scratch), or warmup"
+    )

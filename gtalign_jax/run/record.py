@@ -11,9 +11,15 @@ from gtalign_jax import config as config_lib
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
+from gtalign_jax.remote.client import redacted_value
 
 # Section → fields that runs once recorded, that nothing was read from, and that no longer exist.
 RETIRED = {"model": ("attention", "decode_layout", "param_dtype")}
+# Section → fields that runs of before do not have, with the value they then had or have now.
+ADDED = {
+    "engine": {"patience_s": 300.0},
+    "health": {"gap_limit": 0.02, "gap_growth": 100.0, "sft_growth": 2.0},
+}
 
 
 def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -35,11 +41,14 @@ def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
 
 
 def _recorded(path: pathlib.Path) -> dict[str, Any]:
-    """The fields of a `config.json`, without those of RETIRED."""
+    """The fields of a `config.json`, without those of RETIRED and with those of ADDED."""
     config = json.loads(path.read_text())
     for section, fields in RETIRED.items():
         for field in fields:
             config.get(section, {}).pop(field, None)
+    for section, values in ADDED.items():
+        if section in config:
+            config[section] = values | config[section]
     return config
 
 
@@ -49,7 +58,7 @@ def _differences(old: dict, new: dict, prefix: str = "config") -> Iterator[str]:
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, f"{prefix}.{key}")
         elif a != b:
-            yield f"{prefix}.{key} ({a!r}, now {b!r})"
+            yield f"{prefix}.{key} ({redacted_value(a)!r}, now {redacted_value(b)!r})"
 
 
 def read_config_json(workdir: pathlib.Path) -> ml_collections.ConfigDict:

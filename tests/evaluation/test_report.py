@@ -146,3 +146,10 @@ def test_ticks_are_round_and_inside():
 def test_the_template_folder_ships_with_the_package():
     page = pathlib.Path(svg.__file__).parent / "page"
     assert {p.name for p in page.iterdir()} == {"page.html", "page.js", "style.css"}
+
+
+def test_credentials_that_a_run_recorded_are_not_on_the_page(tmp_path):
+    recorded = {"judge": {"endpoints": ["http://user:hunter2@host/v1", "http://host/v1?api_key=hunter2"]}}
+    (tmp_path / "config.json").write_text(json.dumps(recorded))
+    page = write_report(tmp_path).read_text()
+    assert "***@host/v1" in page and "hunter2" not in page

@@ -188,7 +188,8 @@ def test_what_one_server_lacks_is_asked_of_those_that_did_not_say_so(serve):
 
 def test_what_is_refused_for_good_is_asked_elsewhere_by_who_wants_a_second_opinion(serve):
     network = serve(script(TOO_LONG))
-    assert post_all(make_pool(3), calls(1)) == [Failed("http_400", "http 400", A, pytest.approx(0, abs=5))]
+    took = pytest.approx(0, abs=5)
+    assert post_all(make_pool(3), calls(1)) == [Failed("http_400", "http 400", A, took, "never")]
     network = serve(script(TOO_LONG, "good"))
     assert post_all(make_pool(3, second_opinion=True), calls(1)) == ["good"]
     assert network.seen == [A, B]
@@ -260,3 +261,38 @@ def test_from_inside_a_running_loop(serve):
         return post_all(make_pool(), calls(3))
 
     assert asyncio.run(inside()) == [0, 1, 2]
+
+
+def test_a_failure_says_whether_it_may_pass(serve):
+    serve(script(NO_MODEL, DOWN, NO_MODEL))
+    (failed,) = post_all(make_pool(2), calls(1))
+    assert (failed.reason, failed.retry) == ("http 404", "again")  # the other server was only down
+    serve(script(NO_MODEL, NO_MODEL))
+    assert post_all(make_pool(2), calls(1))[0].retry == "elsewhere"
+
+
+def test_patience_outlasts_a_server_that_is_away_and_nothing_else(serve):
+    """Away for longer than its tries last; what is no absence is not waited for."""
+    started = time.monotonic()
+
+    def returns(url, body):
+        away = time.monotonic() - started < 0.4
+        return fail("connection") if away else "back"
+
+    network = serve(returns)
+    patient = make_pool(tries=2, wait_s=0.01, max_wait_s=0.02, patience_s=30.0)
+    assert post_all(patient, calls(3)) == ["back"] * 3
+    assert len(network.seen) > 9
+    for kind in ("http_500", "timeout", "misfit"):
+        network = serve(lambda url, body, kind=kind: fail(kind))
+        assert post_all(patient, calls(1))[0].kind == kind and len(network.seen) == 2
+
+
+def test_patience_ends(serve):
+    network = serve(lambda url, body: fail("http_503"))
+    started = time.monotonic()
+    (failed,) = post_all(make_pool(tries=2, wait_s=0.01, max_wait_s=0.02, patience_s=0.3), calls(1))
+    assert failed.kind == "http_503" and 0.25 < time.monotonic() - started < 5 and len(network.seen) > 2
+    network = serve(lambda url, body: fail("http_503"))
+    post_all(make_pool(tries=3), calls(1))
+    assert len(network.seen) == 3

@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning.logprobs import token_logprobs
@@ -22,8 +23,8 @@ from gtalign_jax.models.transformer import init_params
 from gtalign_jax.remote.client import AttemptFailed
 from gtalign_jax.remote.pool import Answer
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout import external, generate, servers
-from gtalign_jax.rollout.backends import CompletionTerms, completion_call
+from gtalign_jax.rollout import external, generate, generator, servers
+from gtalign_jax.rollout.backends import CompletionTerms, check_sampling, completion_call
 from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Request
@@ -93,6 +94,9 @@ class Model:
                     {"type": "stop", "matched": int(ids[-1])} if ended else {"type": "length", "length": N}
                 )
                 answer = {"text": "", "meta_info": {"output_token_logprobs": pairs, "finish_reason": reason}}
+            elif body.get("kwargs"):
+                self.params = hf.load_params(body["kwargs"]["weights_path"], self.engine.model_config)
+                answer = {"results": [None]}
             elif path == "/update_weights_from_disk":
                 self.params = hf.load_params(body["model_path"], self.engine.model_config)
                 answer = {"success": True, "message": "ok"}
@@ -209,17 +213,63 @@ def test_a_group_is_one_request_and_its_seed_comes_from_key_and_row(serve, engin
 
 def test_sampling_settings_reach_the_server(serve, engine, batch):
     url, model = serve()
-    sampling = SamplingConfig(temperature=0.7, top_k=9, top_p=0.9, min_p=0.01, repetition_penalty=1.1)
-    engine = dataclasses.replace(engine, sampling=sampling)
-    external.rollout(connect(url), engine, None, Request(batch, KEY, 1, N))
-    external.rollout(connect(url, kind="sglang"), engine, None, Request(batch, KEY, 1, N))
-    for path, body in model.seen:
-        said = body["sampling_params"] if path == "/generate" else body
-        for field in dataclasses.fields(sampling):
-            assert said[field.name] == getattr(sampling, field.name)
-        assert said["stop_token_ids"] == list(engine.eos_ids)
+    both = {"temperature": 0.7, "repetition_penalty": 1.1}
+    settings = [
+        SamplingConfig(**both, min_p=0.01),
+        SamplingConfig(**both, top_k=9),
+        SamplingConfig(top_p=0.9),
+    ]
+    for sampling in settings:
+        model.seen.clear()
+        engine = dataclasses.replace(engine, sampling=sampling)
+        external.rollout(connect(url), engine, None, Request(batch, KEY, 1, N))
+        external.rollout(connect(url, kind="sglang"), engine, None, Request(batch, KEY, 1, N))
+        for path, body in model.seen:
+            said = body["sampling_params"] if path == "/generate" else body
+            for field in dataclasses.fields(sampling):
+                assert said[field.name] == (getattr(sampling, field.name) or field.name == "top_k" and -1)
+            assert said["stop_token_ids"] == list(engine.eos_ids)
+    engine = dataclasses.replace(engine, sampling=settings[1])
     with pytest.raises(UserError, match="sampling.top_k: not in the OpenAI protocol"):
         external.rollout(connect(url, kind="openai"), engine, None, Request(batch, KEY, 1, N))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "name"),
+    [
+        ("vllm", {"min_p": 0.1, "top_k": 5}, "min_p"),
+        ("vllm", {"min_p": 0.1, "top_p": 0.9}, "min_p"),
+        ("sglang", {"min_p": 0.1, "top_p": 0.9}, "min_p"),
+        ("openai", {"min_p": 0.1}, "min_p"),
+    ],
+)
+def test_filters_that_a_server_applies_in_another_order_are_refused_at_the_start(
+    engine, batch, kind, fields, name, tmp_path
+):
+    mixed = dataclasses.replace(engine, sampling=SamplingConfig(**fields))
+    with pytest.raises(UserError, match=f"^sampling.{name}[:=]"):
+        external.rollout(connect("http://h", kind=kind), mixed, None, Request(batch, KEY, G, N))
+    config = generator.EngineConfig(kind=kind, endpoints=("http://h",), model="m")
+    with pytest.raises(UserError, match=f"^config.sampling.{name}[:=]"):
+        generator.make_generator(config, mixed, tmp_path)
+
+
+def test_filters_in_one_order_and_greedy_ones_are_taken():
+    check_sampling("vllm", SamplingConfig(top_k=5, top_p=0.9))
+    for kind in ("vllm", "sglang"):
+        check_sampling(kind, SamplingConfig(temperature=0.0, top_k=5, top_p=0.9, min_p=0.1))
+        for fields in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
+            check_sampling(kind, SamplingConfig(**fields))
+
+
+def test_a_greedy_group_is_one_request_a_sample(serve, engine, params, batch):
+    """vLLM refuses n > 1 without a temperature."""
+    url, model = serve()
+    model.engine = greedy = dataclasses.replace(engine, sampling=SamplingConfig(temperature=0.0))
+    model.spoil = lambda p, b, a: a if b["temperature"] or b["n"] == 1 else (400, {}, "n must be 1")
+    got = external.rollout(connect(url), greedy, None, Request(batch, KEY, G, N))
+    assert_same(got, jax.device_get(generate.rollout(greedy, params, Request(batch, KEY, G, N))))
+    assert [body["n"] for _, body in model.seen] == [1] * 6
 
 
 def test_rows_are_cut_at_the_token_that_completes_a_stop_string(serve, engine, params, batch, embedded):
@@ -391,6 +441,26 @@ def test_when_nothing_came_back_the_run_ends_with_the_reason(serve, engine, batc
         external.rollout(late, engine, None, Request(batch, KEY, G, N))
 
 
+def test_a_key_that_a_server_repeats_is_in_no_reason(
+    serve, engine, params, batch, tmp_path, monkeypatch, caplog
+):
+    """In a refusal, in an answer that does not fit, and in the word for weights that are not taken."""
+    monkeypatch.setenv("ENGINE_KEY", "sk-not-for-others")
+    url, model = serve()
+    server = connect(url, api_key_env="ENGINE_KEY", tries=1)
+    for spoil in (http_error(401, "your key sk-not-for-others"), change(finish_reason="sk-not-for-others")):
+        model.spoil = spoil
+        with pytest.raises(UserError, match=r"none of .*\*\*\*") as error:
+            external.rollout(server, engine, None, Request(batch, KEY, G, N))
+        assert "sk-not" not in str(error.value)
+    said = {"success": False, "message": "x" * 150 + "sk-not-for-others"}
+    model.spoil = lambda p, b, a: said if "update" in p else a
+    server = connect(url, kind="sglang", api_key_env="ENGINE_KEY", tries=1)
+    with pytest.raises(UserError, match=r"xxx\*\*\*") as error:
+        external.push_weights(server, params, engine, tmp_path / "engine")
+    assert "sk-not" not in str(error.value) + caplog.text
+
+
 def test_a_constraint_is_refused(engine, batch):
     with pytest.raises(UserError, match="no server reports log-probabilities under the grammar"):
         external.rollout(connect("http://h"), engine, None, Request(batch, KEY, G, N, constraint=object()))
@@ -439,10 +509,78 @@ def test_pushed_weights_are_those_that_answer(serve, engine, batch, tmp_path, ca
 
 def test_vllm_reloads_and_forgets_what_it_cached(serve, engine, params, tmp_path):
     url, model = serve()
-    external.push_weights(connect(url), params, engine, tmp_path / "engine")
-    assert model.seen == [("/collective_rpc", {"method": "reload_weights"}), ("/reset_prefix_cache", {})]
+    folder = tmp_path / "engine"
+    external.push_weights(connect(url), params, engine, folder)
+    reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+    assert model.seen == [("/collective_rpc", reload), ("/reset_prefix_cache", {})]
     model.spoil = http_error(404, "Not Found")
     with pytest.raises(UserError, match="no server loaded .*http 404"):
-        external.push_weights(connect(url), params, engine, tmp_path / "engine")
+        external.push_weights(connect(url), params, engine, folder)
     with pytest.raises(UserError, match="takes no new weights"):
-        external.push_weights(connect(url, kind="openai"), params, engine, tmp_path / "engine")
+        external.push_weights(connect(url, kind="openai"), params, engine, folder)
+
+
+def fresh_params(engine, seed):
+    return jax.jit(init_params, static_argnums=1)(jax.random.key(seed), engine.model_config)
+
+
+def test_vllm_that_was_started_from_another_folder_takes_the_weights(serve, engine, batch, tmp_path, caplog):
+    """It is told the path; that its answers move is seen at the second push."""
+    url, model = serve()
+    server = connect(url)
+    for seed in (9, 10):
+        fresh = fresh_params(engine, seed)
+        want = jax.device_get(generate.rollout(engine, fresh, Request(batch, KEY, G, N, seeds=SEEDS)))
+        external.push_weights(server, fresh, engine, tmp_path / "engine")
+        assert_same(external.rollout(server, engine, None, Request(batch, KEY, G, N, seeds=SEEDS)), want)
+    assert server.pool.numbers()["pushes"] == 2 and "unmoved" not in server.pool.numbers()
+    assert not caplog.records
+
+
+def test_weights_that_never_follow_are_loudly_warned_of(serve, engine, params, tmp_path, caplog):
+    """A vLLM that knows no weights_path: it answers 200 and reads its own folder again. Equal weights and a
+    first push, after which nothing is known, are no reason to warn."""
+    url, model = serve()
+    folder = tmp_path / "engine"
+    unknown = "reload_weights() got an unexpected keyword argument"
+    model.answer = lambda path, body, answer=model.answer: (
+        (400, {}, unknown) if "kwargs" in body else answer(path, body)
+    )
+    server = connect(url, tries=1)
+    with caplog.at_level(logging.WARNING):
+        for tree in (params, params):
+            external.push_weights(server, tree, engine, folder)
+        assert not caplog.records and "unmoved" not in server.pool.numbers()
+        external.push_weights(server, fresh_params(engine, 9), engine, folder)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert url in line and "start it from that folder" in line and str(folder) in line
+    assert server.pool.numbers()["unmoved"] == 1
+
+
+def test_pushed_folders_hold_the_head_of_tied_embeddings(serve, engine, params, tmp_path):
+    """vLLM keeps a head of its own on a CPU; an export stays as transformers would write it."""
+    assert engine.model_config.tie_embeddings
+    url, _ = serve()
+    external.push_weights(connect(url), params, engine, tmp_path / "engine")
+    hf.save_params(params, engine.model_config, tmp_path / "export")
+    pushed, exported = (load_file(tmp_path / n / "model.safetensors") for n in ("engine", "export"))
+    assert set(pushed) - set(exported) == {"lm_head.weight"}
+    np.testing.assert_array_equal(pushed["lm_head.weight"], pushed["model.embed_tokens.weight"])
+    again = hf.load_params(tmp_path / "engine", engine.model_config)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_servers_that_are_away_for_a_while_end_no_run(serve, engine, params, batch, tmp_path):
+    """In a rollout, and in a hand-over, for which one of two that is back is enough."""
+    url, model = serve()
+    server = connect(url, "http://127.0.0.1:9", tries=1, patience_s=20.0, rest_s=0.01)
+    until = time.monotonic() + 0.5
+    model.spoil = lambda p, b, a: (503, {}, "starting") if time.monotonic() < until else a
+    got = external.rollout(server, engine, None, Request(batch, KEY, G, N))
+    assert (got.completions.length > 0).all()
+    until = time.monotonic() + 0.5
+    assert external.push_weights(server, params, engine, tmp_path / "engine") == 1
+    impatient = connect(url, tries=1, patience_s=0.0)
+    until = time.monotonic() + 5
+    with pytest.raises(UserError, match="503"):
+        external.rollout(impatient, engine, None, Request(batch, KEY, G, N))

@@ -85,3 +85,35 @@ def test_phases_are_judged_apart():
 
 def _only(findings):
     return {f.phase for f in findings}
+
+
+def test_a_gap_that_climbs_is_found_though_it_is_small():
+    """vLLM with an old head: 6e-7 to 0.022 in five steps."""
+    gaps = [6e-7, 1.2e-6, 2e-3, 9e-3, 2.2e-2, 2.3e-2]
+    (finding,) = scan(_run(6, sampler__gap=gaps.__getitem__), CONFIG)
+    assert (finding.kind, finding.step, finding.stop) == ("gap", 2, False)
+    assert "6e-07" not in finding.message and "9e-07 to 0.001 nats" in finding.message
+    assert "align.overlap" in finding.message
+    (served,) = scan(_run(6, sampler__gap=gaps.__getitem__, engine__requests=lambda s: 8), CONFIG)
+    assert "RUN/engine" in served.message
+
+
+def test_a_gap_above_its_limit_is_found_and_rounding_is_not():
+    assert _kinds(_run(6, sampler__gap=lambda s: 0.03)) == [("gap", 0)]
+    assert _kinds(_run(6, sampler__gap=lambda s: 0.015)) == []
+    assert _kinds(_run(6, sampler__gap=lambda s: 1e-7 if s < 3 else 9e-4)) == []
+    assert _kinds(_run(6, sampler__gap=lambda s: None if s == 3 else 1e-7)) == [("nonfinite", 3)]
+
+
+def _sft_run(*losses):
+    return [{"phase": "sft", "step": s, "time": 0.0, "loss/sft": loss} for s, loss in enumerate(losses)]
+
+
+def test_an_sft_loss_far_above_its_first_value_is_found():
+    """A learning rate for models from scratch on a pretrained one."""
+    (finding,) = scan(_sft_run(1.09, 1.9, 3.03), CONFIG)
+    assert (finding.kind, finding.step, finding.stop) == ("sft", 2, False)
+    assert "1.09 to 3.03" in finding.message and "sft_optimizer.lr" in finding.message
+    assert scan(_sft_run(7.0, 3.0, 1.0, 1.9, 0.5), CONFIG) == ()
+    assert scan(_sft_run(1.0, 1.6, 0.7, 1.4), CONFIG) == ()
+    assert scan(_sft_run(0.1, 0.25, 0.1), CONFIG) == ()

@@ -6,7 +6,7 @@ import pytest
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.errors import UserError
-from gtalign_jax.run.record import RETIRED, check_config, read_config_json, write_config
+from gtalign_jax.run.record import ADDED, RETIRED, check_config, read_config_json, write_config
 from gtalign_jax.run.settings import make_settings
 
 OLD_MODEL = {"attention": "splash", "decode_layout": "rows", "param_dtype": "float32"}
@@ -72,3 +72,23 @@ def test_the_start_says_how_its_model_is_computed():
     assert (runtime.param_dtype, runtime.scan_layers) == ("float32", False)  # as the quickstart says
     with pytest.raises(UserError, match="^config.start.remat='half': must be one of none, dots, full$"):
         make_settings(config("--config.start.remat=half"))
+
+
+def test_credentials_of_an_old_run_are_not_repeated(tmp_path):
+    fields = config().to_dict()
+    fields["judge"]["endpoints"] = ["http://user:hunter2@host/v1"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"config.judge.endpoints .*\*\*\*@host") as error:
+        check_config(config(), tmp_path)
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_run_from_before_a_field_was_added_goes_on_with_its_default(tmp_path):
+    fields = config().to_dict()
+    for section, values in ADDED.items():
+        assert values == {name: fields[section].pop(name) for name in values}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    check_config(config(), tmp_path)
+    assert make_settings(read_config_json(tmp_path)) == make_settings(config())
+    with pytest.raises(UserError, match="another config.engine.patience_s"):
+        check_config(config("--config.engine.patience_s=9.0"), tmp_path)

@@ -22,6 +22,7 @@ from gtalign_jax.evaluation.report import curves, figures, svg
 from gtalign_jax.evaluation.report.recorded import RecordedRun, load_run, newest_rollouts
 from gtalign_jax.evaluation.report.samples import count_lines, pick_samples, steering_examples
 from gtalign_jax.game.moves import ACTIONS, USER_MOVES
+from gtalign_jax.remote.client import redacted_value
 from gtalign_jax.run.health import HealthConfig, scan
 
 PAGE = pathlib.Path(__file__).parent / "page"
@@ -200,7 +201,7 @@ def _cell(e: Estimate) -> dict[str, str]:
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """The config as groups of (key, value) lines; values outside a group come first, as `run`."""
-    loose = [(k, json.dumps(v, ensure_ascii=False)) for k, v in config.items() if not isinstance(v, Mapping)]
+    loose = [(k, _shown(v)) for k, v in config.items() if not isinstance(v, Mapping)]
     groups = [(k, list(_flat(v))) for k, v in config.items() if isinstance(v, Mapping)]
     return ([("run", loose)] if loose else []) + [(k, rows) for k, rows in groups if rows]
 
@@ -211,5 +212,10 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(inner, Mapping):
             rows += _flat(inner, f"{prefix}{key}.")
         else:
-            rows.append((f"{prefix}{key}", json.dumps(inner, ensure_ascii=False)))
+            rows.append((f"{prefix}{key}", _shown(inner)))
     return rows
+
+
+def _shown(value: Any) -> str:
+    """A value of the config as JSON; a run of before may have recorded credentials in a URL."""
+    return json.dumps(redacted_value(value), ensure_ascii=False)

@@ -1,6 +1,7 @@
 """A judge behind any OpenAI-compatible server: `make_http_judge(config)` is a `Judge`.
 
-Server trouble becomes `Verdict(None, reason)`; only a mistake in the config raises, and at once.
+Server trouble becomes `Verdict(None, reason)`; only a mistake in the config raises: at once, or when the
+servers refuse all that they are asked for a reason that will not pass.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from gtalign_jax.rewards.judges.cache import TextCache, prompt_key
 from gtalign_jax.rewards.judges.rubrics import Prompt, consistency_prompt, judge_prompt
 from gtalign_jax.rewards.judges.verdict import Scale, read_on_scale
 
+_FEW = 8
 _AT_LEAST = {  # field → (smallest value, whether it may be that value)
     **{name: (1, True) for name in ("concurrency", "tries", "max_tokens", "skip_after")},
     **{name: (0, False) for name in ("timeout_s", "call_timeout_s", "top_p")},
@@ -75,7 +77,8 @@ def make_http_judge(config: HttpJudgeConfig, stats: Counters | None = None) -> J
     """A judge over HTTP: `judge(requests) -> verdicts`, in order, from any thread.
 
     stats: where this judge counts (docs/judges.md); read it with `stats.numbers()`. Equal requests in a call
-    are asked once. Raises UserError on a config that cannot work.
+    are asked once. Raises UserError on a config that cannot work; a call raises it when all its requests
+    were refused and no other try could help (a wrong key, model or path).
     """
     opened = _open(config, stats or Counters())
 
@@ -129,6 +132,7 @@ def _judge_all(judge: _HttpJudge, prompts: Sequence[Prompt]) -> list[Verdict]:
     fresh = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in known}
     calls = [_call(judge, key, prompt) for key, prompt in fresh.items()]
     results = post_all(judge.pool, calls)
+    _check_not_refused(results)
     asked = {key: _verdict(judge, result) for key, result in zip(fresh, results, strict=True)}
     verdicts = known | asked
     stats = judge.pool.counters
@@ -144,6 +148,21 @@ def _judge_all(judge: _HttpJudge, prompts: Sequence[Prompt]) -> list[Verdict]:
     stats.add("scored", sum(verdicts[key].score is not None for key in keys))
     stats.peak("cache_errors", judge.cache.errors if judge.cache else 0)
     return [verdicts[key] for key in keys]
+
+
+def _check_not_refused(results: Sequence[Verdict | Failed]) -> None:
+    """UserError when all was refused for good: nothing would be judged to the end of the run.
+
+    What is refused for its own sake (`http 400` for a prompt that is too long) needs to be more than a few.
+    """
+    refused = [r for r in results if isinstance(r, Failed) and r.retry != "again"]
+    if not refused or len(refused) < len(results):
+        return
+    if len(refused) >= _FEW or all(r.retry == "elsewhere" for r in refused):
+        raise UserError(
+            f"config.judge: all {len(refused)} requests were refused ({refused[0]}); "
+            "see config.judge.endpoints, model, extra_body and api_key_env"
+        )
 
 
 def _call(judge: _HttpJudge, key: str, prompt: Prompt) -> Call:

@@ -76,7 +76,9 @@ class FaultServer:
         fault = said.get("fault") or self.default
         if "flaky" in said and self.asks[name] == 1:
             fault = said["flaky"]
-        if fault:
+        if fault and fault.startswith("refused"):
+            send(writer, {"error": "not for you"}, f"{fault.removeprefix('refused')} Refused")
+        elif fault:
             await getattr(self, f"_{fault}")(writer)
         else:
             send(
@@ -106,6 +108,23 @@ class FaultServer:
 
     async def _http404(self, writer):
         send(writer, {"error": "no such model"}, "404 Not Found")
+
+    def _said(self):
+        """What came as Authorization."""
+        return " ".join(key.decode() for key in self.keys)
+
+    async def _echo401(self, writer):
+        send(writer, {"error": f"no such key: {self._said()}"}, "401 Unauthorized")
+
+    async def _echo400(self, writer):
+        send(writer, {"error": f"headers: {self._said()}"}, "400 Bad Request")
+
+    async def _echo503(self, writer):
+        send(writer, {"error": f"headers: {self._said()}"}, "503 Service Unavailable")
+
+    async def _echo_late(self, writer):
+        """The key begins within what a reason keeps and ends beyond it."""
+        send(writer, "x" * 145 + " " + self._said(), "400 Bad Request")
 
     async def _gzip200(self, writer):
         """Says that it is compressed, and is not."""

@@ -3,18 +3,20 @@
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import resource
 import socket
+import sqlite3
 import time
 
-import diskcache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.remote.counters import Counters
+from gtalign_jax.rewards.judges import cache
 from gtalign_jax.rewards.judges.base import JudgeRequest
 from gtalign_jax.rewards.judges.http import (
     ConsistencyRequest,
@@ -225,8 +227,9 @@ def test_only_texts_with_a_verdict_are_kept(server, tmp_path):
     judge = make_http_judge(config(server.url, cache_dir=str(tmp_path), tries=1), stats)
     verdicts = judge([ask(i, "prose" * (i % 2 == 0)) for i in range(5)])
     assert [v.score for v in verdicts] == [None, 1, None, 1, None]
-    kept = diskcache.Cache(str(tmp_path))
-    assert [r"\boxed{1}" in kept[key] for key in kept] == [True, True]
+    with contextlib.closing(sqlite3.connect(tmp_path / cache.FILE)) as file:
+        kept = [text for (text,) in file.execute("SELECT text FROM verdict")]
+    assert [r"\boxed{1}" in text for text in kept] == [True, True]
     numbers = stats.numbers()
     assert numbers["tokens_out"] == 7 * 5 and numbers["failed/no_verdict"] == 3
 
@@ -247,7 +250,7 @@ def test_a_broken_cache_is_a_miss(server, tmp_path):
     stats = Counters()
     judge = make_http_judge(config(server.url, cache_dir=str(tmp_path)), stats)
     judge([ask("a")])
-    for file in tmp_path.glob("cache.db*"):
+    for file in tmp_path.glob(f"{cache.FILE}*"):
         file.write_bytes(b"not a database" * 500)
     assert [v.score for v in judge([ask("a"), ask("b")])] == [1, 1]
     assert stats.numbers()["cache_errors"] > 0
@@ -332,6 +335,16 @@ def test_the_key_is_read_from_the_environment(server, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "secret")
     assert make_http_judge(config(server.url, api_key_env="JUDGE_KEY"))([ask("a")])[0].score == 1
     assert server.keys == {b"Bearer secret"}
+
+
+@pytest.mark.parametrize("fault", ["echo401", "echo400", "echo503", "echo_late"])
+def test_a_key_that_a_server_repeats_is_in_no_reason(server, monkeypatch, fault):
+    monkeypatch.setenv("JUDGE_KEY", "sk-not-for-others")
+    judge = make_http_judge(config(server.url, api_key_env="JUDGE_KEY", tries=1))
+    _, verdict = judge([ask("good"), ask("a", fault)])
+    assert verdict.reason.startswith("http ") and "sk-not" not in verdict.reason
+    assert "***" in verdict.reason or fault == "echo_late"
+    assert server.keys == {b"Bearer sk-not-for-others"}
 
 
 MIXTURE = st.lists(st.sampled_from(["", "http500", "reset", "prose", "half_json", "http400"]), max_size=12)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gtalign_jax.chain.prompt import format_chain
+from gtalign_jax.errors import UserError
 from gtalign_jax.rewards.features import FeatureConfig, extract
 from gtalign_jax.rewards.judges.http import HttpJudgeConfig, make_http_judge
 from gtalign_jax.rewards.mutual_welfare import RewardConfig, resolve_reward
@@ -65,3 +66,28 @@ def test_rewards_stay_finite_without_any_verdict(server, fault):
     reward = resolve_reward("cobb_douglas")(batch.features, RewardConfig())
     assert np.isfinite(np.asarray(reward.welfare)).all()
     assert not np.asarray(batch.features.valid).any()
+
+
+@pytest.mark.parametrize(("status", "count"), [(401, 1), (403, 5), (404, 5), (405, 5), (422, 8)])
+def test_what_is_refused_for_good_ends_the_run_with_the_reason(server, status, count):
+    """A passing outage goes on as before; a wrong key, model, path or field would never be judged."""
+    server.default = f"refused{status}"
+    texts = [completion(f"id={i}") for i in range(count)]
+    line = f"config.judge: all {count} requests were refused .http.*: http {status}: .*; see config.judge"
+    with pytest.raises(UserError, match=line) as error:
+        extract(texts, [Item()] * count, quick_judge(server), FeatureConfig(missing="drop"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_refusal_among_verdicts_or_of_a_few_odd_requests_ends_nothing(start_server):
+    server, lacking = start_server(), start_server()
+    texts = [completion(f"id={i} fault=refused401") for i in range(9)]
+    batch = extract([*texts, completion("id=good")], [Item()] * 10, quick_judge(server), FeatureConfig())
+    assert [v.score for v in batch.verdicts] == [None] * 9 + [1.0]
+    texts = [completion(f"id=long{i} fault=http400") for i in range(3)]
+    batch = extract(texts, [Item()] * 3, quick_judge(server), FeatureConfig())
+    assert {v.reason[:8] for v in batch.verdicts} == {"http 400"}
+    lacking.default, server.default = "refused404", "http500"
+    both = quick_judge(server, endpoints=(lacking.url, server.url), tries=3)
+    batch = extract([completion(f"id=b{i}") for i in range(9)], [Item()] * 9, both, FeatureConfig())
+    assert {v.reason[:8] for v in batch.verdicts} <= {"http 500", "http 404"}
