@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gtalign_jax.errors import INF, MAX_COUNT, in_range
+
 Record = Mapping[str, Any]  # a line of metrics.jsonl: phase, step and numbers; None stands for not finite
 
 
@@ -29,6 +31,12 @@ class HealthConfig:
     missing_limit: float = 0.5
     flat_limit: float = 0.95
     nonfinite_patience: int = 3
+
+    def __post_init__(self) -> None:
+        in_range(self, window=(1, MAX_COUNT), nonfinite_patience=(1, MAX_COUNT))
+        in_range(self, kl_limit=(0, INF), entropy_floor=(0, INF), entropy_fraction=(0, INF))
+        in_range(self, format_floor=(0, 1), format_healthy=(0, 1))
+        in_range(self, missing_limit=(0, INF), flat_limit=(0, INF))
 
 
 @dataclasses.dataclass(frozen=True)
