@@ -20,7 +20,7 @@ import numpy as np
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.evaluation.bootstrap import OVERALL, Estimate, bootstrap_means
+from gtalign_jax.evaluation.bootstrap import MIN_PROMPTS, OVERALL, Estimate, bootstrap_means
 from gtalign_jax.evaluation.published import pareto as published
 from gtalign_jax.game import pareto
 
@@ -223,12 +223,15 @@ def format_analysis(found: Mapping[str, Any]) -> str:
         lines += ["", f"{source} ({part['n']} inputs)", f"{'':<14}{'A':>26}{'B':>26}{'B - A':>28}"]
         for name, sides in part["metrics"].items():
             change = sides["change"]
-            mark = " *" if change["lo"] > 0 or change["hi"] < 0 else ""
+            enough = part["n"] >= MIN_PROMPTS
+            mark = " *" if enough and (change["lo"] > 0 or change["hi"] < 0) else ""
             lines.append(
                 f"{name:<14}{_cell(sides['a']):>26}{_cell(sides['b']):>26}{_cell(change, '+'):>28}{mark}"
             )
         shares = ", ".join(f"{name.replace('_', ' ')} {_cell(e)}" for name, e in part["pairs"].items())
         lines.append(f"pairs: {shares}")
+        if part["n"] < MIN_PROMPTS:
+            lines.append(f"fewer than {MIN_PROMPTS} inputs: too narrow intervals, no change is marked")
     return "\n".join(lines)
 
 

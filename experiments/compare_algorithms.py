@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
     optional = {"presets": "names, or module:function, after commas", "seeds": "numbers after commas"}
     config, flags = parse_command(argv, {"workdir": "folder of all runs"}, optional)
     presets = flags["presets"].split(",") if flags["presets"] else list(PRESETS)
+    _refuse_twice(presets, "presets")
     for name in presets:
         resolve_algorithm(name)  # a misspelt one is refused before hours of work
     seeds = _seeds(flags["seeds"] or "0,1,2")
@@ -145,9 +146,20 @@ def _cell(interval: Interval | None) -> str:
 
 def _seeds(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        seeds = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"--seeds={text}: give whole numbers after commas, such as 0,1,2") from error
+    if not all(0 <= seed < 2**63 for seed in seeds):
+        raise UserError(f"--seeds={text}: seeds are whole numbers from 0 to 2**63 - 1")
+    _refuse_twice(seeds, "seeds")
+    return seeds
+
+
+def _refuse_twice(names: Sequence[str | int], flag: str) -> None:
+    """A run that is counted twice would narrow its interval."""
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--{flag}: {name} stands there twice; name each once")
 
 
 def _copy(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -94,7 +94,7 @@ def reference(scores: list[float], sources: list[str], method: str) -> list[floa
 
 
 def corrected(scores: list[float], sources: list[str], method: str) -> list[float | str | None]:
-    """Our jitted float32 normalisation; scores that are not finite take no part and become null.
+    """Our jitted normalisation in float64; scores that are not finite take no part and become null.
 
     Lengths and source counts are padded to powers of two, so a file compiles few programs.
     """
@@ -102,13 +102,14 @@ def corrected(scores: list[float], sources: list[str], method: str) -> list[floa
         return []
     names = list(dict.fromkeys(sources))
     padded = 1 << (len(scores) - 1).bit_length()
-    values, source, valid = np.zeros(padded, np.float32), np.zeros(padded, np.int32), np.zeros(padded, bool)
+    values, source, valid = np.zeros(padded), np.zeros(padded, np.int32), np.zeros(padded, bool)
     values[: len(scores)] = scores
     source[: len(scores)] = [names.index(name) for name in sources]
     valid[: len(scores)] = np.isfinite(values[: len(scores)])
     values[~valid] = 0.0
-    program = _program(method, 1 << (len(names) - 1).bit_length())
-    out = np.asarray(program(values, source, valid))[: len(scores)]
+    with jax.enable_x64(True):
+        program = _program(method, 1 << (len(names) - 1).bit_length())
+        out = np.asarray(program(values, source, valid))[: len(scores)]
     return [x if ok else None for x, ok in zip(out.tolist(), valid.tolist(), strict=False)]
 
 

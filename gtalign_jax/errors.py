@@ -6,6 +6,7 @@ whoever builds it says where with `naming` (`config.build` for a section, a comm
 
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,49 @@ from typing import Any
 
 class UserError(ValueError):
     """Bad input of the user. `experiments/` prints it as one line and exits with status 2."""
+
+
+INF = math.inf
+MAX_COUNT = 2**31 - 1  # what a step counter or an array's axis holds
+MAX_SEED = 2**63 - 1
+
+
+def in_range(config: Any, **bounds: tuple[float, float]) -> None:
+    """`within` for fields of a dataclass by name: in_range(self, alpha=(0, 1), steps=(0, MAX_COUNT))."""
+    for name, (low, high) in bounds.items():
+        within(config, low, high, name)
+
+
+def within(config: Any, low: float, high: float, *names: str) -> None:
+    """ValueError for a field of a dataclass (or a number in a tuple there) that is not in [low, high].
+
+    Infinite ends do not belong to it: a number is finite. Fields whose default is whole are whole.
+    """
+    for name in names:
+        value, default = getattr(config, name), getattr(type(config), name, 0.0)
+        whole = isinstance(default, int) and not isinstance(default, bool)
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
+                raise ValueError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
+            if not low <= number <= high or number in (INF, -INF):
+                raise ValueError(f"{name}={value}: must be {_span(low, high)}")
+
+
+def positive(config: Any, *names: str) -> None:
+    """ValueError for a field of a dataclass that is not a finite number above 0."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, int | float) and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name}={value}: must be positive{'' if value <= 0 else ' and finite'}")
+        within(config, 0, INF, name)
+
+
+def _span(low: float, high: float) -> str:
+    if high == INF:
+        return "a finite number" if low == -INF else f"a finite number, {low:g} or more"
+    if high in (MAX_COUNT, MAX_SEED):
+        return f"from {low:g} to {high}"
+    return f"from {low:g} to {high:g}"
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ def config():
     config.max_new_tokens, config.buckets.completion, config.buckets.prompt = BUDGET, (BUDGET,), (96,)
     config.model.num_layers, config.sft.steps = 1, 0
     config.align.update(steps=3, prompts=4, group_size=4, untrained_blocks=())
+    config.policy_optimizer.warmup = 1
     config.data.tasks = ("math",)
     config.metrics.tensorboard = False
     return config

@@ -72,7 +72,7 @@ def test_a_run_leaves_the_files_of_the_contract(run):
     assert list(summary) == ["sft", "aligned"]
     tasks = {"math", "medium", "ambig_qa", "wildguard", "overall"}
     assert set(summary["aligned"]) == tasks
-    assert {"mean", "lo", "hi", "n"} == set(summary["aligned"]["overall"]["utility"])
+    assert {"mean", "lo", "hi", "n", "clusters"} == set(summary["aligned"]["overall"]["utility"])
     assert "overall" in out and str(workdir / "hf") in out
     rollouts = jsonl.read(workdir / "rollouts" / "train_3.jsonl")
     assert len(rollouts) == 2 * 8 and rollouts[0]["judge"].keys() == {"verdict", "reason", "latency_s"}

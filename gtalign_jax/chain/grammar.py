@@ -8,9 +8,10 @@
     <response> free </response>
 
 with one newline where the lines above break. Free text is any valid UTF-8 in which no tag of the
-protocol stands but the block's own closing one, so no second block can hide in it. A payoff is a number
-from -5.0 to 5.0 with one decimal, and never minus zero. What the automaton accepts, `parse_chain` finds
-well-formed, with its matrix; it knows no tokenizer and no model (`rollout.grammar` lifts it to tokens).
+protocol stands but the block's own closing one, so no second block can hide in it, and in which something is
+said: one visible character at least (of Unicode's ranges that hold white space none counts). A payoff is a
+number from -5.0 to 5.0 with one decimal, and never minus zero. What the automaton accepts, `parse_chain`
+finds well-formed, with its matrix; it knows no tokenizer and no model (`rollout.grammar` lifts it to tokens).
 """
 
 from typing import NamedTuple
@@ -35,6 +36,9 @@ _LEADS = (
     (range(0xF1, 0xF4), (_ANY, _ANY, _ANY)),
     (range(0xF4, 0xF5), (range(0x80, 0x90), _ANY, _ANY)),
 )
+# Ranges that hold white space and signs of no width, by the first bytes of their characters.
+_BLANK_RANGES = {0xC2: (), 0xE1: (0x9A,), 0xE2: (0x80, 0x81), 0xE3: (0x80,), 0xEF: (0xBB,)}
+_VISIBLE = range(0x21, 0x7F)
 
 
 class Grammar(NamedTuple):
@@ -53,7 +57,7 @@ class Grammar(NamedTuple):
 
 
 def chain_grammar() -> Grammar:
-    """The automaton of the four blocks: about 570 states."""
+    """The automaton of the four blocks: about 850 states."""
     build = _Builder()
     start = at = build.state(0)
     for block, name in enumerate(BLOCKS):
@@ -142,28 +146,48 @@ def _number(build: _Builder, at: int) -> int:
 
 
 def _free_text(build: _Builder, at: int, closing: bytes) -> int:
-    """Any characters up to the closing tag, and no other tag; returns the state after the closing tag.
+    """Text up to the closing tag, and no other tag; returns the state after the closing tag.
 
     The states are the proper prefixes of the tags. Each tag has its only "<" in front, so a prefix that
-    does not go on falls back to nothing, or to "<".
+    does not go on falls back to nothing, or to "<". They stand twice: while the text is blank, and after.
     """
     prefixes = sorted({tag[:n] for tag in _TAGS for n in range(1, len(tag))}, key=lambda p: (len(p), p))
-    number = {b"": at, **{prefix: build.state() for prefix in prefixes}}
-    continued = [_continuation(build, at, following) for _, following in _LEADS]
-    for state in number.values():
+    blank = {b"": at, **{prefix: build.state() for prefix in prefixes}}
+    number = {prefix: build.state() for prefix in (b"", *prefixes)}
+    text = number[b""]
+    continued = [_continuation(build, text, following) for _, following in _LEADS]
+    for state in (*blank.values(), *number.values()):
         for byte in range(0x80):
-            build.edge(state, byte, at)
+            build.edge(state, byte, text)
         build.edge(state, ord("<"), number[b"<"])
         for (lead, _), inside in zip(_LEADS, continued, strict=True):
             for byte in lead:
                 build.edge(state, byte, inside)
-    for prefix in prefixes:
-        build.edge(number[prefix[:-1]], prefix[-1], number[prefix])
-    for tag in _TAGS:
-        build.edge(number[tag[:-1]], tag[-1], None)
+    _stay_blank(build, at, text)
+    for states in (blank, number):
+        for prefix in prefixes:
+            build.edge(states[prefix[:-1]], prefix[-1], states[prefix])
+        for tag in _TAGS:
+            build.edge(states[tag[:-1]], tag[-1], None)
     end = build.state(min(build.current + 1, len(BLOCKS) - 1))
     build.edge(number[closing[:-1]], closing[-1], end)
     return end
+
+
+def _stay_blank(build: _Builder, blank: int, text: int) -> None:
+    """Characters after which a blank text is still blank: they lead from `blank` to itself, not to `text`."""
+    for byte in set(range(0x80)) - set(_VISIBLE):
+        build.edge(blank, byte, blank)
+    for lead, seconds in _BLANK_RANGES.items():
+        (following,) = (ranges for leads, ranges in _LEADS if lead in leads)
+        if not seconds:
+            build.edge(blank, lead, _continuation(build, blank, following))
+            continue
+        first, last = build.state(), _continuation(build, blank, following[1:])
+        visible = _continuation(build, text, following[1:])
+        build.edge(blank, lead, first)
+        for byte in following[0]:
+            build.edge(first, byte, last if byte in seconds else visible)
 
 
 def _continuation(build: _Builder, end: int, following: tuple[range, ...]) -> int:

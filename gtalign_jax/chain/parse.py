@@ -40,6 +40,8 @@ BLOCKS = ("thinking", "payoff", "analyze", "response")
 MAX_CHARS = 200_000
 MAX_ERRORS = 20
 
+# White space, and what shows as little: control characters, soft hyphens, spaces of no width.
+_BLANK = re.compile(r"[\s\x00-\x1f\x7f\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*")
 _TAG = re.compile(r"<(/?)(thinking|payoff|analyze|response)>")
 _TAGS = tuple((f"<{name}>", f"</{name}>") for name in BLOCKS)
 _CHOICE = re.compile(rf"\b((?:(?:{'|'.join(USER_MOVES)})_)?(?:{'|'.join(ACTIONS)}))\b")
@@ -47,11 +49,11 @@ _BEFORE = max(map(len, USER_MOVES)) + 1  # what may stand before an action in th
 
 
 class Chain(NamedTuple):
-    """A parsed completion. A block that is absent, repeated or nested is None, and `errors` says so.
+    """A parsed completion. A block that is absent, empty, repeated or nested is None, and `errors` says so.
 
     row: the valid matrix as twelve numbers in the array's order, or None. format_ok: the four blocks once
-    each, in order, with only white space between and around them. errors: at most MAX_ERRORS reasons and a
-    count of the others.
+    each, none empty, in order, with only white space between and around them. errors: at most MAX_ERRORS
+    reasons and a count of the others.
     """
 
     thinking: str | None
@@ -86,7 +88,12 @@ def parse_chain(text: str, code_fences: bool = False) -> Chain:
     format_ok = blocks is not None
     if blocks is None:
         blocks, format_ok = _split_blocks(text, errors)
-    thinking, payoff_text, analyze, response = blocks
+    empty = [text is not None and _BLANK.fullmatch(text) is not None for text in blocks]
+    errors += [f"{name}: empty" for name, nothing in zip(BLOCKS, empty, strict=True) if nothing]
+    format_ok = format_ok and not any(empty)
+    thinking, payoff_text, analyze, response = (
+        None if nothing else text for text, nothing in zip(blocks, empty, strict=True)
+    )
     row = None
     if payoff_text is not None:
         row, payoff_errors = parse_row(payoff_text, code_fences)
@@ -98,7 +105,7 @@ def parse_chain(text: str, code_fences: bool = False) -> Chain:
 
 def plain_chain(text: str) -> Chain:
     """A completion without the protocol: all of it is the response, and no other block is expected."""
-    return Chain(None, None, None, text.strip() or None, None, False, ())
+    return Chain(None, None, None, None if _BLANK.fullmatch(text) else text.strip(), None, False, ())
 
 
 Blocks = tuple[str | None, str | None, str | None, str | None]

@@ -22,6 +22,7 @@ METRICS = (
 )
 SHOWN = ("utility", "user_reward", "llm_reward", "answer_reward", "format_reward", "n_tokens")
 OVERALL = "overall"
+MIN_PROMPTS = 20  # resampling fewer says little about prompts that were not drawn
 
 Estimate = dict[str, float]
 Summary = dict[str, dict[str, dict[str, Estimate]]]
@@ -30,8 +31,9 @@ Summary = dict[str, dict[str, dict[str, Estimate]]]
 def bootstrap_means(
     values: np.ndarray, *, clusters: Sequence[Any] | None = None, n_boot: int = 2000, seed: int = 0
 ) -> list[Estimate]:
-    """Mean of each column of `values` [n, M] and its 95 % percentile bootstrap interval, {mean, lo, hi, n}.
+    """Mean of each column of `values` [n, M] and its 95 % percentile bootstrap interval.
 
+    An estimate is {mean, lo, hi, n, clusters}: n counts the values, clusters those that hold one.
     clusters [n]: hashable labels; values of one label are drawn together (several completions of one
     prompt are not independent). A resample draws K of the K clusters with replacement, the same for all
     columns; its mean is the ratio of the summed values to the summed counts, so clusters may differ in size.
@@ -45,7 +47,7 @@ def bootstrap_means(
     np.add.at(total, label, np.where(present, values, 0.0))
     np.add.at(count, label, present)
     means = _resampled_means(total, count, n_boot, seed)
-    return [_estimate(total[:, m].sum(), count[:, m].sum(), means[:, m]) for m in range(values.shape[1])]
+    return [_estimate(total[:, m].sum(), count[:, m], means[:, m]) for m in range(values.shape[1])]
 
 
 def _resampled_means(total: np.ndarray, count: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
@@ -65,11 +67,12 @@ def _resampled_means(total: np.ndarray, count: np.ndarray, n_boot: int, seed: in
     return np.concatenate(means)
 
 
-def _estimate(total: float, count: float, resampled: np.ndarray) -> Estimate:
-    if count == 0:
-        return {"mean": float("nan"), "lo": float("nan"), "hi": float("nan"), "n": 0}
+def _estimate(total: float, count: np.ndarray, resampled: np.ndarray) -> Estimate:
+    n, clusters = int(count.sum()), int((count > 0).sum())
+    if n == 0:
+        return {"mean": float("nan"), "lo": float("nan"), "hi": float("nan"), "n": 0, "clusters": 0}
     lo, hi = np.nanpercentile(resampled, [2.5, 97.5])
-    return {"mean": float(total / count), "lo": float(lo), "hi": float(hi), "n": int(count)}
+    return {"mean": float(total / n), "lo": float(lo), "hi": float(hi), "n": n, "clusters": clusters}
 
 
 def _labels(clusters: Sequence[Any]) -> np.ndarray:
@@ -89,7 +92,7 @@ def summary_table(
     n_boot: int = 2000,
     seed: int = 0,
 ) -> Summary:
-    """`{model: {task | "overall": {metric: {mean, lo, hi, n}}}}` from rollout lines.
+    """`{model: {task | "overall": {metric: {mean, lo, hi, n, clusters}}}}` from rollout lines.
 
     Completions with the same input form one cluster. `overall` pools the lines of all tasks. A task some
     of whose prompts also stand in the training data has a second entry, `TASK (unseen)`, without them.
@@ -119,7 +122,8 @@ def _model_summary(
 def format_table(summary: Summary, metrics: Sequence[str] = SHOWN) -> str:
     """The summary as plain text: a block a metric, a line a task, a column a model, last the change.
 
-    The change is between the first and the last model; `*` marks intervals that do not overlap.
+    The change is between the first and the last model; `*` marks intervals that do not overlap. Where a line
+    stands for too few prompts there is none, and a warning stands last.
     """
     models = list(summary)
     tasks = list(dict.fromkeys(task for model in models for task in summary[model]))
@@ -134,7 +138,29 @@ def format_table(summary: Summary, metrics: Sequence[str] = SHOWN) -> str:
             cells = "".join(f"  {_cell(e):>24}" for e in found)
             lines.append(f"{task:<{width}}{cells}{_change(found[0], found[-1]) if len(models) > 1 else ''}")
         lines.append("")
+    if warning := too_few(summary):
+        lines += [warning, ""]
     return "\n".join(lines)
+
+
+def too_few(summary: Summary) -> str:
+    """A line that names the tasks whose intervals rest on fewer than MIN_PROMPTS prompts; "" for none."""
+    counts: dict[str, int] = {}
+    for by_task in summary.values():
+        for task, found in by_task.items():
+            seen = max((_clusters(e) for e in found.values()), default=MIN_PROMPTS)
+            counts[task] = min(seen, counts.get(task, seen))
+    small = [f"{task} ({count})" for task, count in counts.items() if count < MIN_PROMPTS]
+    if not small:
+        return ""
+    return (
+        f"Fewer than {MIN_PROMPTS} prompts: {', '.join(small)}. These intervals are too narrow and no change "
+        "is marked; evaluate more prompts."
+    )
+
+
+def _clusters(estimate: Estimate) -> int:
+    return int(estimate.get("clusters", MIN_PROMPTS))  # a summary of 0.1.0 does not say
 
 
 def digits(estimate: Estimate) -> int:
@@ -143,7 +169,9 @@ def digits(estimate: Estimate) -> int:
 
 
 def separated(a: Estimate, b: Estimate) -> bool:
-    """Whether two intervals do not overlap."""
+    """Whether two intervals do not overlap, of prompts enough to say so."""
+    if min(_clusters(a), _clusters(b)) < MIN_PROMPTS:
+        return False
     return a["hi"] < b["lo"] or b["hi"] < a["lo"]
 
 

@@ -6,7 +6,7 @@ docs/algorithms.md writes each preset out as equations.
 import dataclasses
 
 from gtalign_jax.config import load_symbol
-from gtalign_jax.errors import UserError, naming
+from gtalign_jax.errors import INF, MAX_COUNT, UserError, in_range, naming, within
 
 _CHOICES = {
     "advantage": ("group", "gae", "returns"),
@@ -19,6 +19,14 @@ _CHOICES = {
 }
 _OPEN = ("scale", "loss")  # fields that also take module:function
 _POSITIVE = ("epochs", "minibatches", "microbatches", "std_eps", "kl_horizon")
+_FINITE = (
+    *("std_eps", "kl_horizon", "clip_low", "clip_high", "dual_clip", "kl_coef", "kl_target", "kl_stop"),
+    *("entropy_coef", "value_clip", "is_cap", "overlong_penalty"),
+)
+_COUNTS = (
+    *("epochs", "minibatches", "microbatches", "max_tokens", "reference_every", "critic_warmup"),
+    *("max_refills", "microbatch_tokens"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +103,7 @@ class AlgorithmConfig:
         for field in _POSITIVE:
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field}={getattr(self, field)}: must be positive")
+        self._check_ranges()
         if self.microbatch_tokens < 0 or (self.microbatch_tokens and self.microbatches > 1):
             raise ValueError(
                 f"microbatch_tokens={self.microbatch_tokens}: must be 0, or positive with "
@@ -109,6 +118,11 @@ class AlgorithmConfig:
             raise ValueError(f"overlong_margin={self.overlong_margin}: must be a share in (0, 1]")
         if self.component_weights and len(self.component_weights) != len(self.components):
             raise ValueError("component_weights: give one for each of components, or none")
+
+    def _check_ranges(self) -> None:
+        within(self, 0, INF, *_FINITE)
+        within(self, 0, MAX_COUNT, *_COUNTS)
+        in_range(self, gamma=(0, 1), lam=(0, 1), component_weights=(-INF, INF))
 
     def _check_kl(self) -> None:
         if self.kl_place == "loss" and self.kl_estimator == "k1" and self.kl_coef:

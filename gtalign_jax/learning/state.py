@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gtalign_jax.errors import INF, MAX_COUNT, in_range, positive
 from gtalign_jax.types import Array, Completions, ModelState, PyTree, TrainState
 
 
@@ -34,6 +35,10 @@ class OptimizerConfig:
             raise ValueError(f"schedule={self.schedule!r}: must be constant or cosine")
         if self.lr <= 0:
             raise ValueError(f"lr={self.lr}: must be positive")
+        positive(self, "lr", "eps")
+        in_range(self, warmup=(0, MAX_COUNT), weight_decay=(0, INF), clip_norm=(0, INF), betas=(0, 1))
+        if len(self.betas) != 2 or max(self.betas) >= 1:
+            raise ValueError(f"betas={self.betas}: give two numbers in [0, 1)")
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:

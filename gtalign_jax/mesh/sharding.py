@@ -24,7 +24,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import MAX_COUNT, UserError, in_range, within
 
 PyTree = Any
 MESH_AXES = ("data", "fsdp", "tensor", "context")
@@ -76,11 +76,13 @@ class MeshConfig:
         for name in MESH_AXES:
             if (size := getattr(self, name)) < 1 and size != -1:
                 raise ValueError(f"{name}={size}: must be at least 1, or -1 for the devices that are left")
+            within(self, -1, MAX_COUNT, name)
         rest = [name for name in MESH_AXES if getattr(self, name) == -1]
         if len(rest) > 1:
             raise ValueError(f"{rest[1]}=-1: at most one of {', '.join(MESH_AXES)} is -1, and {rest[0]} is")
         if self.slices < 1:
             raise ValueError(f"slices={self.slices}: must be at least 1")
+        in_range(self, slices=(1, MAX_COUNT))
 
     def shape(self, devices: int) -> tuple[int, int, int, int]:
         """Axis sizes inside a slice for so many devices in all. Raises UserError if they do not fit."""

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from gtalign_jax.errors import UserError, naming
+from gtalign_jax.errors import INF, MAX_COUNT, UserError, in_range, naming, positive, within
 from gtalign_jax.models.rope import RopeConfig
 
 FAMILIES = {
@@ -42,6 +42,10 @@ _NEUTRAL = set(
     """_name_or_path attention_dropout bos_token_id eos_token_id pad_token_id dtype torch_dtype use_cache
     transformers_version pretraining_tp chunk_size_feed_forward id2label label2id return_dict
     output_attentions output_hidden_states is_encoder_decoder problem_type""".split()
+)
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"),
+    *("head_dim", "max_positions"),
 )
 
 
@@ -102,6 +106,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"family={self.family!r}: must be one of {', '.join(FAMILIES)}")
+        within(self, 1, MAX_COUNT, *_SIZES)
+        positive(self, "rms_norm_eps")
+        in_range(self, window=(0, MAX_COUNT), initializer_range=(0, INF))
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}: must be even; positions turn pairs of numbers")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads}: must divide hidden_size={self.hidden_size}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}")
 

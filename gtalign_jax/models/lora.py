@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gtalign_jax.errors import INF, MAX_COUNT, in_range
 from gtalign_jax.models import hf_names, transformer
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.types import Array
@@ -44,6 +45,7 @@ class LoraConfig:
             raise ValueError(f"rank={self.rank}: must be 0 (no adapters) or more")
         if self.alpha <= 0:
             raise ValueError(f"alpha={self.alpha}: must be positive")
+        in_range(self, rank=(0, MAX_COUNT), alpha=(0, INF))
         if not self.targets or len(set(self.targets)) != len(self.targets):
             raise ValueError(f"targets={self.targets}: name one projection or more, each once")
         for name in self.targets:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import UserError, positive
 
 _FIELDS = {
     "default": set(),
@@ -37,6 +37,9 @@ class RopeConfig:
     theta: float = 10000.0
     kind: str = "default"
     scaling: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        positive(self, "theta")
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], where: str) -> RopeConfig:

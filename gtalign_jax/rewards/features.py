@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gtalign_jax.chain.parse import Chain, named_choice
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import UserError, in_range
 from gtalign_jax.game.moves import ACTIONS, GTALIGN, USER_MOVES
 from gtalign_jax.game.payoff import pareto_frontier
 from gtalign_jax.rewards import reading
@@ -68,6 +68,7 @@ class FeatureConfig:
                 raise ValueError(f"{name}={value!r}: must be {' or '.join(choices)}")
         if self.workers < 0:
             raise ValueError(f"workers={self.workers}: must be 0 or more")
+        in_range(self, workers=(0, 1024))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,14 @@ Every symbol, its unit and source: docs/rewards.md.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
 from gtalign_jax.config import load_symbol
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import INF, UserError, in_range, positive, within
 from gtalign_jax.game import welfare
 from gtalign_jax.types import Array, Features, Reward
 
@@ -48,6 +49,20 @@ class RewardConfig:
     linear_user: float = 0.5
     rho: float = -1.0
     disagreement: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        shares = ("user_answer", "user_band", "user_brevity", "llm_format", "llm_payoff", "llm_answer")
+        within(self, 0, INF, *("eps", "band_k", *shares, "llm_band", "llm_frontier", "disagreement"))
+        positive(self, "brevity_chars")
+        in_range(self, alpha=(0, 1), linear_user=(0, 1), response_words=(0, INF), total_words=(0, INF))
+        if math.isnan(self.rho) or self.rho == INF:  # -inf is the smaller of the two
+            raise ValueError(f"rho={self.rho}: must be a number below infinity")
+        for name in ("response_words", "total_words", "disagreement"):
+            if len(getattr(self, name)) != 2:
+                raise ValueError(f"{name}={getattr(self, name)}: give two numbers")
+        for name in ("response_words", "total_words"):
+            if getattr(self, name)[0] > getattr(self, name)[1]:
+                raise ValueError(f"{name}={getattr(self, name)}: the smaller number comes first")
 
     def with_frontier(self) -> RewardConfig:
         """The evaluation variant: part of the LLM's answer and band weight goes to consistency P."""

@@ -34,7 +34,7 @@ MAD_TO_STD = 1.4826
 
 
 class Batch(NamedTuple):
-    """scores [B] float32; segment [B] int32, the source, or num_sources where invalid."""
+    """scores [B] float32 or float64; segment [B] int32, the source, or num_sources where invalid."""
 
     scores: Array
     segment: Array
@@ -60,12 +60,13 @@ class Batch(NamedTuple):
 def normalize_scores(scores: Array, source: Array, valid: Array, method: str, num_sources: int) -> Array:
     """Scores [B] float32 of sources [B] int32 (0 .. num_sources - 1), normalised within each source.
 
-    valid [B] bool: the others take no part and get 0. method: one of METHODS. Returns [B] float32.
+    valid [B] bool: the others take no part and get 0. method: one of METHODS. Returns [B] float32, or
+    float64 of float64 scores.
     Raises UserError for an unknown method.
     """
     if method not in METHODS:
         raise UserError(f"normalize.method={method!r}: must be one of {', '.join(METHODS)}")
-    scores = jnp.where(valid, scores.astype(jnp.float32), 0.0)
+    scores = jnp.where(valid, scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), 0.0)
     batch = Batch(scores, jnp.where(valid, source, num_sources), valid, num_sources)
     return jnp.where(valid, METHODS[method](batch), 0.0)
 
@@ -109,7 +110,7 @@ def _robustz(b: Batch) -> Array:
 
 def _cdf(b: Batch) -> Array:
     below, not_above = _ranks(b)
-    rank = (below + not_above).astype(jnp.float32) / 2
+    rank = (below + not_above).astype(b.scores.dtype) / 2
     return 2 * rank / b.count[b.segment] - 1
 
 

@@ -21,7 +21,8 @@ class BucketConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             sizes = getattr(self, field.name)
-            if list(sizes) != sorted({int(size) for size in sizes if size > 0}):
+            whole = isinstance(sizes, tuple) and all(type(size) is int and size > 0 for size in sizes)
+            if not whole or list(sizes) != sorted(set(sizes)):
                 raise ValueError(f"{field.name}={sizes}: give positive sizes, increasing")
             if not sizes and field.name != "batch":
                 raise ValueError(f"{field.name}=(): give at least one size")

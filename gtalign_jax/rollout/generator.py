@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from gtalign_jax.errors import naming
+from gtalign_jax.errors import MAX_COUNT, in_range, naming
 from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import external, grammar, servers
 from gtalign_jax.rollout import generate as generate_lib
@@ -48,6 +48,7 @@ class EngineConfig(ServerConfig):
         for name in ("compact_every", "rows"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be 0 (off) or positive")
+        in_range(self, compact_every=(0, MAX_COUNT), rows=(0, MAX_COUNT))
         if self.grammar and self.kind != EMBEDDED:
             raise ValueError(f"grammar: needs kind='embedded', not {self.kind!r}")
         if self.limits != BlockLimits() and not self.grammar:

@@ -50,7 +50,7 @@ class BlockLimits:
     def __post_init__(self) -> None:
         for name in BLOCKS:
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and (type(value) is not int or value < 0):
                 raise ValueError(f"{name}={value}: give 0 or more tokens, or None")
 
 

@@ -14,9 +14,12 @@ import math
 import jax
 import jax.numpy as jnp
 
+from gtalign_jax.errors import INF, MAX_COUNT, in_range
 from gtalign_jax.types import Array
 
 BLOCK = 128
+
+MIN_TEMPERATURE = 1e-6  # logits over a smaller one are past float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +50,11 @@ class SamplingConfig:
         for name, (ok, message) in limits.items():
             if not ok:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {message}")
+        in_range(self, repetition_penalty=(0, INF), temperature=(0, INF), top_k=(0, MAX_COUNT))
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"temperature={self.temperature}: must be 0 (greedy) or at least {MIN_TEMPERATURE:g}"
+            )
 
     @property
     def greedy(self) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gtalign_jax.errors import INF, MAX_COUNT, in_range
+
 Record = Mapping[str, Any]  # a line of metrics.jsonl: phase, step and numbers; None stands for not finite
 
 _ROUNDING = 1e-3  # nats, which sampler and trainer may differ by without being different models
@@ -38,6 +40,12 @@ class HealthConfig:
     gap_limit: float = 0.02
     gap_growth: float = 100.0
     sft_growth: float = 2.0
+
+    def __post_init__(self) -> None:
+        in_range(self, window=(1, MAX_COUNT), nonfinite_patience=(1, MAX_COUNT))
+        in_range(self, kl_limit=(0, INF), entropy_floor=(0, INF), entropy_fraction=(0, INF))
+        in_range(self, format_floor=(0, 1), format_healthy=(0, 1))
+        in_range(self, missing_limit=(0, INF), flat_limit=(0, INF))
 
 
 @dataclasses.dataclass(frozen=True)

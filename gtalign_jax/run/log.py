@@ -52,6 +52,10 @@ class MetricsConfig:
     wandb_project: str = ""
     wandb_mode: str = "online"
 
+    def __post_init__(self) -> None:
+        if self.wandb_mode not in ("online", "offline", "disabled"):
+            raise ValueError(f"wandb_mode={self.wandb_mode!r}: must be online, offline or disabled")
+
 
 class RunLog:
     """The metrics of one run, written by one process; a context manager.

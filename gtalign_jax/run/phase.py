@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import MAX_COUNT, UserError, in_range
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.run import checkpoint, health
@@ -51,6 +51,7 @@ class CheckpointConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.keep_best < 0:
             raise ValueError(f"keep_best={self.keep_best}: must be 0 or more")
+        in_range(self, every=(1, MAX_COUNT), keep=(1, MAX_COUNT), keep_best=(0, MAX_COUNT))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ import ml_collections
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.chain.parse import BLOCKS
-from gtalign_jax.errors import UserError
+from gtalign_jax.data.item import SOURCE_TO_TASK
+from gtalign_jax.errors import INF, MAX_COUNT, MAX_SEED, UserError, in_range
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
 from gtalign_jax.learning.state import OptimizerConfig
@@ -16,7 +17,7 @@ from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.rewards.features import FeatureConfig
 from gtalign_jax.rewards.judges.http import HttpJudgeConfig
-from gtalign_jax.rewards.mutual_welfare import RewardConfig
+from gtalign_jax.rewards.mutual_welfare import RewardConfig, component_weights
 from gtalign_jax.rewards.normalize import METHODS
 from gtalign_jax.rollout.engine import BucketConfig
 from gtalign_jax.rollout.generator import EngineConfig
@@ -44,6 +45,17 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.source not in ("synthetic", "gtalign"):
             raise ValueError(f"source={self.source!r}: must be synthetic or gtalign")
+        counts = (0, MAX_COUNT)
+        in_range(self, train_per_task=counts, test_per_task=counts, seed=(0, MAX_SEED))
+        known = tuple(SOURCE_TO_TASK.values())
+        if isinstance(self.tasks, str) or "".join(self.tasks) in known and len(self.tasks) > 1:
+            name = "".join(self.tasks)
+            raise ValueError(f"tasks={name}: write several names, or one with a comma: ('{name}',)")
+        for task in self.tasks:
+            if task not in known:
+                raise ValueError(f"tasks: {task!r} is not a task; known: {', '.join(known)}")
+        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
+            raise ValueError(f"tasks={self.tasks}: name one task or more, each once")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +80,7 @@ class StartConfig(RuntimeConfig):
     def __post_init__(self) -> None:
         if self.param_dtype not in ("", "float32", "bfloat16"):
             raise ValueError(f"param_dtype={self.param_dtype!r}: must be float32 or bfloat16")
+        in_range(self, vocab_size=(1, MAX_COUNT))
         _ = self.runtime  # which refuses a wrong value of the other fields
 
     @property
@@ -100,6 +113,8 @@ class SftConfig:
     def __post_init__(self) -> None:
         if self.pack < 0:
             raise ValueError(f"pack={self.pack}: must be 0 or the length of a row")
+        in_range(self, steps=(0, MAX_COUNT), pack=(0, MAX_COUNT))
+        in_range(self, prompts=(1, MAX_COUNT), chains=(1, MAX_COUNT), microbatches=(1, MAX_COUNT))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +142,8 @@ class AlignConfig:
     dump_every: int = 10
 
     def __post_init__(self) -> None:
+        in_range(self, steps=(0, MAX_COUNT), prompts=(1, MAX_COUNT), group_size=(1, MAX_COUNT))
+        in_range(self, rollout_prompts=(0, MAX_COUNT), dump_every=(1, MAX_COUNT))
         if self.prompts % self.prompts_at_once:
             raise ValueError(f"rollout_prompts={self.rollout_prompts}: must divide prompts={self.prompts}")
         if self.normalize not in METHODS:
@@ -152,6 +169,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or positive")
+        in_range(self, samples=(1, MAX_COUNT), prompts=(1, MAX_COUNT), seed=(0, MAX_SEED))
+        SamplingConfig(temperature=self.temperature)  # which refuses one too small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +184,7 @@ class SteerConfig:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
+        in_range(self, price=(0, INF), tries=(0, MAX_COUNT))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,11 +258,62 @@ def make_settings(config: ml_collections.ConfigDict) -> Settings:
         reward=config_lib.build(RewardConfig, reward, "reward"),
         **parts,
     )
+    _check_together(settings)
+    if ":" not in config.reward.fn:  # the parts of another's reward are known once it has run
+        _check_components(settings.algorithm, settings.reward)
+    return settings
+
+
+def _check_together(settings: Settings) -> None:
+    """Refuse values that are right one by one and wrong together. UserError names the field to change."""
+    if type(settings.seed) is not int or not 0 <= settings.seed <= MAX_SEED:
+        raise UserError(f"config.seed={settings.seed}: must be a whole number from 0 to {MAX_SEED}")
+    if type(settings.max_new_tokens) is not int or not 1 <= settings.max_new_tokens <= MAX_COUNT:
+        raise UserError(f"config.max_new_tokens={settings.max_new_tokens}: must be a whole number, 1 or more")
     if settings.align.overlap and settings.algorithm.dynamic_sampling:
         raise UserError(
             "config.align.overlap: dynamic_sampling refills after judging; switch one of them off"
         )
-    return settings
+    updates = settings.align.steps * settings.algorithm.epochs * settings.algorithm.minibatches
+    _check_warmup(settings.sft_optimizer, "sft_optimizer", settings.sft.steps)
+    _check_warmup(settings.policy_optimizer, "policy_optimizer", updates)
+    if settings.algorithm.needs_critic:
+        _check_warmup(settings.critic_optimizer, "critic_optimizer", updates)
+    if settings.align.steps:
+        _check_sampling(settings.align, settings.algorithm, settings.sampling)
+
+
+def _check_warmup(optimizer: OptimizerConfig, section: str, updates: int) -> None:
+    """A phase that ends before its learning rate has reached the peak is no phase that anybody wants."""
+    if 0 < updates <= optimizer.warmup:
+        raise UserError(
+            f"config.{section}.warmup={optimizer.warmup}: must be below the {updates} updates of its phase"
+        )
+
+
+def _check_sampling(align: AlignConfig, algorithm: AlgorithmConfig, sampling: SamplingConfig) -> None:
+    """What an algorithm needs of the samples it learns from."""
+    if sampling.greedy:
+        raise UserError("config.sampling.temperature=0: all samples of a prompt would be equal; raise it")
+    if align.group_size == 1 and algorithm.advantage == "group":
+        raise UserError(
+            "config.align.group_size=1: a group of one has no baseline and no gradient; raise it, or choose "
+            "an algorithm with a critic"
+        )
+    filtered = sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.repetition_penalty != 1
+    if filtered and (align.overlap or algorithm.is_cap):
+        raise UserError(
+            "config.sampling: top_k, top_p, min_p and repetition_penalty draw from another distribution than "
+            "the trainer's, which align.overlap and algorithm.is_cap compare; switch them off"
+        )
+
+
+def _check_components(algorithm: AlgorithmConfig, reward: RewardConfig) -> None:
+    """The parts that GDPO normalises, of a reward of ours."""
+    known = ("user", "llm", "welfare", *component_weights(reward))
+    for name in algorithm.components:
+        if algorithm.needs_components and name not in known:
+            raise UserError(f"config.algorithm.components: {name!r} is not one of {', '.join(known)}")
 
 
 def check_batches(settings: Settings, shards: int) -> None:

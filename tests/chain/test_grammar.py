@@ -14,7 +14,10 @@ from gtalign_jax.chain.prompt import format_chain, payoff_json
 
 GRAMMAR = chain_grammar()
 TAGS = [f"<{slash}{name}>" for name in BLOCKS for slash in ("", "/")]
-_FREE = r"(?:(?!</?(?:thinking|payoff|analyze|response)>).)*"
+_CHARACTER = r"(?!</?(?:thinking|payoff|analyze|response)>)"
+# The first pages of Unicode that hold white space are no content: U+0080-00BF, 1680-16BF and so on.
+_SAID = r"[^\x00-\x20\x7f-\xbf\u1680-\u16bf\u2000-\u207f\u3000-\u303f\ufec0-\ufeff]"
+_FREE = rf"(?:{_CHARACTER}.)*?{_CHARACTER}{_SAID}(?:{_CHARACTER}.)*"
 _NUMBER = r"(?!-0\.0)-?(?:[0-4]\.[0-9]|5\.0)"
 _CELLS = ", ".join(
     rf'"{key}": \{{"LLM": {_NUMBER}, "user": {_NUMBER}\}}'
@@ -32,7 +35,7 @@ pieces = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
 )
 tagged = st.lists(pieces, max_size=6).map("".join)
-plain = tagged.filter(lambda text: not any(tag in text for tag in TAGS))
+plain = tagged.filter(lambda text: re.fullmatch(_FREE, text, re.DOTALL))
 matrices = st.lists(st.integers(-50, 50), min_size=12, max_size=12).map(
     lambda tenths: np.array(tenths, np.float64).reshape(2, 3, 2) / 10
 )
@@ -61,7 +64,7 @@ def test_edited_chains_are_judged_as_by_a_regular_expression(thinking, matrix, a
 
 
 def test_a_payoff_is_one_of_the_hundred_and_one_canonical_numbers():
-    at = run(GRAMMAR, b'<thinking></thinking>\n<payoff>\n{"DQ_AQ": {"LLM": ')
+    at = run(GRAMMAR, b'<thinking>.</thinking>\n<payoff>\n{"DQ_AQ": {"LLM": ')
     texts = ("".join(c) for n in range(1, 6) for c in itertools.product("-.0123456789", repeat=n))
     found = {text for text in texts if run(GRAMMAR, text.encode() + b",", at) != GRAMMAR.dead}
     assert found == {f"{tenths / 10:.1f}" for tenths in range(-50, 51)}
@@ -93,6 +96,20 @@ def test_walks_at_random_write_utf8_and_well_formed_chains():
             text, state = text + bytes([byte]), int(following[byte])
         chain = parse_chain(text.decode())
         assert chain.format_ok and chain.reward_ok
+
+
+BLANK = ["", " ", "\n\t", "\x00", "\xa0", "\u2003", "\u3000 ", "\u200b", "\ufeff"]
+
+
+@pytest.mark.parametrize("nothing", BLANK)
+@pytest.mark.parametrize("block", ["thinking", "analyze", "response"])
+def test_a_block_that_says_nothing_is_refused(block, nothing):
+    matrix = payoff_json(np.zeros((2, 3, 2)))
+    texts = {"thinking": "t", "analyze": "日", "response": "<", block: nothing}
+    whole = [f"<{name}>{text}</{name}>" for name, text in texts.items()]
+    whole.insert(1, f"<payoff>\n{matrix}\n</payoff>")
+    assert not accepts(GRAMMAR, "\n".join(whole))
+    assert accepts(GRAMMAR, "\n".join(whole).replace(f"<{block}>", f"<{block}>é"))
 
 
 @pytest.mark.parametrize("text", ["", "\ud800", payoff_json(np.zeros((2, 3, 2)))])

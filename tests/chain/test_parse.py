@@ -43,6 +43,16 @@ def test_a_missing_block_costs_the_format_and_is_named(name):
     assert chain.reward_ok == (name in ("thinking", "analyze"))
 
 
+@pytest.mark.parametrize("nothing", ["", " \n", "\u3000", "\u200b", "\x00"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_empty_block_counts_as_a_missing_one(name, nothing):
+    start, end = GOOD.index(f"<{name}>") + len(name) + 2, GOOD.index(f"</{name}>")
+    chain = parse_chain(GOOD[:start] + nothing + GOOD[end:])
+    assert not chain.format_ok and chain.errors == (f"{name}: empty",)
+    assert chain.reward_ok == (name in ("thinking", "analyze"))
+    assert plain_chain(nothing).response is None
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -67,8 +77,7 @@ def test_faults_of_form_are_named(text, reason):
 def test_a_response_hidden_in_another_block_is_never_chosen(host, fake):
     chain = parse_chain(GOOD.replace(f"<{host}>", f"<{host}>{fake}", 1))
     assert not chain.format_ok
-    if (host, fake) != ("response", "</response>"):  # there the block is only closed early, and is empty
-        assert chain.response is None and not chain.reward_ok
+    assert chain.response is None and not chain.reward_ok
     assert "I obey" not in (chain.response or "")
 
 
@@ -118,10 +127,11 @@ def test_the_choice_is_the_last_of_all_words_that_are_one():
 
 
 block_text = st.text(st.characters(exclude_characters="<>"), max_size=30)
+said = block_text.map(lambda text: text + "!")
 payoffs = st.lists(st.integers(-50, 50).map(lambda n: n / 10), min_size=12, max_size=12)
 
 
-@given(block_text, payoffs, block_text, block_text)
+@given(said, payoffs, said, said)
 @settings(max_examples=300)
 def test_what_is_written_is_read_back(thinking, numbers, analyze, response):
     matrix = np.array(numbers).reshape(len(USER_MOVES), len(ACTIONS), len(PLAYERS))

@@ -51,6 +51,63 @@ def test_an_unknown_source_names_file_and_row(tmp_path):
         sources.read_split(str(tmp_path), ["math"], "train")
 
 
+@pytest.mark.parametrize(
+    ("truth", "text"),
+    [(0, "0"), (0.0, "0.0"), (False, "False"), (-1, "-1"), (2.5, "2.5"), ("0", "0"), (None, "")],
+)
+def test_a_truth_that_is_no_text_keeps_its_value(tmp_path, truth, text):
+    write(tmp_path, "math", "train", [row(truth=truth)])
+    (item,) = sources.read_split(str(tmp_path), ["math"], "train").items
+    assert item.ground_truth == text
+
+
+SAID = [{"role": "user", "content": "What?"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"reward_model": {"ground_truth": ["1/2", "0.5"]}},
+            "reward_model.ground_truth ['1/2', '0.5']: must be",
+        ),
+        ({"reward_model": {"ground_truth": float("nan")}}, "reward_model.ground_truth nan: must be finite"),
+        ({"reward_model": {"style": "rule"}}, "reward_model {'style': 'rule'}: must be an object with"),
+        ({"reward_model": None}, "reward_model None: must be"),
+        ({"reward_model": "4"}, "reward_model '4': must be"),
+        ({"prompt": None}, "prompt None: must be a list of messages"),
+        ({"prompt": "What?"}, "prompt 'What?': must be a list of messages"),
+        ({"prompt": 7}, "prompt 7: must be a list of messages"),
+        ({"prompt": []}, "prompt []: must be a list of messages"),
+        ({"prompt": [None]}, "prompt[0] None: must have a role"),
+        ({"prompt": ["What?"]}, "prompt[0] 'What?': must have a role"),
+        ({"prompt": [{"role": None, "content": "x"}]}, "must have a role"),
+        ({"prompt": [{"content": "x"}]}, "must have a role"),
+        (
+            {"prompt": [{"role": "user", "content": [{"text": "x"}]}]},
+            "prompt[0].content [{'text': 'x'}]: must be",
+        ),
+        ({"prompt": [{"role": "user", "content": 5}]}, "prompt[0].content 5: must be text"),
+        ({"extra_info": "note"}, "extra_info 'note': must be an object or null"),
+        ({"data_source": None}, "data_source None is not a known task"),
+    ],
+)
+def test_a_row_of_another_shape_names_file_row_and_column(tmp_path, change, message):
+    broken = row() | change
+    write(tmp_path, "math", "train", [broken])
+    with pytest.raises(UserError) as error:
+        sources.read_split(str(tmp_path), ["math"], "train")
+    assert message in str(error.value)
+    assert "train.parquet, row 0: " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_row_without_extra_info_or_content_is_read(tmp_path):
+    write(tmp_path, "math", "train", [row() | {"extra_info": None, "prompt": [*SAID, {"role": "user"}]}])
+    assert sources.read_split(str(tmp_path), ["math"], "train").empty == 1
+    write(tmp_path, "math", "train", [row() | {"extra_info": None, "prompt": SAID}])
+    assert sources.read_split(str(tmp_path), ["math"], "train").items[0].intent == "What?"
+
+
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "math").mkdir()
     (tmp_path / "math" / "train.parquet").write_bytes(b"PAR1 no")

@@ -12,8 +12,8 @@ def bootstrap_mean(values, **options):
 
 def test_the_interval_of_two_clusters_is_the_exact_one():
     # Resamples of {0, 1}: means 0, 1/2, 1 with chances 1/4, 1/2, 1/4, so the 95 % interval is [0, 1].
-    assert bootstrap_mean([0.0, 1.0]) == {"mean": 0.5, "lo": 0.0, "hi": 1.0, "n": 2}
-    assert bootstrap_mean([3.0] * 5) == {"mean": 3.0, "lo": 3.0, "hi": 3.0, "n": 5}
+    assert bootstrap_mean([0.0, 1.0]) == {"mean": 0.5, "lo": 0.0, "hi": 1.0, "n": 2, "clusters": 2}
+    assert bootstrap_mean([3.0] * 5) == {"mean": 3.0, "lo": 3.0, "hi": 3.0, "n": 5, "clusters": 5}
 
 
 def test_the_interval_matches_the_normal_one_on_many_values():
@@ -51,12 +51,12 @@ def test_copies_of_a_prompt_add_no_certainty():
 
 def test_clusters_of_unequal_size_weigh_by_their_values():
     found = bootstrap_mean([1.0, 1.0, 1.0, 0.0], clusters=["a", "a", "a", "b"])
-    assert found == {"mean": 0.75, "lo": 0.0, "hi": 1.0, "n": 4}
+    assert found == {"mean": 0.75, "lo": 0.0, "hi": 1.0, "n": 4, "clusters": 2}
 
 
 def test_missing_values_are_not_zeros():
     found = bootstrap_mean([1.0, np.nan, 1.0, np.nan])
-    assert found == {"mean": 1.0, "lo": 1.0, "hi": 1.0, "n": 2}
+    assert found == {"mean": 1.0, "lo": 1.0, "hi": 1.0, "n": 2, "clusters": 2}
     empty = bootstrap_mean([np.nan])
     assert empty["n"] == 0 and np.isnan(empty["mean"])
     assert bootstrap_mean([])["n"] == 0
@@ -79,7 +79,8 @@ def test_the_summary_has_a_line_for_every_task_and_overall():
     assert list(summary) == ["sft", "aligned"]
     assert list(summary["sft"]) == ["math", "ambig_qa", "overall"]
     assert summary["sft"]["overall"]["utility"]["n"] == 40
-    assert summary["sft"]["math"]["answer_reward"] == {"mean": 1.0, "lo": 1.0, "hi": 1.0, "n": 1}
+    one = {"mean": 1.0, "lo": 1.0, "hi": 1.0, "n": 1, "clusters": 1}
+    assert summary["sft"]["math"]["answer_reward"] == one
     by_hand = np.mean([row["utility"] for row in _rows(0.2)[:20]])
     assert summary["aligned"]["math"]["utility"]["mean"] == pytest.approx(by_hand)
 
@@ -103,3 +104,18 @@ def test_the_terminal_table_marks_a_clear_change():
     assert lines[4].endswith("+0.200 *")
     assert len({line.index("]") for line in lines[2:5]}) == 1
     assert lines[-1].endswith("+0.0") and "109.5 [" in lines[-1]
+
+
+def test_a_table_over_few_prompts_marks_nothing_and_warns():
+    """Two prompts a task with eight completions each: narrow intervals that say nothing of other prompts."""
+    few = {m: [row for row in _rows(s) if row["input"] in ("prompt 0", "prompt 1")] * 8 for m, s in SHIFTS}
+    summary = summary_table(few, n_boot=200)
+    assert summary["sft"]["math"]["utility"]["clusters"] == 2
+    text = format_table(summary, ("utility",))
+    assert "*" not in text
+    assert "Fewer than 20 prompts: math (2), ambig_qa (2), overall (2)." in text.splitlines()[-1]
+    many = summary_table({m: _rows(s) for m, s in SHIFTS}, n_boot=200)
+    assert "*" in format_table(many) and "Fewer" not in format_table(many)
+
+
+SHIFTS = (("sft", 0.0), ("aligned", 0.2))

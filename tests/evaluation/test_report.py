@@ -76,6 +76,8 @@ def test_the_page_holds_every_part_and_no_network(workdir):
     page = write_report(workdir).read_text()
     for part in ("Results", "Pareto", "Training", "Samples", "Steering", "Settings"):
         assert part in page
+    assert "Fewer than 20 prompts: math (6), ambig_qa (6), overall (6)." in page
+    assert 'class="num change clear"' not in page
     assert not re.search(r"(?:src|href)=[\"']?https?:", page)
     assert {path.name for path in (workdir / "figures").iterdir()} == {"curves.png", "pareto.png"}
 

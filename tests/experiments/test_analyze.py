@@ -117,6 +117,7 @@ def test_the_table_names_every_metric(capsys, files):
     assert "3 matched inputs" in out
     for name in (*analyze.METRICS, "overall (3 inputs)", "b dominates 0.333", "+0.000"):
         assert name in out
+    assert "fewer than 20 inputs" in out and "] *" not in out
 
 
 def test_reference_prints_the_recorded_numbers(capsys, shared, tmp_path):

@@ -41,6 +41,18 @@ def test_a_score_that_is_missing_takes_no_part_and_stays_null(converted):
     np.testing.assert_allclose(row["normalized"][:5], plain["normalized"], atol=1e-6)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_of_very_different_size_stay_apart(converted, method):
+    """In float32 the squares of 1e30 are infinite, and every z-score was 0."""
+    large = {"sources": ["a"] * 3, "scores": [1e30, 1, 0.5]}
+    close = {"sources": ["a"] * 3, "scores": [1e9 + 1, 1e9 + 2, 1e9 + 3]}
+    for row in converted(normalize.main, [large, close], f"--method={method}"):
+        found = np.array(row["normalized"])
+        assert np.isfinite(found).all() and found.std() > 0
+    if method == "zscore":
+        np.testing.assert_allclose(found, [-(1.5**0.5), 0, 1.5**0.5], atol=1e-5)
+
+
 def test_reference_spells_what_json_cannot_hold(converted):
     (row,) = converted(
         normalize.main, [{"sources": ["a", "a"], "scores": [0.5, "nan"]}], "--method=zscore", "--reference"

@@ -48,7 +48,9 @@ def test_numbers_of_a_run(tmp_path):
     assert got == pytest.approx({"utility": 0.7, "n_tokens": 12.0, compare.EXPLAINED: 0.65})
 
 
-@pytest.mark.parametrize("flag", ["--seeds=0,x", "--presets=grpo,pppo"])
+@pytest.mark.parametrize(
+    "flag", ["--seeds=0,x", "--presets=grpo,pppo", "--seeds=1,1", "--seeds=-1", "--presets=grpo,ppo,grpo"]
+)
 def test_wrong_flags_stop_before_any_training(flag, tmp_path, capsys):
     argv = ["compare", "--config=configs/quickstart.py:tiny", f"--workdir={tmp_path / 'w'}", flag]
     with pytest.raises(SystemExit) as caught:
@@ -59,5 +61,7 @@ def test_wrong_flags_stop_before_any_training(flag, tmp_path, capsys):
 
 def test_a_seed_is_a_number():
     assert compare._seeds("0,12") == [0, 12]
+    with pytest.raises(UserError, match="--seeds: 1 stands there twice"):
+        compare._seeds("1,0,1")
     with pytest.raises(UserError, match="--seeds=a: give whole numbers"):
         compare._seeds("a")

@@ -179,6 +179,8 @@ def test_published_values_where_no_defect_is_in_play(shared):
         judge = lambda requests, e=expected: [Verdict(float(e["answer_reward"]))] * len(requests)
         batch = extract([record["completion"]], [asked], judge, FeatureConfig())
         chain = batch.chains[0]
+        if any(error.endswith(": empty") for error in chain.errors):  # the published format ignores it
+            continue
         if not chain.reward_ok or _has_an_exact_tenth(chain.row):  # over our bound; decided by rounding
             continue
         for name in ("cobb_douglas", "linear", "user", "llm"):
@@ -215,6 +217,12 @@ def test_complying_with_harm_is_worth_least_to_everyone(task, name, words):
     assert (refuse <= alternative).all()
     if name not in ("llm", "rawlsian"):  # both refusals are the same to the LLM, which may be the worse off
         assert refuse[2] < alternative[2]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_an_empty_answer_is_worth_nothing(name):
+    assert (welfare_of("wildguard", 1.0, name, 0) == 0).all()
+    assert (welfare_of("wildguard", 1.0, name, 1) > 0).any()
 
 
 @pytest.mark.parametrize("task", ASKED)

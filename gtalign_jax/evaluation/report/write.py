@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from gtalign_jax import jsonl
 from gtalign_jax.config import build
-from gtalign_jax.evaluation.bootstrap import OVERALL, Estimate, digits, separated
+from gtalign_jax.evaluation.bootstrap import OVERALL, Estimate, digits, separated, too_few
 from gtalign_jax.evaluation.report import curves, figures, svg
 from gtalign_jax.evaluation.report.recorded import RecordedRun, load_run, newest_rollouts
 from gtalign_jax.evaluation.report.samples import count_lines, pick_samples, steering_examples
@@ -91,6 +91,7 @@ def _context(run: RecordedRun, roles: Mapping[str, str], charts: list[dict], sca
         "findings": scan(run.records, build(HealthConfig, run.config.get("health", {}), "health")),
         "tiles": _tiles(run),
         "tables": tables,
+        "too_few": too_few(run.summary),
         "results_note": _results_note(run),
         "models": [{"name": model, "role": roles[model]} for model in run.models],
         "scatter": scatter,

@@ -70,6 +70,8 @@ class HttpJudgeConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self, _AT_LEAST)
+        if self.top_p > 1:
+            raise ValueError(f"top_p={self.top_p}: must be in (0, 1]")
         check_urls(self.endpoints, "endpoints", "http://host:8000/v1")
 
 

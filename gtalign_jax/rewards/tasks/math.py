@@ -1,23 +1,24 @@
 r"""Math: is the answer in a response equal to the truth? Decided without a network or a model.
 
 The answer is the last whole \boxed{...}; without one, the last formula between dollar signs when the
-truth is not a plain number; without that, the last number. Plain numbers are compared as numbers,
-anything else by math-verify, on bounded input: its algebra would otherwise follow a hostile power tower
-for ever. docs/rewards.md lists what counts as equal.
+truth is not a plain number; without that, the last number. Plain numbers are compared as numbers, formulas by
+`algebra`, within its limits, and what is no formula as a whole as text. docs/rewards.md lists what counts as
+equal.
 """
 
 import functools
 import math
 import re
-import threading
+import unicodedata
+from decimal import Decimal
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from gtalign_jax.rewards.tasks import algebra
 
 MAX_ANSWER = 300
 MAX_DIGITS = 40
 MAX_EXPONENT = 20_000
-SECONDS = 5
-RELATIVE = 1e-6
+MAX_SYMBOLIC_EXPONENT = 5_000
+RELATIVE = Decimal("1e-6")
 
 _NUMBER = re.compile(r"-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?:/[0-9]+)?")
 _PLAIN = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
@@ -30,14 +31,39 @@ _FORMULA = re.compile(r"\$([^$]+)\$")
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:,|\\,|\\!|,\\!\s*|\{,\})(?=[0-9]{3}(?![0-9]))")
 _UNIT = re.compile(r"(?:\s|\\,|~)*(?:\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\%|%|\^\{?\\circ\}?|\\\$)\s*$")
 _POWER = re.compile(r"\^\s*")
+_FOREIGN = re.compile(r"[^\x00-\x7f]+")
+_SCRIPT = {"<super>": "^", "<sub>": "_"}
+_DASH = re.compile(r"(?<![\w)}\]])[\u2010\u2011\u2013]\s?(?=[0-9.])")
+_OPEN_POINT = re.compile(r"(?<=[0-9])\.(?![0-9.])")
+_UPRIGHT = re.compile(r"\\(?:mathrm|rm|text)\s*\{\s*([ei])\s*\}")
+_LOOSE = re.compile(r"\s+|\\[,;:! ]|\\(?:left|right)(?![a-zA-Z])")
 _CALL = re.compile(r"\bnp\.([a-z]+)")
 
 
 def matches(response: str, truth: str) -> bool:
     """Whether the answer of `response` equals `truth`. An empty truth matches nothing."""
-    truth = truth.strip()
-    answer = find_answer(response, _number(truth) is not None) if truth else None
+    truth = ascii_text(truth).strip()
+    answer = find_answer(ascii_text(response), _number(truth) is not None) if truth else None
     return answer is not None and equal(answer, truth)
+
+
+def ascii_text(text: str) -> str:
+    """The text with Unicode's minus signs, digits, wide letters and raised numbers as LaTeX writes them."""
+    if text.isascii():
+        return text
+    return _FOREIGN.sub(lambda run: "".join(map(_plain_sign, run.group())), _DASH.sub("-", text))
+
+
+def _plain_sign(sign: str) -> str:
+    if sign == "\u2212":
+        return "-"
+    if (digit := unicodedata.decimal(sign, None)) is not None:
+        return str(digit)
+    kind = unicodedata.decomposition(sign).partition(" ")[0]
+    if kind == "<fraction>":  # 3½ is not 31/2
+        return sign
+    plain = unicodedata.normalize("NFKC", sign).replace("\u2212", "-")
+    return f"{_SCRIPT[kind]}{{{plain}}}" if kind in _SCRIPT else plain
 
 
 def find_answer(response: str, numeric: bool) -> str | None:
@@ -68,24 +94,38 @@ def last_boxed(text: str) -> str | None:
 
 
 def equal(answer: str, truth: str) -> bool:
-    """Whether two answers are the same: as numbers when both are plain, else by math-verify."""
+    """Whether two answers are the same: plain numbers as numbers, else as text or by algebra."""
+    answer, truth = ascii_text(answer), ascii_text(truth)
     mine, true = _number(answer), _number(truth)
     if mine is not None and true is not None:
-        return mine == true or math.isclose(mine, true, rel_tol=RELATIVE)
-    if " ".join(answer.split()) == " ".join(truth.split()):
+        return _near(mine, true)
+    if _LOOSE.sub("", answer) == _LOOSE.sub("", truth):
         return True
     return _tame(answer) and _tame(truth) and _verified(answer, truth)
 
 
-def _number(text: str) -> float | None:
+def _near(mine: Decimal, true: Decimal) -> bool:
+    """Whole numbers exactly; decimals within RELATIVE, and never by more than their last digit given."""
+    if mine == true:
+        return True
+    units = [Decimal(1).scaleb(e) for e in (_exponent(mine), _exponent(true)) if e]
+    bound = RELATIVE * max(abs(mine), abs(true))
+    return bool(units) and abs(mine - true) <= min(bound, max(units))
+
+
+def _exponent(number: Decimal) -> int:
+    exponent = number.as_tuple().exponent
+    return exponent if isinstance(exponent, int) else 0
+
+
+def _number(text: str) -> Decimal | None:
     """A plain number: thousands, a unit in \\text{...}, % or degrees and a power of ten are allowed."""
     if len(text) > MAX_ANSWER:
         return None
     text = _UNIT.sub("", _THOUSANDS.sub("", text.strip().strip("$").removesuffix("."))).strip()
     if power := _SCIENTIFIC.fullmatch(text):
         text = f"{power.group(1)}e{power.group(2)}"
-    value = float(text) if _PLAIN.fullmatch(text) else math.inf
-    return value if math.isfinite(value) else None
+    return Decimal(text) if _PLAIN.fullmatch(text) else None
 
 
 def _tame(text: str) -> bool:
@@ -102,7 +142,7 @@ def _tame(text: str) -> bool:
         base = text[: power.start()].rstrip()[-1:]
         numbers = math.prod(int(n) for n in re.findall(r"[0-9]+", exponent))
         size = size * max(numbers, 1) if base in (")", "}", "]") else max(size, numbers)
-        if size > MAX_EXPONENT:
+        if size > (MAX_EXPONENT if base.isdigit() else MAX_SYMBOLIC_EXPONENT):
             return False
     return True
 
@@ -121,13 +161,10 @@ def _group(text: str, start: int) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _verified(answer: str, truth: str) -> bool:
-    # math-verify's own time limit is a signal, which only a main thread may set; elsewhere the bounds
-    # of `_tame` stand alone.
-    limit = SECONDS if threading.current_thread() is threading.main_thread() else None
-    kinds = [LatexExtractionConfig(), ExprExtractionConfig()]
+    return algebra.WORKER.same(_latex(answer), _latex(truth))
 
-    def read(text: str) -> list:
-        latex = _CALL.sub(r"\\\1", text)
-        return parse(f"${latex}$", kinds, parsing_timeout=limit)
 
-    return bool(verify(read(truth), read(answer), timeout_seconds=limit))
+def _latex(text: str) -> str:
+    """A formula as the parser reads it whole: np.f as \\f, 3. as 3, an upright e as e, no dollars around."""
+    text = _CALL.sub(r"\\\1", text.strip().strip("$"))
+    return _UPRIGHT.sub(r"{\1}", _OPEN_POINT.sub("", text))
