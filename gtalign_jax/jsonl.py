@@ -8,12 +8,12 @@ import contextlib
 import json
 import logging
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import drafts
 
 log = logging.getLogger(__name__)
 Path = str | pathlib.Path
@@ -38,27 +38,13 @@ def encode(fields: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def draft(path: Path) -> Iterator[TextIO]:
+def draft(path: Path, keep: bool = False) -> Iterator[TextIO]:
     """A text file that takes the place of `path` when the block ends well; an error leaves `path` alone.
 
-    A reader, or a kill in between, meets the old file or the new one. A lone surrogate is written as its JSON
-    escape. UserError when the folder cannot be written.
+    As `drafts.file`, with its `keep`. A lone surrogate is written as its JSON escape.
     """
-    target = pathlib.Path(path).expanduser().absolute()
-    made = target.with_name(f".{target.name}.incomplete")
-    if target.is_dir():
-        raise UserError(f"{path}: is a folder; name a file to write")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sink = made.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot write there ({error.strerror}); name another file") from error
-    try:
-        with sink:
-            yield sink
-        os.replace(made, target)
-    finally:
-        made.unlink(missing_ok=True)
+    with drafts.file(path, keep=keep, encoding="utf-8", errors="backslashreplace", newline="\n") as sink:
+        yield sink
 
 
 def write_atomic(path: Path, text: str) -> None:
