@@ -17,7 +17,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from gtalign_jax.errors import UserError
@@ -73,36 +73,46 @@ def check(path: Path, flag: str, *inputs: Path) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def folder(path: Path) -> Iterator[pathlib.Path]:
+def folder(path: Path, keeps: Iterable[str] = (), needed: int | None = None) -> Iterator[pathlib.Path]:
     """An empty folder that takes the place of `path`, links followed, when the block ends well.
 
-    What `path` held before is removed then, so the caller has made sure that it may be; an error leaves it.
+    keeps: names in the old folder that go over into the new one, where that has none such; the rest of it is
+    removed, so the caller has made sure that it may be. An error leaves the old folder. needed: the bytes it
+    takes, for the line about a full disk.
     """
     target = pathlib.Path(os.path.realpath(pathlib.Path(path).expanduser()))
-    with naming_faults(path):
+    with naming_faults(path, needed):
         target.parent.mkdir(parents=True, exist_ok=True)
-        room = pathlib.Path(
-            tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".incomplete", dir=target.parent)
-        )
+        name = f".{target.name[:100]}."
+        room = pathlib.Path(tempfile.mkdtemp(prefix=name, suffix=".incomplete", dir=target.parent))
+        draft, old = room / "new", room / "old"
         try:
-            draft, old = room / "new", room / "old"
             draft.mkdir()  # of the usual mode; the folder around it is closed to others
             yield draft
-            _exchange(draft, target, old)
+            _exchange(draft, target, old, keeps)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        else:
+            shutil.rmtree(old, ignore_errors=True)
         finally:
-            shutil.rmtree(room, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                room.rmdir()  # an old folder that could not be put back stays
 
 
-def _exchange(draft: pathlib.Path, target: pathlib.Path, old: pathlib.Path) -> None:
+def _exchange(draft: pathlib.Path, target: pathlib.Path, old: pathlib.Path, keeps: Iterable[str]) -> None:
     """Put the draft in the place of the target, which goes to `old`; it comes back when that fails."""
     if target.exists():
         os.replace(target, old)
     try:
         os.replace(draft, target)
-    except OSError:
+    except BaseException:
         if old.exists():
             os.replace(old, target)
         raise
+    for name in keeps:
+        if not os.path.lexists(target / name):
+            os.replace(old / name, target / name)
 
 
 @contextlib.contextmanager
