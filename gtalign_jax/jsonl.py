@@ -53,9 +53,17 @@ def write_atomic(path: Path, text: str) -> None:
         sink.write(text)
 
 
-def write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a file by these objects, one a line."""
-    write_atomic(path, "".join(encode(fields) + "\n" for fields in lines))
+def write(path: Path, lines: Iterable[Mapping[str, Any]], keep: bool = False) -> None:
+    """Replace a file by these objects, one a line.
+
+    keep: lines reach the disk as they come, and those that were whole when an error or a kill came stay in
+    the draft (`drafts.file`).
+    """
+    with draft(path, keep) as sink:
+        for fields in lines:
+            sink.write(encode(fields) + "\n")
+            if keep:
+                sink.flush()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

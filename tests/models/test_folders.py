@@ -4,6 +4,7 @@ import jax
 import pytest
 
 from experiments import export
+from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import UserError
 from gtalign_jax.files import drafts
 from gtalign_jax.models import hf, transformer
@@ -124,8 +125,6 @@ def test_a_model_that_cannot_be_put_in_place_gives_the_old_one_back(tmp_path, pa
 
 
 def test_the_probe_of_a_folder_removes_nothing(tmp_path):
-    from gtalign_jax.config import writable_directory
-
     (tmp_path / ".writable").write_text("mine")
     writable_directory(str(tmp_path), "workdir")
     assert contents(tmp_path) == {".writable": b"mine"}
