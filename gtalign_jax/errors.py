@@ -6,6 +6,7 @@ whoever builds it says where with `naming` (`config.build` for a section, a comm
 
 import contextlib
 import functools
+import io
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,10 +28,16 @@ def naming(prefix: str) -> Iterator[None]:
 
 
 def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Turn a `UserError` raised by a script's main into one line on stderr and exit status 2."""
+    """Turn a `UserError` raised by a script's main into one line on stderr and exit status 2.
+
+    What a terminal or file cannot show (half a surrogate pair, any letter beyond ASCII in the C locale) is
+    printed as its escape.
+    """
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             main(*args, **kwargs)
         except UserError as error:

@@ -4,11 +4,13 @@ read(path)     a run's own file: absent is empty, a torn last line (its writer w
 stream(path)   a user's file: every line counts, in flat memory, with its number
 """
 
+import codecs
 import contextlib
 import json
 import logging
 import math
 import pathlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
@@ -17,6 +19,12 @@ from gtalign_jax.files import drafts
 
 log = logging.getLogger(__name__)
 Path = str | pathlib.Path
+# Deeper lines cannot be written again: each level takes a few calls of the interpreter's thousand.
+MAX_DEPTH = 100
+
+
+class _Unusable(UserError):
+    """A line that is whole JSON, so that no cut can be the reason, and still of no use."""
 
 
 def plain(value: Any) -> Any:
@@ -78,6 +86,8 @@ def read(path: Path) -> list[dict[str, Any]]:
         for number, line in _numbered(source):
             try:
                 found.append(_parse(line.decode("utf-8", errors="replace"), f"{path}:{number}"))
+            except _Unusable:
+                raise
             except UserError:
                 if line.endswith(b"\n") or source.read(1):
                     raise
@@ -106,15 +116,21 @@ def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def read_object(path: Path) -> dict[str, Any]:
     """The one JSON object that a file is; UserError names the file that is none."""
     try:
-        text = _text(pathlib.Path(path).read_bytes(), str(path))
+        text = _text(pathlib.Path(path).read_bytes().removeprefix(codecs.BOM_UTF8), str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     return _parse(text, str(path))
 
 
 def _numbered(source: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank; they end at "\\n" alone: completions may hold Unicode's other separators."""
-    return ((number, line) for number, line in enumerate(source, 1) if line.strip())
+    """Lines that are not blank; they end at "\\n" alone: completions may hold Unicode's other separators.
+
+    A byte order mark before the first one is left out.
+    """
+    for number, line in enumerate(source, 1):
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if text.strip():
+            yield number, text
 
 
 def _text(data: bytes, where: str) -> str:
@@ -127,8 +143,24 @@ def _text(data: bytes, where: str) -> str:
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error}); mend or remove the line") from error
+    except ValueError as error:
+        limit = sys.get_int_max_str_digits()
+        raise _Unusable(f"{where}: an integer of over {limit} digits; write a number or a string") from error
+    except RecursionError as error:
+        raise _Unusable(f"{where}: nested too deep; nest at most {MAX_DEPTH} levels") from error
     if not isinstance(value, dict):
         raise UserError(f"{where}: must be a JSON object; mend or remove the line")
+    if text.count("{") + text.count("[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise _Unusable(f"{where}: nested {_depth(value)} deep; nest at most {MAX_DEPTH} levels")
     return value
+
+
+def _depth(value: Any) -> int:
+    """How many objects and lists stand inside one another."""
+    depth, level = 0, [value]
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        depth += 1
+        level = [part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer)]
+    return depth

@@ -44,7 +44,7 @@ def test_output_that_is_the_input_is_refused(tmp_path, write_lines, refused, com
 
 @pytest.fixture
 def cheap(monkeypatch):
-    """generate and logprobs without a model; `lines` are what they write, an exception among them is raised."""
+    """generate and logprobs without a model, from `lines`; an exception among them is raised."""
 
     def write(lines):
         for line in lines:
