@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--eps={flags.eps}: must be a number of at least 0")
     if not 0.0 <= flags.alpha <= 1.0:
         raise UserError(f"--alpha={flags.alpha}: must lie in [0, 1]")
+    if flags.seed < 0:
+        raise UserError(f"--seed={flags.seed}: must be 0 or positive")
     if not all(map(math.isfinite, flags.reference_point)):
         raise UserError(f"--reference_point={flags.reference_point}: must be two finite numbers")
     rows = read_rows(flags.a), read_rows(flags.b)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import jax
 
+from experiments.flag_checks import check_seed, utf8_text
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.files import drafts
@@ -77,6 +78,10 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--{name}={getattr(flags, name)}: must be at least 1")
     if flags.rows < 0:
         raise UserError(f"--rows={flags.rows}: must be 0 (all at once) or positive")
+    check_seed(flags.seed)
+    flags.stop = [utf8_text(stop, "--stop") for stop in flags.stop]
+    if not all(flags.stop):
+        raise UserError("--stop=: must not be empty; leave it out to stop at end tokens alone")
     with naming("--"):
         sampling = SamplingConfig(
             repetition_penalty=flags.repetition_penalty,
