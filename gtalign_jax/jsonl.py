@@ -12,7 +12,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import IO, Any
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.files import drafts
@@ -46,7 +46,7 @@ def encode(fields: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def draft(path: Path, keep: bool = False) -> Iterator[TextIO]:
+def draft(path: Path, keep: bool = False) -> Iterator[IO[str]]:
     """A text file that takes the place of `path` when the block ends well; an error leaves `path` alone.
 
     As `drafts.file`, with its `keep`. A lone surrogate is written as its JSON escape.

@@ -10,6 +10,8 @@ was made here is removed.
 
 import contextlib
 import errno
+import fcntl
+import glob
 import logging
 import os
 import pathlib
@@ -29,6 +31,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOST = (*_NO_ROOM, errno.EIO, errno.EROFS, errno.EPIPE)
 # Names for what a process holds open: they are written through even where a plain file is behind them.
 _OPEN_ALREADY = ("/dev/", "/proc/")
+# How the name of a draft ends, and the file that says that a folder is one of ours.
+_END, _MARK = ".incomplete", "draft-of-gtalign-jax"
 
 
 @contextlib.contextmanager
@@ -82,22 +86,54 @@ def folder(path: Path, keeps: Iterable[str] = (), needed: int | None = None) -> 
     """
     target = pathlib.Path(os.path.realpath(pathlib.Path(path).expanduser()))
     with naming_faults(path, needed):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        name = f".{target.name[:100]}."
-        room = pathlib.Path(tempfile.mkdtemp(prefix=name, suffix=".incomplete", dir=target.parent))
+        room = _make_room(path, target)
         draft, old = room / "new", room / "old"
-        try:
-            draft.mkdir()  # of the usual mode; the folder around it is closed to others
-            yield draft
-            _exchange(draft, target, old, keeps)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
-        else:
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            with contextlib.suppress(OSError):
-                room.rmdir()  # an old folder that could not be put back stays
+        with (room / _MARK).open("x") as mark:
+            _is_free(mark)
+            try:
+                draft.mkdir()  # of the usual mode; the folder around it is closed to others
+                yield draft
+                _exchange(draft, target, old, keeps)
+            except BaseException:
+                _remove(room, draft)
+                raise
+            _remove(room, old)
+
+
+def _make_room(shown: Path, target: pathlib.Path) -> pathlib.Path:
+    """A new folder beside the target, for its draft; what killed writers left there goes."""
+    name = f".{target.name[:100]}."
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent, name)
+        return pathlib.Path(tempfile.mkdtemp(prefix=name, suffix=_END, dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{shown}: cannot write there ({error.strerror}); name another folder") from error
+
+
+def _remove(room: pathlib.Path, part: pathlib.Path) -> None:
+    """Remove where a folder was written; something else in it, such as an old folder not put back, stays."""
+    shutil.rmtree(part, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (room / _MARK).unlink()
+        room.rmdir()
+
+
+def _sweep(parent: pathlib.Path, name: str) -> None:
+    """Remove drafts that bear our mark and that nobody holds any more: their writer was killed."""
+    for mark in parent.glob(f"{glob.escape(name)}*{_END}/{_MARK}"):
+        with contextlib.suppress(OSError, UserError), _opened(mark, mark, os.O_NOFOLLOW, "w", {}) as file:
+            if _is_free(file) and not mark.parent.is_symlink():
+                _remove(mark.parent, mark.parent / "new")
+
+
+def _is_free(mark: IO) -> bool:
+    """Take the lock of a draft, which ends with its process; False where it cannot be had."""
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _exchange(draft: pathlib.Path, target: pathlib.Path, old: pathlib.Path, keeps: Iterable[str]) -> None:
@@ -147,7 +183,7 @@ def _goes_through(path: pathlib.Path) -> bool:
 
 def _create(shown: Path, target: pathlib.Path, mode: str, text: dict[str, Any]) -> tuple[pathlib.Path, IO]:
     """(path, file open for writing) of a new draft beside the target, with the mode of what it replaces."""
-    draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.incomplete")
+    draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}{_END}")
     sink = _opened(shown, draft, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, text)
     with contextlib.suppress(OSError):
         os.fchmod(sink.fileno(), target.stat().st_mode & 0o777)

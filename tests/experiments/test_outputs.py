@@ -106,3 +106,20 @@ def test_a_kill_keeps_every_line_that_was_done(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     (kept,) = tmp_path.iterdir()
     assert kept.read_text() == '{"a": 1}\n'
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_full_disk_behind_stdout_is_one_line(write_lines, tmp_path, unbuffered):
+    row = {"input": "x", "source": "s", "user_reward": 0.5, "llm_reward": 0.5}
+    source = write_lines(tmp_path / "in.jsonl", [row])
+    command, env = (
+        [sys.executable, "-m", "experiments.analyze", source, source],
+        {"PYTHONUNBUFFERED": unbuffered},
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, env=os.environ | env, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: output: writing failed (No space left on device)")

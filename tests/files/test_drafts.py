@@ -4,6 +4,8 @@ import os
 import pathlib
 import socket
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -56,6 +58,8 @@ def test_output_to_a_device_or_an_open_file_goes_through_it(tmp_path):
 def test_what_is_neither_a_file_nor_a_pipe_is_refused(tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
+        with pytest.raises(UserError, match="cannot write there"), drafts.folder(tmp_path / "socket" / "hf"):
+            pass
         for place, message in ((tmp_path / "socket", "neither"), (tmp_path, "is a folder")):
             with pytest.raises(UserError, match=message):
                 jsonl.write_atomic(place, "x")
@@ -154,3 +158,22 @@ def test_check_finds_an_output_that_is_the_input(tmp_path):
     assert drafts.check("/dev/null", "--out", "/dev/null") == pathlib.Path("/dev/null")
     assert drafts.check(tmp_path / "a" / "out", "--out", source) == tmp_path / "a" / "out"
     assert not (tmp_path / "a" / "out").exists()
+
+
+def test_the_draft_of_a_killed_writer_is_removed_by_the_next_and_no_other(tmp_path):
+    code = (
+        "import os, signal, sys; from gtalign_jax.files import drafts\n"
+        "with drafts.folder(sys.argv[1]) as folder:\n"
+        "    (folder / 'half').touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "hf")], check=False)
+    (left,) = tmp_path.iterdir()
+    assert (left / "new" / "half").exists()
+    (tmp_path / ".hf.mine.incomplete" / "new").mkdir(parents=True)
+    with drafts.folder(tmp_path / "hf"):  # one that is being written is no left-over
+        with drafts.folder(tmp_path / "hf") as folder:
+            (folder / "whole").touch()
+        assert not left.exists()
+        assert len(list(tmp_path.glob(".hf.*.incomplete"))) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", ".hf.mine.incomplete"}

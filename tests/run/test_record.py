@@ -72,3 +72,24 @@ def test_the_start_says_how_its_model_is_computed():
     assert (runtime.param_dtype, runtime.scan_layers) == ("float32", False)  # as the quickstart says
     with pytest.raises(UserError, match="^config.start.remat='half': must be one of none, dots, full$"):
         make_settings(config("--config.start.remat=half"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ('{"seed": 1', "not JSON"),
+        ("[]", "must be a JSON object"),
+        ("[" * 900, "not JSON|nested"),
+    ],
+    ids=["empty", "cut", "list", "deep"],
+)
+def test_a_config_that_is_no_object_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"config.json: .*({message})"):
+        read_config_json(tmp_path)
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 1}', encoding="utf-8-sig")
+    assert read_config_json(tmp_path).seed == 1
