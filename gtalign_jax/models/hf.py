@@ -178,7 +178,7 @@ def save_params(
     stored.dtype_name(dtype)
     keeps = processes.from_main(functools.partial(kept, folder))
     if jax.process_index() == 0:
-        size = sum(leaf.size for leaf in jax.tree.leaves(params)) * jnp.dtype(dtype).itemsize
+        size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) * jnp.dtype(dtype).itemsize
         with drafts.folder(folder, keeps, size) as draft:
             _write_shards(params, config, draft, max_shard_bytes, dtype)
             _write_json(draft / "config.json", fields)
