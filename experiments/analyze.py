@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--eps={flags.eps}: must be a number of at least 0")
     if not 0.0 <= flags.alpha <= 1.0:
         raise UserError(f"--alpha={flags.alpha}: must lie in [0, 1]")
+    if flags.seed < 0:
+        raise UserError(f"--seed={flags.seed}: must be 0 or positive")
     if not all(map(math.isfinite, flags.reference_point)):
         raise UserError(f"--reference_point={flags.reference_point}: must be two finite numbers")
     rows = read_rows(flags.a), read_rows(flags.b)
@@ -102,7 +104,7 @@ def collect(rows: Iterable[Mapping[str, Any]], path: str, alpha: float) -> Point
     if invalid:
         log.warning("%s: %d of %d lines left out, such as %s", path, len(invalid), total, invalid[0])
     if not lines:
-        raise UserError(f"{path}: no line has an input and finite user_reward and llm_reward")
+        raise UserError(f"{path}: no line has an input and finite user_reward and llm_reward ({invalid[0]})")
     counts = {"lines": total, "invalid": len(invalid), "inputs": len(lines)}
     counts["repeated"] = total - len(invalid) - len(lines)
     return Points({key: np.mean(found, axis=0) for key, found in lines.items()}, counts)
@@ -114,9 +116,16 @@ def _problem(row: Mapping[str, Any]) -> str | None:
         return "input is not text"
     for name in REWARDS:
         value = row.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return f"{name} is {value!r}"
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+            return f"{name} is {repr(value)[:40]}"
     return None
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def analyze(
@@ -206,7 +215,7 @@ def reference_analysis(
         raise UserError(
             f"{flags.a}, {flags.b}: a line lacks {error}; the published analysis stops there"
         ) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{flags.a}, {flags.b}: {error}; the published analysis stops there") from error
 
 

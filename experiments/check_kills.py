@@ -154,7 +154,7 @@ def whereabouts(workdir: pathlib.Path) -> str:
     marks = {
         "figures": "report",
         "hf": "steering examples or report",
-        "hf.incomplete": "export",
+        ".hf.*.incomplete": "export",
         "rollouts/aligned_*": "export",
         "rollouts/sft_*": "alignment",
     }

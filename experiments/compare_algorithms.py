@@ -66,7 +66,7 @@ def shared_start(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dic
     config = _copy(config)
     config.align.steps = 0
     _train(config, folder)
-    return json.loads((folder / "summary.json").read_text())["sft"]["overall"]
+    return jsonl.read_object(folder / "summary.json")["sft"]["overall"]
 
 
 def align_from(
@@ -90,7 +90,7 @@ def align_from(
 
 def run_numbers(folder: pathlib.Path) -> dict[str, float]:
     """The aligned model's overall means, and the critic's explained variance where there is one."""
-    summary = json.loads((folder / "summary.json").read_text())["aligned"]["overall"]
+    summary = jsonl.read_object(folder / "summary.json")["aligned"]["overall"]
     numbers = {metric: summary[metric]["mean"] for metric in COLUMNS if metric in summary}
     lines = [line for line in jsonl.read(folder / "metrics.jsonl") if line["phase"] == "align"]
     recorded = (line.get("value/explained_variance") for line in lines[-LAST_STEPS:])

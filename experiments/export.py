@@ -1,8 +1,8 @@
-"""Export a run's policy: python -m experiments.export --checkpoint=RUN/checkpoints --out=DIR [--best]
+"""Export a run's policy: python -m experiments.export --checkpoint=RUN/checkpoints --out=DIR
 
 The newest one, or with --best the one with the highest `config.checkpoint.best`. DIR becomes a Hugging Face
 folder: config.json, generation_config.json, tokenizer and chat template, and sharded safetensors, written
-whole or not at all.
+whole or not at all. A folder that holds something is refused; --overwrite replaces an export, nothing else.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 
 from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import exit_on_user_error
+from gtalign_jax.models.folders import check_free
 from gtalign_jax.run.export import export_checkpoint
 
 
@@ -23,15 +24,17 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--best", action="store_true", help="the checkpoint with the highest config.checkpoint.best"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
     return parser.parse_args(argv)
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
-    out = pathlib.Path(flags.out).absolute()
+    out = pathlib.Path(flags.out).expanduser().absolute()
+    check_free(out, flags.overwrite)
     writable_directory(str(out.parent), "out")
-    source = export_checkpoint(pathlib.Path(flags.checkpoint), out, flags.best)
+    source = export_checkpoint(pathlib.Path(flags.checkpoint), out, flags.best, flags.overwrite)
     print(f"{source} written to {out}", file=sys.stderr)
 
 

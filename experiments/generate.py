@@ -4,6 +4,7 @@ A prompt line holds `prompt` (text), `messages` (chat, through the model's templ
 optionally `id`. Each output line holds id, sample, text, token_ids, finished and, on request, logprobs.
 With --server=URL an inference server (vLLM, SGLang, ...) writes them; of --model only the tokenizer and the
 configs are read then. A sample that did not come back has no tokens.
+A generation that is stopped or killed leaves its finished batches beside O.jsonl, in .O.jsonl.*.incomplete.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import pathlib
 import sys
 from collections.abc import Iterator
 
 import jax
 
+from experiments.flag_checks import check_seed, utf8_text
 from gtalign_jax import jsonl
-from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
+from gtalign_jax.files import drafts
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.rollout import engine as engine_lib
@@ -77,6 +78,10 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--{name}={getattr(flags, name)}: must be at least 1")
     if flags.rows < 0:
         raise UserError(f"--rows={flags.rows}: must be 0 (all at once) or positive")
+    check_seed(flags.seed)
+    flags.stop = [utf8_text(stop, "--stop") for stop in flags.stop]
+    if not all(flags.stop):
+        raise UserError("--stop=: must not be empty; leave it out to stop at end tokens alone")
     with naming("--"):
         sampling = SamplingConfig(
             repetition_penalty=flags.repetition_penalty,
@@ -86,10 +91,9 @@ def main(argv: list[str] | None = None) -> None:
             min_p=flags.min_p,
         )
     prompts = lines.read_lines(flags.prompts)
-    out = pathlib.Path(flags.out).absolute()
-    writable_directory(str(out.parent), "out")
+    drafts.check(flags.out, "--out", flags.prompts)
     engine, params, write = open_engine(flags, sampling)
-    jsonl.write(out, complete(engine, params, prompts, flags, write))
+    jsonl.write(flags.out, complete(engine, params, prompts, flags, write), keep=True)
 
 
 def open_engine(flags: argparse.Namespace, sampling: SamplingConfig) -> tuple[Engine, PyTree, Write]:

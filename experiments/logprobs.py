@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import pathlib
 import sys
 from collections.abc import Iterator
 
@@ -16,8 +15,8 @@ import jax
 import numpy as np
 
 from gtalign_jax import jsonl
-from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.files import drafts
 from gtalign_jax.learning.logprobs import row_logprobs
 from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.rollout import lines
@@ -43,12 +42,11 @@ def main(argv: list[str] | None = None) -> None:
     if flags.batch_size < 1:
         raise UserError(f"--batch_size={flags.batch_size}: must be at least 1")
     rows = lines.read_lines(flags.tokens)
-    out = pathlib.Path(flags.out).absolute()
-    writable_directory(str(out.parent), "out")
+    drafts.check(flags.out, "--out", flags.tokens)
     engine, params = load_engine(
         flags.model, EngineOptions(runtime=RuntimeConfig(compute_dtype=flags.compute_dtype))
     )
-    jsonl.write(out, score(engine, params, rows, flags))
+    jsonl.write(flags.out, score(engine, params, rows, flags), keep=True)
 
 
 def score(engine: Engine, params: PyTree, rows: list[dict], flags: argparse.Namespace) -> Iterator[dict]:

@@ -20,6 +20,7 @@ import numpy as np
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.evaluation.published import normalize as published
+from gtalign_jax.files import drafts
 from gtalign_jax.rewards.normalize import METHODS, normalize_scores
 from gtalign_jax.run import progress
 
@@ -45,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--method={flags.method}: use one of {', '.join(known)}")
     normalizer = functools.partial(reference if flags.reference else corrected, method=flags.method)
     lines = normalized_lines(flags.input, normalizer, nulls=not flags.reference)
+    drafts.check(flags.output, "OUT.jsonl", flags.input)
     with jsonl.draft(flags.output) as sink:
         for batch in progress.counted(progress.batches(lines, 1), "normalize"):
             for line in batch:

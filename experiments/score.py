@@ -27,6 +27,7 @@ from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.evaluation.published.reward import VARIANTS
 from gtalign_jax.evaluation.published.score import score_lines
+from gtalign_jax.files import drafts
 from gtalign_jax.rewards.features import FeatureBatch, FeatureConfig, extract
 from gtalign_jax.rewards.judges.base import JudgeRequest, Verdict
 from gtalign_jax.rewards.judges.rules import judge_by_rules
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     scorer = reference(flags.reward) if flags.reference else corrected(flags.reward)
     lines = checked_lines(flags.input, needs_judge=flags.reference)
     by_rules = 0
+    drafts.check(flags.output, "OUT.jsonl", flags.input)
     with jsonl.draft(flags.output) as sink:
         for batch in progress.counted(progress.batches(lines, flags.batch_size), "score"):
             for line, fields in zip(batch, scorer(batch), strict=True):

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from experiments.flag_checks import check_finite, check_seed, utf8_text
 from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.game.moves import GTALIGN, KEYS
@@ -60,6 +61,9 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
     if flags.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens={flags.max_new_tokens}: must be at least 1")
+    check_seed(flags.seed)
+    check_finite(flags, "price")
+    flags.prompt, flags.system = utf8_text(flags.prompt, "--prompt"), utf8_text(flags.system, "--system")
     with naming("--"):
         sampling = GREEDY if flags.temperature == 0 else SamplingConfig(temperature=flags.temperature)
     buckets = BucketConfig(completion=(flags.max_new_tokens,), batch=(1,))

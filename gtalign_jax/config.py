@@ -10,6 +10,7 @@ import importlib
 import json
 import pathlib
 import re
+import tempfile
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -150,11 +151,10 @@ def _one_line(error: BaseException) -> str:
 def writable_directory(path: str, flag: str) -> pathlib.Path:
     """Create a folder and prove that it can be written; UserError names the flag when it cannot."""
     folder = pathlib.Path(path).expanduser().absolute()
-    probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink(missing_ok=True)  # other processes of the run try the same
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(
             f"--{flag}={path}: cannot write there ({error.strerror}); name another folder"

@@ -5,8 +5,11 @@ whoever builds it says where with `naming` (`config.build` for a section, a comm
 """
 
 import contextlib
+import errno
 import functools
+import io
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -70,15 +73,37 @@ def naming(prefix: str) -> Iterator[None]:
         raise UserError(f"{prefix}{error}") from error
 
 
+def _lost_output(error: OSError) -> str:
+    """The line about a full disk or a pipe that nobody reads, where no writer of a file has named it."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE):
+        raise error
+    try:
+        sys.stdout.flush()
+    except OSError:  # it is stdout, then, and Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    where = error.filename or "output"
+    return f"{where}: writing failed ({error.strerror}); free some space or name another place"
+
+
 def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Turn a `UserError` raised by a script's main into one line on stderr and exit status 2."""
+    """Turn a `UserError` raised by a script's main into one line on stderr and exit status 2.
+
+    What a terminal or file cannot show (half a surrogate pair, any letter beyond ASCII in the C locale) is
+    printed as its escape.
+    """
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             main(*args, **kwargs)
+            sys.stdout.flush()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
+            print(f"error: {_lost_output(error)}", file=sys.stderr)
             sys.exit(2)
 
     return run

@@ -4,19 +4,27 @@ read(path)     a run's own file: absent is empty, a torn last line (its writer w
 stream(path)   a user's file: every line counts, in flat memory, with its number
 """
 
+import codecs
 import contextlib
 import json
 import logging
 import math
-import os
 import pathlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import IO, Any
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import drafts
 
 log = logging.getLogger(__name__)
 Path = str | pathlib.Path
+# Deeper lines cannot be written again: each level takes a few calls of the interpreter's thousand.
+MAX_DEPTH = 100
+
+
+class _Unusable(UserError):
+    """A line that is whole JSON, so that no cut can be the reason, and still of no use."""
 
 
 def plain(value: Any) -> Any:
@@ -38,27 +46,13 @@ def encode(fields: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def draft(path: Path) -> Iterator[TextIO]:
+def draft(path: Path, keep: bool = False) -> Iterator[IO[str]]:
     """A text file that takes the place of `path` when the block ends well; an error leaves `path` alone.
 
-    A reader, or a kill in between, meets the old file or the new one. A lone surrogate is written as its JSON
-    escape. UserError when the folder cannot be written.
+    As `drafts.file`, with its `keep`. A lone surrogate is written as its JSON escape.
     """
-    target = pathlib.Path(path).expanduser().absolute()
-    made = target.with_name(f".{target.name}.incomplete")
-    if target.is_dir():
-        raise UserError(f"{path}: is a folder; name a file to write")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sink = made.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot write there ({error.strerror}); name another file") from error
-    try:
-        with sink:
-            yield sink
-        os.replace(made, target)
-    finally:
-        made.unlink(missing_ok=True)
+    with drafts.file(path, keep=keep, encoding="utf-8", errors="backslashreplace", newline="\n") as sink:
+        yield sink
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -67,9 +61,17 @@ def write_atomic(path: Path, text: str) -> None:
         sink.write(text)
 
 
-def write(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Replace a file by these objects, one a line."""
-    write_atomic(path, "".join(encode(fields) + "\n" for fields in lines))
+def write(path: Path, lines: Iterable[Mapping[str, Any]], keep: bool = False) -> None:
+    """Replace a file by these objects, one a line.
+
+    keep: lines reach the disk as they come, and those that were whole when an error or a kill came stay in
+    the draft (`drafts.file`).
+    """
+    with draft(path, keep) as sink:
+        for fields in lines:
+            sink.write(encode(fields) + "\n")
+            if keep:
+                sink.flush()
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -84,6 +86,8 @@ def read(path: Path) -> list[dict[str, Any]]:
         for number, line in _numbered(source):
             try:
                 found.append(_parse(line.decode("utf-8", errors="replace"), f"{path}:{number}"))
+            except _Unusable:
+                raise
             except UserError:
                 if line.endswith(b"\n") or source.read(1):
                     raise
@@ -112,15 +116,21 @@ def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def read_object(path: Path) -> dict[str, Any]:
     """The one JSON object that a file is; UserError names the file that is none."""
     try:
-        text = _text(pathlib.Path(path).read_bytes(), str(path))
+        text = _text(pathlib.Path(path).read_bytes().removeprefix(codecs.BOM_UTF8), str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     return _parse(text, str(path))
 
 
 def _numbered(source: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank; they end at "\\n" alone: completions may hold Unicode's other separators."""
-    return ((number, line) for number, line in enumerate(source, 1) if line.strip())
+    """Lines that are not blank; they end at "\\n" alone: completions may hold Unicode's other separators.
+
+    A byte order mark before the first one is left out.
+    """
+    for number, line in enumerate(source, 1):
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if text.strip():
+            yield number, text
 
 
 def _text(data: bytes, where: str) -> str:
@@ -133,8 +143,24 @@ def _text(data: bytes, where: str) -> str:
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error}); mend or remove the line") from error
+    except ValueError as error:
+        limit = sys.get_int_max_str_digits()
+        raise _Unusable(f"{where}: an integer of over {limit} digits; write a number or a string") from error
+    except RecursionError as error:
+        raise _Unusable(f"{where}: nested too deep; nest at most {MAX_DEPTH} levels") from error
     if not isinstance(value, dict):
         raise UserError(f"{where}: must be a JSON object; mend or remove the line")
+    if text.count("{") + text.count("[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise _Unusable(f"{where}: nested {_depth(value)} deep; nest at most {MAX_DEPTH} levels")
     return value
+
+
+def _depth(value: Any) -> int:
+    """How many objects and lists stand inside one another."""
+    depth, level = 0, [value]
+    while level := [part for part in level if isinstance(part, dict | list)]:
+        depth += 1
+        level = [part for outer in level for part in (outer.values() if isinstance(outer, dict) else outer)]
+    return depth

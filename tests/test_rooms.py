@@ -9,7 +9,7 @@ import gtalign_jax
 
 PACKAGE = pathlib.Path(gtalign_jax.__file__).parent
 # What everybody may know.
-COMMON = {"types", "errors", "jsonl", "config"}
+COMMON = {"types", "errors", "files", "jsonl", "config"}
 FIRST = {"game", "chain", "mesh", "remote"}
 SECOND = {"models", "data", "rewards"}
 BELOW_RUN = FIRST | SECOND | {"learning", "rollout"}
@@ -17,6 +17,7 @@ BELOW_RUN = FIRST | SECOND | {"learning", "rollout"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
+    "files": set(),
     "jsonl": set(),
     "config": set(),
     "game": set(),

@@ -148,9 +148,9 @@ def test_exporting_the_checkpoints_gives_the_same_folder(run, tmp_path):
     assert export_checkpoint(run[0] / "checkpoints", tmp_path / "hf") == "align step 4"
     assert digests(tmp_path, ["hf"]) == digests(run[0], ["hf"])
     with pytest.raises(UserError, match="config.json: not found"):
-        export_checkpoint(tmp_path / "checkpoints", tmp_path / "hf")
+        export_checkpoint(tmp_path / "checkpoints", tmp_path / "other")
     with pytest.raises(UserError, match="--best: config.checkpoint.keep_best=0"):
-        export_checkpoint(run[0] / "checkpoints", tmp_path / "hf", best=True)
+        export_checkpoint(run[0] / "checkpoints", tmp_path / "best", best=True)
 
 
 def test_evaluating_the_export_repeats_the_runs_own_evaluation(run, tmp_path, capsys):

@@ -10,9 +10,7 @@ import collections
 import functools
 import json
 import math
-import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +21,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import drafts
+from gtalign_jax.mesh import processes
 from gtalign_jax.models import stored
 from gtalign_jax.models.config import ModelConfig, to_hf
+from gtalign_jax.models.folders import kept
 from gtalign_jax.models.hf_names import Entry, abstract_params, flat_entries, is_entry, name_table
 from gtalign_jax.models.stored import INDEX, Tensor
 from gtalign_jax.types import PyTree
@@ -172,26 +173,26 @@ def save_params(
     The folder appears (or is replaced) only when everything in it is written. dtype: `float32`,
     `bfloat16`, ...; by default what the config.json that the model was read from says, else the
     parameters' own. tied_head: write tied embeddings a second time as `lm_head.weight`, for servers that keep
-    a head of their own. On several processes all must call this; it returns when the folder is there.
+    a head of their own. Other files of an older model's folder stay in it; UserError for a folder that holds
+    something and no model. On several processes all must call this; it returns when the folder is there.
     """
     folder = pathlib.Path(folder).absolute()
-    draft = folder.with_name(folder.name + ".incomplete")
     fields, dtype = _config_fields(params, config, dtype)
     stored.dtype_name(dtype)
-    writes = jax.process_index() == 0
-    if writes:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
     rows = flat_entries(name_table(config), params)
     if tied_head and config.tie_embeddings:
         rows = [(Entry(HEAD, ((0,), (1,))), params["embedding"], None), *rows]
-    _write_shards(rows, draft if writes else None, max_shard_bytes, dtype)
-    if writes:
-        _write_json(draft / "config.json", fields)
-        _write_json(draft / "generation_config.json", dict(generation or {}))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(draft)
-        _replace(draft, folder)
+    keeps = processes.from_main(functools.partial(kept, folder))
+    if jax.process_index() == 0:
+        size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) * jnp.dtype(dtype).itemsize
+        with drafts.folder(folder, keeps, size) as draft:
+            _write_shards(rows, draft, max_shard_bytes, dtype)
+            _write_json(draft / "config.json", fields)
+            _write_json(draft / "generation_config.json", dict(generation or {}))
+            if tokenizer is not None:
+                tokenizer.save_pretrained(draft)
+    else:
+        _write_shards(rows, None, max_shard_bytes, dtype)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"saved {folder.name}")
 
@@ -262,16 +263,6 @@ def _replicate(mesh: Mesh) -> Any:
         return x if i is None else jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
     return jax.jit(pick, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-
-def _replace(draft: pathlib.Path, folder: pathlib.Path) -> None:
-    """Put the draft in the folder's place; the old one goes only after."""
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(draft, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_json(path: pathlib.Path, fields: Mapping[str, Any]) -> None:

@@ -5,12 +5,12 @@ behind `base_model.model.`; the library adds lora_alpha / r times B A to the pro
 """
 
 import json
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from gtalign_jax.files import drafts
 from gtalign_jax.models import stored
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.hf_names import Entry, name_table
@@ -30,15 +30,11 @@ def save_adapters(
     for entries, leaf in _entries(model, config, trained):
         for layer, entry in enumerate(entries):
             tensors[entry.name] = entry.to_stored(np.asarray(leaf[layer], np.float32))
-    folder.mkdir(parents=True, exist_ok=True)
     shapes = {name: array.shape for name, array in tensors.items()}
-    stored.write_file(
-        folder / f"{WEIGHTS}.incomplete", shapes, "float32", (tensors[name] for name in sorted(tensors))
-    )
-    fields = json.dumps(adapter_fields(model, config, base), indent=2, sort_keys=True) + "\n"
-    (folder / f"{CONFIG}.incomplete").write_text(fields)
-    for name in (WEIGHTS, CONFIG):
-        os.replace(folder / f"{name}.incomplete", folder / name)
+    with drafts.file(folder / WEIGHTS, "wb") as file:
+        stored.write_tensors(file, shapes, "float32", (tensors[name] for name in sorted(tensors)))
+    with drafts.file(folder / CONFIG) as file:
+        file.write(json.dumps(adapter_fields(model, config, base), indent=2, sort_keys=True) + "\n")
 
 
 def adapter_fields(model: ModelConfig, config: LoraConfig, base: str) -> dict[str, Any]:

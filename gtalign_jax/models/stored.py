@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +102,14 @@ def dtype_name(dtype: str) -> str:
 def write_file(
     path: pathlib.Path, shapes: Mapping[str, Sequence[int]], dtype: str, arrays: Iterable[np.ndarray]
 ) -> int:
+    """A new file of tensors, as of `write_tensors`; nothing that is there already is written to."""
+    with path.open("xb") as file:
+        return write_tensors(file, shapes, dtype, arrays)
+
+
+def write_tensors(
+    file: IO[bytes], shapes: Mapping[str, Sequence[int]], dtype: str, arrays: Iterable[np.ndarray]
+) -> int:
     """Write tensors of one type, sorted by name, as `arrays` yields them; returns the bytes of data."""
     itemsize = jnp.dtype(dtype).itemsize
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -112,10 +120,9 @@ def write_file(
         header[name] = {"dtype": dtype_name(dtype), "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, array in zip(sorted(shapes), arrays, strict=True):
-            if array.shape != tuple(shapes[name]) or str(array.dtype) != dtype:
-                raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shapes[name]}")
-            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name, array in zip(sorted(shapes), arrays, strict=True):
+        if array.shape != tuple(shapes[name]) or str(array.dtype) != dtype:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {dtype} {shapes[name]}")
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return end

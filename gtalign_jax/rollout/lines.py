@@ -32,7 +32,19 @@ def prompt_ids(engine: Engine, fields: Mapping[str, Any], path: str) -> list[int
         raise UserError(f"{where}: prompt must be a string")
     if given[0] == "messages" and not (is_messages and value):
         raise UserError(f"{where}: messages must be a list of objects with role and content")
+    for text in [value] if isinstance(value, str) else [part for m in value for part in m.values()]:
+        check_text(text, f"{where}: {given[0]}")
     return encode(engine, value)
+
+
+def check_text(text: Any, where: str) -> None:
+    """UserError where a text holds half a surrogate pair, which no tokenizer reads."""
+    if isinstance(text, str):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(text[error.start]):04x}"
+            raise UserError(f"{where} holds half a surrogate pair ({half}); mend or remove it") from error
 
 
 def token_ids(value: Any, vocab_size: int, where: str) -> list[int]:

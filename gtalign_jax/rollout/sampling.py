@@ -18,6 +18,8 @@ from gtalign_jax.errors import INF, MAX_COUNT, in_range
 from gtalign_jax.types import Array
 
 BLOCK = 128
+# What logits are divided by stays where float32 logits do not overflow or vanish.
+EXTREMES = (1e-5, 1e5)
 
 MIN_TEMPERATURE = 1e-6  # logits over a smaller one are past float32
 
@@ -40,14 +42,19 @@ class SamplingConfig:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        limits = {
-            "repetition_penalty": (self.repetition_penalty > 0, "positive"),
-            "temperature": (self.temperature >= 0, "0 (greedy) or positive"),
-            "top_k": (self.top_k >= 0, "0 (off) or positive"),
-            "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
-            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
-        }
-        for name, (ok, message) in limits.items():
+        r, t = self.repetition_penalty, self.temperature
+        low, high = EXTREMES
+        span = f"from {low:g} to {high:g}"
+        limits = (
+            ("repetition_penalty", r > 0, "positive"),
+            ("repetition_penalty", low <= r <= high, span),
+            ("temperature", t >= 0, "0 (greedy) or positive"),
+            ("temperature", t == 0 or low <= t <= high, f"0 (greedy) or {span}"),
+            ("top_k", self.top_k >= 0, "0 (off) or positive"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
+        )
+        for name, ok, message in limits:
             if not ok:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {message}")
         in_range(self, repetition_penalty=(0, INF), temperature=(0, INF), top_k=(0, MAX_COUNT))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.models import hf, lora
+from gtalign_jax.models import folders, hf, lora
 from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.rollout.folder import load_tokenizer
 from gtalign_jax.run import checkpoint
@@ -20,16 +20,23 @@ from gtalign_jax.run.states import PHASES, align_state, make_learner, sft_setup,
 from gtalign_jax.types import PyTree, TrainState
 
 
-def export_checkpoint(checkpoints: pathlib.Path, out: pathlib.Path, best: bool = False) -> str:
+def export_checkpoint(
+    checkpoints: pathlib.Path, out: pathlib.Path, best: bool = False, overwrite: bool = False
+) -> str:
     """Write a policy under `RUN/checkpoints` as the HF folder `out`; returns "phase step n" from its meta.
 
     The newest readable checkpoint of the last phase that has one is taken, or, with `best`, the one with the
     highest `config.checkpoint.best`. Where it holds adapters, they are merged into the model the run started
     from, and stand alone in `OUT_adapter`, in PEFT's format. Raises UserError when there is no checkpoint,
-    when the folder is not one of a run, or when the run compared none.
+    when the folder is not one of a run, when the run compared none, or when `out` holds something; with
+    `overwrite`, something that is no export.
     """
     workdir = checkpoints.absolute().parent
     settings = make_settings(read_config_json(workdir))
+    adapter = out.with_name(f"{out.name}_adapter")
+    folders.check_free(out, overwrite)
+    if settings.lora.rank:
+        folders.check_free(adapter, overwrite, folders.ADAPTER)
     folder = start_folder(settings, workdir)
     model = read_config(folder, settings.start.runtime)
     for phase in reversed(PHASES):
@@ -40,7 +47,7 @@ def export_checkpoint(checkpoints: pathlib.Path, out: pathlib.Path, best: bool =
             meta, state = found
             params = _whole(state.policy.params, settings, model, folder)
             save_model(params, model, out, load_tokenizer(folder, chat=True))
-            save_adapters(params, settings, model, out.with_name(f"{out.name}_adapter"), folder)
+            save_adapters(params, settings, model, adapter, folder)
             return f"{meta['phase']} step {meta['step']}"
     raise UserError(f"{checkpoints}: holds no checkpoint; name the checkpoints folder of a run")
 

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import drafts
 
 KEYS = {
     "loss/sft": "cross-entropy of the cold-start chains, nats per token",
@@ -110,7 +111,8 @@ class RunLog:
         values = jsonl.plain(values)
         line = {"phase": phase, "step": int(step), "time": round(self._clock(), 3), **values}
         # Flushed at once: a kill loses nothing that was recorded before it.
-        print(jsonl.encode(line), file=self._file, flush=True)
+        with drafts.naming_faults(self._path):
+            print(jsonl.encode(line), file=self._file, flush=True)
         finite = {key: value for key, value in values.items() if value is not None}
         if self._board is not None:
             for key, value in finite.items():
@@ -128,7 +130,8 @@ class RunLog:
     def _close_files(self) -> None:
         for sink in (self._file, self._board):
             if sink is not None:
-                sink.close()
+                with drafts.naming_faults(self._path):
+                    sink.close()
         self._file = self._board = None
 
     def _order(self, phase: str) -> int:

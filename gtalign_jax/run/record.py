@@ -42,7 +42,7 @@ def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
 
 def _recorded(path: pathlib.Path) -> dict[str, Any]:
     """The fields of a `config.json`, without those of RETIRED and with those of ADDED."""
-    config = json.loads(path.read_text())
+    config = jsonl.read_object(path)
     for section, fields in RETIRED.items():
         for field in fields:
             config.get(section, {}).pop(field, None)

@@ -49,7 +49,7 @@ def test_the_files_tell_where_a_run_was(tmp_path):
     (tmp_path / "rollouts").mkdir()
     (tmp_path / "rollouts" / "sft_1.jsonl").touch()
     assert check_kills.whereabouts(tmp_path) == "alignment, after sft step 0, in a save"
-    (tmp_path / "hf.incomplete").mkdir()
+    (tmp_path / ".hf.1234.incomplete").mkdir()
     assert check_kills.whereabouts(tmp_path).startswith("export")
 
 

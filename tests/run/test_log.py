@@ -63,6 +63,17 @@ def test_a_file_of_another_run_is_refused_and_kept(tmp_path):
     assert metrics_path(tmp_path).read_text() == text
 
 
+def test_a_full_disk_is_one_line_with_the_path(tmp_path):
+    def write():
+        with RunLog(tmp_path, PHASES, PLAIN) as log:
+            log.begin("sft", 0)
+            log._file = open("/dev/full", "w")  # noqa: SIM115
+            log.write("sft", 0, {"a": 1})
+
+    with pytest.raises(UserError, match="metrics.jsonl: writing failed .No space left on device"):
+        write()
+
+
 def test_a_damaged_line_in_the_middle_names_its_number(tmp_path):
     metrics_path(tmp_path).write_text('{"phase": "sft", "step": 0}\n{oops\n{"phase": "sft", "step": 1}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl:2: not JSON"):

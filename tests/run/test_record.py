@@ -92,3 +92,24 @@ def test_a_run_from_before_a_field_was_added_goes_on_with_its_default(tmp_path):
     assert make_settings(read_config_json(tmp_path)) == make_settings(config())
     with pytest.raises(UserError, match="another config.engine.patience_s"):
         check_config(config("--config.engine.patience_s=9.0"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ('{"seed": 1', "not JSON"),
+        ("[]", "must be a JSON object"),
+        ("[" * 900, "not JSON|nested"),
+    ],
+    ids=["empty", "cut", "list", "deep"],
+)
+def test_a_config_that_is_no_object_is_named(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"config.json: .*({message})"):
+        read_config_json(tmp_path)
+
+
+def test_a_config_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": 1}', encoding="utf-8-sig")
+    assert read_config_json(tmp_path).seed == 1
