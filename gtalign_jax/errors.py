@@ -27,7 +27,8 @@ def naming(prefix: str) -> Iterator[None]:
 
 
 def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Turn a `UserError` raised by a script's main into one line on stderr and exit status 2."""
+    """Turn a `UserError` raised by a script's main into one line on stderr and exit status 2, and Ctrl-C into
+    130."""
 
     @functools.wraps(main)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -36,5 +37,8 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("stopped by Ctrl-C", file=sys.stderr)
+            sys.exit(130)
 
     return run

@@ -113,7 +113,8 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
         for k in widths.values():
             sft_update.lower(setup, state, batch_of(k)[0], base).compile()  # kept: `sft_update` will find it
 
-    phase = Phase("sft", settings.sft.steps, step, warm_up if settings.start.warm_up else None)
+    warm = warm_up if settings.start.warm_up else None
+    phase = Phase("sft", settings.sft.steps, step, warm, following=PHASES[1:])
     state = run_phase(session, phase, sft_state(settings, setup, trained))
     return lora.join(base, state.policy.params)
 

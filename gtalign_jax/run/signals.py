@@ -9,8 +9,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether a stop was asked for; a second signal ends the process at once."""
+def stop_requests() -> Iterator[Callable[[], int]]:
+    """Yields a function that gives the signal that asked for a stop, 0 before; a second ends the process."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
@@ -19,7 +19,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
-        yield lambda: bool(asked)
+        yield lambda: asked[0] if asked else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
