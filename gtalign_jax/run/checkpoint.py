@@ -28,12 +28,13 @@ log = logging.getLogger(__name__)
 
 
 def open_manager(
-    folder: pathlib.Path, *, keep: int, keep_best: int = 0, best: str = ""
+    folder: pathlib.Path, *, keep: int, keep_best: int = 0, best: str = "", read_only: bool = False
 ) -> ocp.CheckpointManager:
     """The manager of one phase's folder: saves are atomic and asynchronous.
 
-    The newest `keep` stay, and so do the `keep_best` with the highest metric named `best`. UserError when a
-    file stands where the folder belongs.
+    The newest `keep` stay, and so do the `keep_best` with the highest metric named `best`. read_only: nothing
+    is touched, not even a save that another process has begun. UserError when a file stands where the folder
+    belongs.
     """
     check_folder(folder)
     stay: list[Any] = [checkpoint_managers.LatestN(keep)]
@@ -50,7 +51,8 @@ def open_manager(
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(stay),
         best_fn=value,
-        create=True,
+        create=not read_only,
+        read_only=read_only,
         enable_async_checkpointing=True,
         async_options=ocp.AsyncOptions(
             post_finalization_callback=functools.partial(_write_checksums, folder.absolute())
@@ -66,9 +68,14 @@ def check_folder(folder: pathlib.Path) -> None:
             raise UserError(f"{path}: is a file where checkpoints belong; move it away")
 
 
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """The steps of a phase's folder, readable or not, ascending; [] where it is not there."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
 def has_steps(folder: pathlib.Path) -> bool:
     """Whether a phase's folder holds a checkpoint, readable or not."""
-    return any(path.name.isdigit() for path in folder.glob("*"))
+    return bool(steps_in(folder))
 
 
 def _write_checksums(folder: pathlib.Path) -> None:
@@ -131,9 +138,11 @@ def restore_latest(
     to try, in this order, instead of all from the newest on. A damaged checkpoint is named in a warning and
     the next one is used; if all are damaged it is a UserError, or None where none is `needed`.
     """
-    steps = sorted(manager.all_steps(), reverse=True) if steps is None else steps
+    if steps is None:
+        steps = processes.from_main(lambda: steps_in(pathlib.Path(manager.directory))[::-1])
+    whole = set(manager.all_steps())
     for step in steps:
-        state, reason = None, _damage(manager, step)
+        state, reason = None, _damage(manager, step) if step in whole else "its save was not finished"
         if not reason:
             state, reason = _try(manager, step, like)
         if not reason:
@@ -142,7 +151,10 @@ def restore_latest(
             "checkpoint %s/%d is damaged (%s); trying the one before", manager.directory, step, reason
         )
     if steps and needed:
-        raise UserError(f"{manager.directory}: no checkpoint can be read; remove the folder to start over")
+        tried = ", ".join(map(str, steps))
+        raise UserError(
+            f"{manager.directory}: no checkpoint can be read (tried {tried}); remove the folder to start over"
+        )
     return None
 
 

@@ -52,6 +52,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 def _take(path: pathlib.Path) -> str:
     """Write the lock, in place of a dead one's; returns its text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     process = psutil.Process()
     fields = {
         "pid": process.pid,

@@ -97,9 +97,13 @@ def open_session(
         yield Session(workdir, mesh, checkpoints, health_config, log, compiles)
 
 
-def open_manager(folder: pathlib.Path, config: CheckpointConfig) -> ocp.CheckpointManager:
+def open_manager(
+    folder: pathlib.Path, config: CheckpointConfig, *, read_only: bool = False
+) -> ocp.CheckpointManager:
     """The manager of a phase's checkpoints, which keeps those that the config says."""
-    return checkpoint.open_manager(folder, keep=config.keep, keep_best=config.keep_best, best=config.best)
+    return checkpoint.open_manager(
+        folder, keep=config.keep, keep_best=config.keep_best, best=config.best, read_only=read_only
+    )
 
 
 def run_phase(session: Session, phase: Phase, state: TrainState) -> TrainState:

@@ -1,4 +1,4 @@
-"""An evaluation is kept under what it is of: other weights or data, or a file that is not whole, make it anew."""
+"""An evaluation is kept under what it is of: other weights or data, or a torn file, make it anew."""
 
 import types
 

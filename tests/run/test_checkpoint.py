@@ -236,3 +236,20 @@ def test_a_file_where_checkpoints_belong_is_refused(tmp_path):
     (tmp_path / "align").write_text("")
     with pytest.raises(UserError, match="align: is a file where checkpoints belong"):
         checkpoint.open_manager(tmp_path / "align", keep=1)
+
+
+def test_a_reader_leaves_a_save_that_is_being_written(saved, tmp_path):
+    draft = tmp_path / "phase" / "4.orbax-checkpoint-tmp"
+    (draft / "state").mkdir(parents=True)
+    reader = checkpoint.open_manager(tmp_path / "phase", keep=1, read_only=True)
+    assert checkpoint.restore_latest(reader, state(0))[0] == 3
+    reader.close()
+    assert (draft / "state").is_dir() and checkpoint.steps_in(tmp_path / "phase") == [2, 3]
+
+
+def test_a_step_whose_save_was_not_finished_is_not_taken_for_none(tmp_path, caplog):
+    manager = checkpoint.open_manager(tmp_path, keep=1)
+    (tmp_path / "2").mkdir()
+    with pytest.raises(UserError, match=r"no checkpoint can be read \(tried 2\)"):
+        checkpoint.restore_latest(manager, state(0))
+    assert "its save was not finished" in caplog.text

@@ -32,9 +32,9 @@ def test_the_same_command_twice_is_refused_by_name(tmp_path):
 
 
 def test_a_lock_is_given_back_when_a_run_fails(tmp_path):
-    with pytest.raises(SystemExit), lock.locked(tmp_path):
+    with pytest.raises(SystemExit), lock.locked(tmp_path / "new"):
         sys.exit(143)
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, caplog):

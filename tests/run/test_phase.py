@@ -1,8 +1,11 @@
 """A phase on a toy state: what a stop, a kill and damage leave on record, and with which status it ends."""
 
 import os
+import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from gtalign_jax.run.log import MetricsConfig, RunLog
 from gtalign_jax.run.phase import CheckpointConfig, Phase, open_session, run_phase
 from gtalign_jax.types import ModelState, TrainState
 
+REPO = pathlib.Path(__file__).resolve().parents[2]
 PHASES = ("sft", "align")
 
 
@@ -27,14 +31,14 @@ def state():
     )
 
 
-def run(workdir, *, at=None, every=2):
+def run(workdir, *, at=None, every=2, loss=1.0):
     """Both phases; `at(phase, k)` is called before a step. Returns the sum of the state at the end."""
 
     def step(name, state, k):
         if at is not None:
             at(name, k)
         policy = state.policy.replace(params={"w": state.policy.params["w"] + k + 1})
-        return state.replace(policy=policy), {"loss/sft": 1.0 / (k + 1)}
+        return state.replace(policy=policy), {"loss/sft": loss / (k + 1)}
 
     log = RunLog(workdir, PHASES, MetricsConfig(), clock=lambda: 0.0)
     mesh = make_mesh(MeshConfig())
@@ -100,6 +104,25 @@ def test_a_run_that_was_stopped_does_not_end_as_one_that_is_complete(tmp_path, n
     assert stopped.value.code == status
     run(tmp_path)
     assert steps(tmp_path) == ALL
+
+
+NOT_FINITE = """
+import importlib.util, pathlib, sys
+from gtalign_jax.errors import exit_on_user_error
+spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+exit_on_user_error(toy.run)(pathlib.Path(sys.argv[2]), every=1, loss=float("nan"))
+"""
+
+
+def test_a_run_that_is_not_finite_ends_with_one_line(tmp_path):
+    command = [sys.executable, "-c", NOT_FINITE, __file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPO)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "sft step 2" in last
 
 
 def test_between_phases_a_signal_is_not_swallowed(tmp_path):
