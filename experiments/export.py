@@ -1,7 +1,7 @@
 """Export a run's policy: python -m experiments.export --checkpoint=RUN/checkpoints --out=DIR [--best]
 
 The newest one, or with --best the one with the highest `config.checkpoint.best`, or with --step=N the one of
-that step. DIR becomes a Hugging Face folder: config.json, generation_config.json, tokenizer and chat template,
+step N. DIR becomes a Hugging Face folder: config.json, generation_config.json, tokenizer and chat template,
 and sharded safetensors, written whole or not at all.
 """
 

@@ -31,6 +31,7 @@ from gtalign_jax.run.log import NullLog, RunLog
 from gtalign_jax.run.phase import Metrics, Phase, Session, open_session, run_phase
 from gtalign_jax.run.record import check_config, write_config
 from gtalign_jax.run.settings import make_settings
+from gtalign_jax.run.signals import ended_by_sigterm
 from gtalign_jax.run.states import PHASES, sft_setup, sft_state
 from gtalign_jax.serving.examples import steer_examples
 from gtalign_jax.types import PyTree, TrainState
@@ -38,7 +39,7 @@ from gtalign_jax.types import PyTree, TrainState
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Run, or go on with, the job of a config in its work directory."""
-    with locked(workdir):
+    with ended_by_sigterm(), locked(workdir):
         rows = _train(config, _make_job(config, workdir))
         if processes.is_main():
             print(f"report  {finish(rows, workdir)}\nmodel   {workdir / 'hf'}")
@@ -81,7 +82,7 @@ def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathl
     with config.unlocked():
         config.start.path = model
         config.sft.steps = config.align.steps = 0
-    with locked(workdir):
+    with ended_by_sigterm(), locked(workdir):
         job = _make_job(config, workdir)
         with jax.set_mesh(job.mesh):
             rows = {name: evaluate_once(job, name, load_start(job), 0, weights=job.model_folder)}

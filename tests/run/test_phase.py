@@ -14,8 +14,10 @@ import pytest
 from gtalign_jax import jsonl
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.run.health import HealthConfig
+from gtalign_jax.run.lock import locked
 from gtalign_jax.run.log import MetricsConfig, RunLog
 from gtalign_jax.run.phase import CheckpointConfig, Phase, open_session, run_phase
+from gtalign_jax.run.signals import ended_by_sigterm
 from gtalign_jax.types import ModelState, TrainState
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -126,6 +128,11 @@ def test_a_run_that_is_not_finite_ends_with_one_line(tmp_path):
 
 
 def test_between_phases_a_signal_is_not_swallowed(tmp_path):
-    run(tmp_path)
+    with pytest.raises(SystemExit) as stopped, ended_by_sigterm(), locked(tmp_path):
+        run(tmp_path)
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        os.kill(os.getpid(), signal.SIGTERM)
+        run(tmp_path)
+    assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert not (tmp_path / "run.lock").exists()
