@@ -1,8 +1,9 @@
 """Export a run's policy: python -m experiments.export --checkpoint=RUN/checkpoints --out=DIR
 
-The newest one, or with --best the one with the highest `config.checkpoint.best`. DIR becomes a Hugging Face
-folder: config.json, generation_config.json, tokenizer and chat template, and sharded safetensors, written
-whole or not at all. A folder that holds something is refused; --overwrite replaces an export, nothing else.
+The newest one, or with --best the one with the highest `config.checkpoint.best`, or with --step=N the one of
+step N. DIR becomes a Hugging Face folder: config.json, generation_config.json, tokenizer and chat template,
+and sharded safetensors, written whole or not at all. A folder that holds something is refused; --overwrite
+replaces an export, nothing else.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="the checkpoints folder of a run")
     parser.add_argument("--out", required=True, help="Hugging Face folder to write")
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--best", action="store_true", help="the checkpoint with the highest config.checkpoint.best"
     )
+    which.add_argument("--step", type=int, help="the checkpoint of this step, of the last phase that has it")
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
     return parser.parse_args(argv)
 
@@ -34,7 +37,9 @@ def main(argv: list[str] | None = None) -> None:
     out = pathlib.Path(flags.out).expanduser().absolute()
     check_free(out, flags.overwrite)
     writable_directory(str(out.parent), "out")
-    source = export_checkpoint(pathlib.Path(flags.checkpoint), out, flags.best, flags.overwrite)
+    source = export_checkpoint(
+        pathlib.Path(flags.checkpoint), out, flags.best, flags.step, overwrite=flags.overwrite
+    )
     print(f"{source} written to {out}", file=sys.stderr)
 
 

@@ -86,7 +86,8 @@ def _lost_output(error: OSError) -> str:
 
 
 def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Turn a `UserError` raised by a script's main into one line on stderr and exit status 2.
+    """Turn a `UserError` raised by a script's main into one line on stderr and exit status 2, and Ctrl-C into
+    130.
 
     What a terminal or file cannot show (half a surrogate pair, any letter beyond ASCII in the C locale) is
     printed as its escape.
@@ -105,5 +106,8 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             print(f"error: {_lost_output(error)}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("stopped by Ctrl-C", file=sys.stderr)
+            sys.exit(130)
 
     return run

@@ -26,9 +26,12 @@ from gtalign_jax.models import lora
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run.adapters import add_adapters, save_adapters
 from gtalign_jax.run.job import Job, load_start, make_job, save_model
+from gtalign_jax.run.lock import locked
 from gtalign_jax.run.log import NullLog, RunLog
 from gtalign_jax.run.phase import Metrics, Phase, Session, open_session, run_phase
 from gtalign_jax.run.record import check_config, write_config
+from gtalign_jax.run.settings import make_settings
+from gtalign_jax.run.signals import ended_by_sigterm
 from gtalign_jax.run.states import PHASES, sft_setup, sft_state
 from gtalign_jax.serving.examples import steer_examples
 from gtalign_jax.types import PyTree, TrainState
@@ -36,10 +39,23 @@ from gtalign_jax.types import PyTree, TrainState
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Run, or go on with, the job of a config in its work directory."""
+    with ended_by_sigterm(), locked(workdir):
+        rows = _train(config, _make_job(config, workdir))
+        if processes.is_main():
+            print(f"report  {finish(rows, workdir)}\nmodel   {workdir / 'hf'}")
+
+
+def _make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
+    """The job of a config that may run in `workdir`, where it is then recorded."""
+    make_settings(config)  # refused before anything is written
     processes.from_main(lambda: check_config(config, workdir))
-    job = make_job(config, workdir)
-    write_config(config, workdir)
-    settings = job.settings
+    processes.from_main(lambda: write_config(config, workdir))  # before the model that is made as it says
+    return make_job(config, workdir)
+
+
+def _train(config: ml_collections.ConfigDict, job: Job) -> dict[str, list[dict[str, Any]]]:
+    """Both phases and what follows them; returns the rollout lines of each evaluation."""
+    settings, workdir = job.settings, job.workdir
     log: RunLog = NullLog()
     if processes.is_main():
         log = RunLog(workdir, PHASES, settings.metrics, settings=config.to_dict())
@@ -54,22 +70,24 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
         examples = steer_examples(job, aligned)
     if processes.is_main():
         jsonl.write(workdir / "steering.jsonl", examples)
-        print(f"report  {finish(rows, workdir)}\nmodel   {workdir / 'hf'}")
+    return rows
 
 
 def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathlib.Path, name: str) -> None:
-    """Evaluate an HF folder on the config's held-out split; nothing is trained."""
+    """Evaluate an HF folder on the config's held-out split; nothing is trained.
+
+    The same again reads what is recorded; when the folder or the data have changed, it is made again.
+    """
     config = ml_collections.ConfigDict(config)
     with config.unlocked():
         config.start.path = model
         config.sft.steps = config.align.steps = 0
-    processes.from_main(lambda: check_config(config, workdir))
-    job = make_job(config, workdir)
-    write_config(config, workdir)
-    with jax.set_mesh(job.mesh):
-        rows = {name: evaluate_once(job, name, load_start(job), 0)}
-    if processes.is_main():
-        print(f"report  {finish(rows, workdir)}")
+    with ended_by_sigterm(), locked(workdir):
+        job = _make_job(config, workdir)
+        with jax.set_mesh(job.mesh):
+            rows = {name: evaluate_once(job, name, load_start(job), 0, weights=job.model_folder)}
+        if processes.is_main():
+            print(f"report  {finish(rows, workdir)}")
 
 
 def finish(rows: dict[str, list[dict[str, Any]]], workdir: pathlib.Path) -> pathlib.Path:
@@ -113,7 +131,8 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
         for k in widths.values():
             sft_update.lower(setup, state, batch_of(k)[0], base).compile()  # kept: `sft_update` will find it
 
-    phase = Phase("sft", settings.sft.steps, step, warm_up if settings.start.warm_up else None)
+    warm = warm_up if settings.start.warm_up else None
+    phase = Phase("sft", settings.sft.steps, step, warm, following=PHASES[1:])
     state = run_phase(session, phase, sft_state(settings, setup, trained))
     return lora.join(base, state.policy.params)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,8 +120,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(start, tmp_path):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=240)
-    assert process.returncode == 0 and "run the same command to go on" in err
+    assert process.returncode == 130 and "run the same command to go on" in err
     assert any((tmp_path / "checkpoints" / "sft").iterdir())
+
+
+def test_an_early_ctrl_c_is_one_line(start, tmp_path):
+    process = start(tmp_path)
+    while not (tmp_path / "run.lock").is_file():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert not (tmp_path / "run.lock").exists() and not (tmp_path / "checkpoints").exists()
 
 
 def test_the_export_generates_the_same_greedy_tokens_in_pytorch(run):
@@ -151,6 +163,28 @@ def test_exporting_the_checkpoints_gives_the_same_folder(run, tmp_path):
         export_checkpoint(tmp_path / "checkpoints", tmp_path / "other")
     with pytest.raises(UserError, match="--best: config.checkpoint.keep_best=0"):
         export_checkpoint(run[0] / "checkpoints", tmp_path / "best", best=True)
+
+
+def test_exporting_takes_a_step_and_passes_over_a_damaged_newest_one(run, tmp_path):
+    copy = tmp_path / "run"
+    for name in ("checkpoints", "init"):
+        shutil.copytree(run[0] / name, copy / name)
+    shutil.copy(run[0] / "config.json", copy)
+    assert export_checkpoint(copy / "checkpoints", tmp_path / "two" / "hf", step=2) == "align step 2"
+    with pytest.raises(
+        UserError, match="--step=9: .* no such checkpoint, but sft 2, sft 4, align 2, align 4"
+    ):
+        export_checkpoint(copy / "checkpoints", tmp_path / "nine", step=9)
+    largest = max((copy / "checkpoints" / "align" / "4").rglob("*"), key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    assert export_checkpoint(copy / "checkpoints", tmp_path / "newest" / "hf") == "align step 2"
+    assert digests(tmp_path / "newest", ["hf"]) == digests(tmp_path / "two", ["hf"])
+    shutil.rmtree(copy / "checkpoints" / "align")
+    (copy / "checkpoints" / "align").write_text("")
+    with pytest.raises(UserError, match="align: is a file where checkpoints belong"):
+        export_checkpoint(copy / "checkpoints", tmp_path / "none")
 
 
 def test_evaluating_the_export_repeats_the_runs_own_evaluation(run, tmp_path, capsys):

@@ -1,19 +1,29 @@
-"""Evaluating a model on held-out prompts."""
+"""Evaluating a model on held-out prompts, once: `evaluations.json` says of what, and in how many lines."""
 
+import collections
 import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
 from typing import Any
 
 import jax
 
 from gtalign_jax import jsonl
+from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.generator import generate, hand_over
 from gtalign_jax.rollout.request import Request
+from gtalign_jax.run import checksums
 from gtalign_jax.run.job import Job
-from gtalign_jax.run.rollouts import write_rollouts
+from gtalign_jax.run.rollouts import FIELDS, write_rollouts
 from gtalign_jax.run.score import rollout_lines, score
 from gtalign_jax.types import PyTree
+
+log = logging.getLogger(__name__)
+RECORD = "evaluations.json"
 
 
 def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
@@ -43,11 +53,78 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
     return lines
 
 
-def evaluate_once(job: Job, name: str, params: PyTree, step: int) -> list[dict[str, Any]]:
-    """The rollout lines of a model's evaluation, from its file when a run before this one made it."""
+def evaluate_once(
+    job: Job, name: str, params: PyTree, step: int, *, weights: pathlib.Path | None = None
+) -> list[dict[str, Any]]:
+    """The rollout lines of a model's evaluation, from its file when a run before this one made it.
+
+    weights: the folder that `params` were read from, which may have changed since; None when they follow from
+    the run's own config. A file that is not whole, or is of other weights or data, is made again.
+    """
     path = job.workdir / "rollouts" / f"{name}_{step}.jsonl"
-    if not processes.from_main(path.is_file):
+    of = processes.from_main(lambda: _fingerprint(job, weights))
+    lines = processes.from_main(lambda: _kept(job.workdir, path, of))
+    if lines is None:
         lines = evaluate(job, params, step)
         if processes.is_main():
             write_rollouts(job.workdir, name, step, lines)
+            _record(job.workdir, path.stem, {"lines": len(lines)} | of)
     return processes.from_main(lambda: jsonl.read(path))
+
+
+def _fingerprint(job: Job, weights: pathlib.Path | None) -> dict[str, str]:
+    """What an evaluation is of, besides the config that the work directory holds."""
+    test = job.test
+    asked = [
+        (item.messages, item.ground_truth, ids) for item, ids in zip(test.items, test.tokens, strict=True)
+    ]
+    held = {} if weights is None else {"weights": _digest(checksums.folder_sums(weights))}
+    return {"data": _digest(jsonl.plain(asked)), **held}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(workdir: pathlib.Path, path: pathlib.Path, of: dict[str, str]) -> list[dict[str, Any]] | None:
+    """The lines of a whole evaluation of just this, or None: then it is to be made."""
+    if not path.is_file():
+        return None
+    recorded = _recorded(workdir).get(path.stem)
+    try:
+        lines = jsonl.read(path)
+        reason = _fault(lines, recorded, of)
+    except UserError as error:
+        reason = str(error)
+    if reason:
+        log.warning("%s: %s; it is made again", path, reason)
+        return None
+    return lines
+
+
+def _fault(lines: list[dict[str, Any]], recorded: Any, of: dict[str, str]) -> str:
+    """Why recorded lines cannot stand for the evaluation of what `of` says, or ""."""
+    if not lines or any(line.keys() < FIELDS for line in lines):
+        return "not whole"
+    if not isinstance(recorded, dict):  # of 0.1.0, which wrote the lines alone
+        return "not known of which weights it is" if "weights" in of else ""
+    if recorded.get("lines") != len(lines):
+        return f"{len(lines)} of {recorded.get('lines')} lines are there"
+    changed = [name for name, value in of.items() if recorded.get(name) != value]
+    return f"of other {' and '.join(changed)}" if changed else ""
+
+
+def _recorded(workdir: pathlib.Path) -> dict[str, Any]:
+    """Name of a rollout file of this workdir → how many lines it has, and of what."""
+    path = workdir / RECORD
+    try:
+        return jsonl.read_object(path) if path.is_file() else {}
+    except UserError as error:
+        log.warning("%s; evaluations are made again", error)
+        return collections.defaultdict(dict)
+
+
+def _record(workdir: pathlib.Path, name: str, fields: dict[str, Any]) -> None:
+    """Say what the evaluation `name` is of, once its file is written."""
+    entries = dict(_recorded(workdir)) | {name: fields}
+    jsonl.write_atomic(workdir / RECORD, json.dumps(entries, indent=1, sort_keys=True) + "\n")

@@ -3,11 +3,11 @@
 A checkpoint holds the state to the bit and a JSON `meta` (config, where the data stands); the data order
 and every random key are functions of the step, so nothing else is needed to go on. It may be restored
 onto another mesh or by another number of processes. On several processes all must call every function
-here, on a folder that all of them see.
+here, on a folder that all of them see. Checksums of its files stand in it before it has its name, and are
+checked before it is read; one without them (of 0.1.0) is read all the same.
 """
 
 import functools
-import json
 import logging
 import math
 import pathlib
@@ -21,18 +21,22 @@ from orbax.checkpoint import checkpoint_managers
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
+from gtalign_jax.run import checksums
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
 
 
 def open_manager(
-    folder: pathlib.Path, *, keep: int, keep_best: int = 0, best: str = ""
+    folder: pathlib.Path, *, keep: int, keep_best: int = 0, best: str = "", read_only: bool = False
 ) -> ocp.CheckpointManager:
     """The manager of one phase's folder: saves are atomic and asynchronous.
 
-    The newest `keep` stay, and so do the `keep_best` with the highest metric named `best`.
+    The newest `keep` stay, and so do the `keep_best` with the highest metric named `best`. read_only: nothing
+    is touched, not even a save that another process has begun. UserError when a file stands where the folder
+    belongs.
     """
+    check_folder(folder)
     stay: list[Any] = [checkpoint_managers.LatestN(keep)]
     value = None
     if keep_best:
@@ -47,10 +51,38 @@ def open_manager(
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(stay),
         best_fn=value,
-        create=True,
+        create=not read_only,
+        read_only=read_only,
         enable_async_checkpointing=True,
+        async_options=ocp.AsyncOptions(
+            post_finalization_callback=functools.partial(_write_checksums, folder.absolute())
+        ),
     )
     return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def check_folder(folder: pathlib.Path) -> None:
+    """Refuse a file where a folder of checkpoints belongs, before it is taken for an empty one."""
+    for path in (folder.parent, folder):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file where checkpoints belong; move it away")
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """The steps of a phase's folder, readable or not, ascending; [] where it is not there."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def has_steps(folder: pathlib.Path) -> bool:
+    """Whether a phase's folder holds a checkpoint, readable or not."""
+    return bool(steps_in(folder))
+
+
+def _write_checksums(folder: pathlib.Path) -> None:
+    """Called by process 0's saving thread when all files of the step being saved are written, just before
+    they get their name."""
+    for draft in folder.glob("*orbax-checkpoint-tmp*"):
+        checksums.write_sums(draft)
 
 
 def _number(name: str, metrics: Mapping[str, Any]) -> float:
@@ -84,7 +116,7 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """The meta saved with a step; UserError naming the checkpoint when it cannot be read."""
     try:
         return dict(manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
-    except (ValueError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except Exception as error:  # Orbax raises many kinds, bare ones too
         raise UserError(f"{manager.directory}/{step}: its meta cannot be read ({_first(error)})") from error
 
 
@@ -94,31 +126,60 @@ def best_step(manager: ocp.CheckpointManager) -> int | None:
 
 
 def restore_latest(
-    manager: ocp.CheckpointManager, like: PyTree, steps: Sequence[int] | None = None
+    manager: ocp.CheckpointManager,
+    like: PyTree,
+    steps: Sequence[int] | None = None,
+    *,
+    needed: bool = True,
 ) -> tuple[int, PyTree] | None:
     """The newest readable checkpoint as (step, state), or None when the folder has none.
 
     like: a state of the wanted structure, dtypes and shardings (arrays or ShapeDtypeStructs). steps: those
     to try, in this order, instead of all from the newest on. A damaged checkpoint is named in a warning and
-    the next one is used; UserError if all are damaged.
+    the next one is used; if all are damaged it is a UserError, or None where none is `needed`.
     """
-    steps = sorted(manager.all_steps(), reverse=True) if steps is None else steps
+    if steps is None:
+        steps = processes.from_main(lambda: steps_in(pathlib.Path(manager.directory))[::-1])
+    whole = set(manager.all_steps())
     for step in steps:
-        state, reason = None, ""
-        try:
-            state = restore(manager, step, like)
-        except (ValueError, OSError, KeyError, FileNotFoundError) as error:
-            reason = _first(error)
-        # One process that cannot read its part sends all of them to the one before.
-        reason = next(filter(None, processes.all_gather(reason)), "")
+        state, reason = None, _damage(manager, step) if step in whole else "its save was not finished"
+        if not reason:
+            state, reason = _try(manager, step, like)
         if not reason:
             return step, state
         log.warning(
             "checkpoint %s/%d is damaged (%s); trying the one before", manager.directory, step, reason
         )
-    if steps:
-        raise UserError(f"{manager.directory}: no checkpoint can be read; remove the folder to start over")
+    if steps and needed:
+        tried = ", ".join(map(str, steps))
+        raise UserError(
+            f"{manager.directory}: no checkpoint can be read (tried {tried}); remove the folder to start over"
+        )
     return None
+
+
+def _damage(manager: ocp.CheckpointManager, step: int) -> str:
+    """What any process finds wrong with its share of the files of a step, or ""."""
+    folder = pathlib.Path(manager.directory, str(step))
+    found = checksums.damage(folder, jax.process_index(), jax.process_count())
+    if found is None:
+        log.debug("checkpoint %s has no checksums", folder)
+    return next(filter(None, processes.all_gather(found)), "")
+
+
+def _try(manager: ocp.CheckpointManager, step: int, like: PyTree) -> tuple[PyTree, str]:
+    """(state, "") of a step, or (None, why it cannot be read) when a process cannot read its part."""
+    state, reason = None, ""
+    try:
+        state = restore(manager, step, like)
+        read_meta(manager, step)
+    except (MemoryError, jax.errors.JaxRuntimeError):  # says nothing about the files
+        raise
+    except Exception as error:  # Orbax raises many kinds for damaged files, bare ones too
+        reason = _first(error)
+    # One process that cannot read its part sends all of them to the one before.
+    reason = next(filter(None, processes.all_gather(reason)), "")
+    return (None, reason) if reason else (state, "")
 
 
 def _first(error: Exception) -> str:

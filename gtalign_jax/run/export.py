@@ -1,5 +1,6 @@
 """From a run's checkpoints to a Hugging Face folder, without its data, judge or engine."""
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -21,15 +22,19 @@ from gtalign_jax.types import PyTree, TrainState
 
 
 def export_checkpoint(
-    checkpoints: pathlib.Path, out: pathlib.Path, best: bool = False, overwrite: bool = False
+    checkpoints: pathlib.Path,
+    out: pathlib.Path,
+    best: bool = False,
+    step: int | None = None,
+    overwrite: bool = False,
 ) -> str:
     """Write a policy under `RUN/checkpoints` as the HF folder `out`; returns "phase step n" from its meta.
 
     The newest readable checkpoint of the last phase that has one is taken, or, with `best`, the one with the
-    highest `config.checkpoint.best`. Where it holds adapters, they are merged into the model the run started
-    from, and stand alone in `OUT_adapter`, in PEFT's format. Raises UserError when there is no checkpoint,
-    when the folder is not one of a run, when the run compared none, or when `out` holds something; with
-    `overwrite`, something that is no export.
+    highest `config.checkpoint.best`, or, with `step`, just that one. Where it holds adapters, they are
+    merged into the model the run started from, and stand alone in `OUT_adapter`, in PEFT's format. Raises
+    UserError when there is no checkpoint (naming those there are), when the folder is not one of a run,
+    when the run compared none, or when `out` holds something; with `overwrite`, something that is no export.
     """
     workdir = checkpoints.absolute().parent
     settings = make_settings(read_config_json(workdir))
@@ -40,30 +45,34 @@ def export_checkpoint(
     folder = start_folder(settings, workdir)
     model = read_config(folder, settings.start.runtime)
     for phase in reversed(PHASES):
-        if not (checkpoints / phase).is_dir():
+        checkpoint.check_folder(checkpoints / phase)
+        if not checkpoint.has_steps(checkpoints / phase):
             continue
-        found = _read(checkpoints / phase, settings.checkpoint, _like(phase, settings, model), best)
+        found = _read(checkpoints / phase, settings.checkpoint, _like(phase, settings, model), best, step)
         if found is not None:
             meta, state = found
             params = _whole(state.policy.params, settings, model, folder)
             save_model(params, model, out, load_tokenizer(folder, chat=True))
             save_adapters(params, settings, model, adapter, folder)
             return f"{meta['phase']} step {meta['step']}"
+    there = ", ".join(f"{phase} {k}" for phase in PHASES for k in checkpoint.steps_in(checkpoints / phase))
+    if there:
+        raise UserError(f"--step={step}: {checkpoints} holds no such checkpoint, but {there}")
     raise UserError(f"{checkpoints}: holds no checkpoint; name the checkpoints folder of a run")
 
 
 def _read(
-    folder: pathlib.Path, config: CheckpointConfig, like: TrainState, best: bool
+    folder: pathlib.Path, config: CheckpointConfig, like: TrainState, best: bool, step: int | None
 ) -> tuple[dict[str, Any], TrainState] | None:
-    """(meta, state) of the newest readable checkpoint of a phase, or of the best; None when it has none."""
+    """(meta, state) of a phase's newest readable checkpoint, or of the chosen one; None when it has none."""
     if best and not config.keep_best:
         raise UserError("--best: config.checkpoint.keep_best=0, so the run compared nothing; leave it out")
-    manager = open_manager(folder, config)
-    chosen = checkpoint.best_step(manager) if best else None
-    found = checkpoint.restore_latest(manager, stored(like), None if chosen is None else [chosen])
-    meta = {} if found is None else checkpoint.read_meta(manager, found[0])
-    manager.close()
-    return None if found is None else (meta, restored(found[1]))
+    with contextlib.closing(open_manager(folder, config, read_only=True)) as manager:
+        if step is not None and step not in checkpoint.steps_in(folder):
+            return None
+        chosen = checkpoint.best_step(manager) if best else step
+        found = checkpoint.restore_latest(manager, stored(like), None if chosen is None else [chosen])
+        return None if found is None else (checkpoint.read_meta(manager, found[0]), restored(found[1]))
 
 
 def _whole(trained: PyTree, settings: Settings, model: ModelConfig, folder: pathlib.Path) -> PyTree:

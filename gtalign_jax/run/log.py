@@ -77,6 +77,7 @@ class RunLog:
         self._workdir, self._path = workdir, metrics_path(workdir)
         self._phases, self._config, self._clock = tuple(phases), config, clock
         self._file: TextIO | None = None
+        self._recorded: set[tuple[str, int]] = set()
         self._board: Any = None
         self._wandb: Any = None
         if config.wandb_project:
@@ -88,26 +89,31 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def begin(self, phase: str, step: int) -> None:
+    def begin(self, phase: str, step: int, *, again: bool = False) -> None:
         """The run goes on at `step` of `phase`; what an earlier attempt recorded from there on is dropped.
 
-        The file then holds what an uninterrupted run would hold here, apart from times. Do not call it
-        for a phase that is already finished: the phases after it would be dropped.
+        The file then holds what an uninterrupted run would hold here, apart from times. again: the steps are
+        only computed again, for a later phase that has checkpoints: all that is on record stays as it is. Do
+        not call it for a phase that is already finished: the phases after it would be dropped.
         """
         self._close_files()
         here = (self._order(phase), step)
         lines = jsonl.read(self._path)
-        jsonl.write(self._path, [x for x in lines if (self._order(x["phase"]), x["step"]) < here])
+        kept = [x for x in lines if again or (self._order(x["phase"]), x["step"]) < here]
+        jsonl.write(self._path, kept)
+        self._recorded = {(x["phase"], x["step"]) for x in kept}
         self._file = self._path.open("a", encoding="utf-8")
-        if self._config.tensorboard:
+        if self._config.tensorboard and not again:
             for later in self._phases[here[0] + 1 :]:
                 shutil.rmtree(self._workdir / "tensorboard" / later, ignore_errors=True)
             self._board = _open_board(self._workdir / "tensorboard" / phase, step)
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
-        """Record one step. values: flat key to number (Python, NumPy or fetched device scalars)."""
+        """Record one step, once. values: flat key to number (Python, NumPy or fetched device scalars)."""
         if self._file is None:
             raise ValueError(f"begin({phase!r}, {step}) must come before write")
+        if (phase, int(step)) in self._recorded:
+            return
         values = jsonl.plain(values)
         line = {"phase": phase, "step": int(step), "time": round(self._clock(), 3), **values}
         # Flushed at once: a kill loses nothing that was recorded before it.
@@ -147,7 +153,7 @@ class NullLog(RunLog):
     def __init__(self) -> None:
         pass
 
-    def begin(self, phase: str, step: int) -> None:
+    def begin(self, phase: str, step: int, *, again: bool = False) -> None:
         pass
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:

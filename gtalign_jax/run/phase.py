@@ -4,12 +4,13 @@ Data order and random keys are functions of the step, so a phase that was killed
 checkpoint and ends with the bytes of one that was not.
 """
 
+import contextlib
 import dataclasses
+import logging
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ from gtalign_jax.run.progress import Progress
 from gtalign_jax.run.signals import stop_requests
 from gtalign_jax.types import Ratio, TrainState
 
+log = logging.getLogger(__name__)
 Metrics = Mapping[str, Any]
 Step = Callable[[TrainState, int], tuple[TrainState, Metrics]]
 WarmUp = Callable[[TrainState, int], None]
@@ -59,29 +61,31 @@ class Phase:
     """steps 0..n-1 of one kind of training.
 
     step: (state, k) → (state, metrics). warm_up: called before the first of these steps with the state and
-    its number, to compile what they all will run; counted as that step's.
+    its number, to compile what they all will run; counted as that step's. following: the phases after it;
+    once one of them has checkpoints, lost steps of this one are computed again, and recorded where they are
+    not.
     """
 
     name: str
     steps: int
     step: Step
     warm_up: WarmUp | None = None
+    following: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """What all phases of a run share: where it writes, its log, and whether it was asked to stop."""
+    """What all phases of a run share: where it writes, its mesh and its log."""
 
     workdir: pathlib.Path
     mesh: Mesh
     checkpoint: CheckpointConfig
     health: health.HealthConfig
     log: RunLog
-    stop: Callable[[], bool]
     compiles: CompileCount
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_session(
     workdir: pathlib.Path,
     mesh: Mesh,
@@ -89,52 +93,78 @@ def open_session(
     checkpoints: CheckpointConfig,
     health_config: health.HealthConfig,
 ) -> Iterator[Session]:
-    """A session with the mesh made current, the log open and signals caught."""
-    with jax.set_mesh(mesh), log, stop_requests() as stop, counting_compiles() as compiles:
-        yield Session(workdir, mesh, checkpoints, health_config, log, stop, compiles)
+    """A session with the mesh made current and the log open."""
+    with jax.set_mesh(mesh), log, counting_compiles() as compiles:
+        yield Session(workdir, mesh, checkpoints, health_config, log, compiles)
 
 
-def open_manager(folder: pathlib.Path, config: CheckpointConfig) -> ocp.CheckpointManager:
+def open_manager(
+    folder: pathlib.Path, config: CheckpointConfig, *, read_only: bool = False
+) -> ocp.CheckpointManager:
     """The manager of a phase's checkpoints, which keeps those that the config says."""
-    return checkpoint.open_manager(folder, keep=config.keep, keep_best=config.keep_best, best=config.best)
+    return checkpoint.open_manager(
+        folder, keep=config.keep, keep_best=config.keep_best, best=config.best, read_only=read_only
+    )
 
 
 def run_phase(session: Session, phase: Phase, state: TrainState) -> TrainState:
     """The state after all steps of a phase, from its newest checkpoint on.
 
-    A stop that was asked for saves the state and ends the process with status 0.
+    A stop that was asked for by a signal saves the state and ends the process with status 128 + its number.
     """
-    config, steps = session.checkpoint, phase.steps
-    manager = open_manager(session.workdir / "checkpoints" / phase.name, config)
     state = spread(state, session.mesh)
-    first, tree = checkpoint.restore_latest(manager, stored(state)) or (0, stored(state))
-    state = restored(tree)
-    if first >= steps:
-        return state
-    checkpoint.drop_after(manager, first)
-    session.log.begin(phase.name, first)
+    with contextlib.closing(
+        open_manager(session.workdir / "checkpoints" / phase.name, session.checkpoint)
+    ) as manager:
+        later = [session.workdir / "checkpoints" / name for name in phase.following]
+        again = processes.from_main(lambda: any(map(checkpoint.has_steps, later)))
+        found = checkpoint.restore_latest(manager, stored(state), needed=not again)
+        first, tree = found or (0, stored(state))
+        state = restored(tree)
+        if again and first < phase.steps:
+            log.warning("%s: steps %d to %d are computed again", phase.name, first, phase.steps - 1)
+        if first < phase.steps:
+            checkpoint.drop_after(manager, first)
+            with stop_requests() as stop:
+                state = _steps(session, phase, state, _Start(first, manager, stop, again))
+    return state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """Where a phase goes on, where it saves, the signal that asked it to stop (0: none), and whether a later
+    phase has checkpoints, so that its steps are only computed again."""
+
+    step: int
+    manager: ocp.CheckpointManager
+    stop: Callable[[], int]
+    again: bool
+
+
+def _steps(session: Session, phase: Phase, state: TrainState, start: _Start) -> TrainState:
+    """The state after the steps of a phase that are left."""
+    config, steps, manager = session.checkpoint, phase.steps, start.manager
+    session.log.begin(phase.name, start.step, again=start.again)
     session.compiles.take()
     if phase.warm_up is not None:
-        phase.warm_up(state, first)
-    with Progress(phase.name, steps, first) as progress:
+        phase.warm_up(state, start.step)
+    with Progress(phase.name, steps, start.step) as progress:
         recorder = _Recorder(session, phase.name, progress)
-        for k in range(first, steps):
+        for k in range(start.step, steps):
             state, metrics = phase.step(state, k)
             recorder.add(k, metrics)
-            done, stop = k + 1, processes.any_process(session.stop())
+            done, stop = k + 1, max(processes.all_gather(start.stop()))
             if done % config.every == 0 or done == steps or stop:
+                # On record before it is saved: the run that goes on from there does not make it again.
+                recorder.flush()
                 numbers = to_numbers({**metrics, "seconds": 1.0}) if config.keep_best else None
                 checkpoint.save(manager, done, stored(state), {"phase": phase.name, "step": done}, numbers)
             if stop and done < steps:
                 manager.wait_until_finished()
-                recorder.flush()
                 progress.say(
                     f"stopped on request after step {k} of {phase.name}; run the same command to go on"
                 )
-                sys.exit(0)
-        recorder.flush()
-    manager.wait_until_finished()
-    manager.close()
+                sys.exit(128 + stop)
     return state
 
 

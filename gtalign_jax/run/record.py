@@ -1,7 +1,11 @@
-"""The config of a run as it stands in its work directory: written once, refused when it is another's."""
+"""The config of a run as it stands in its work directory: written once, refused when it is another's.
+
+A work directory holds a run from its first step or evaluation on; until then its config may be mended.
+"""
 
 import json
 import pathlib
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,27 +27,60 @@ ADDED = {
 
 
 def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Refuse a workdir that holds another run, before anything in it is touched."""
+    """Refuse a workdir that holds another run, or one whose config is lost, before anything is touched."""
     path = workdir / "config.json"
-    if path.is_file():
-        now = json.loads(config_lib.to_json(config))
-        for field in _differences(_recorded(path), now):
+    if not path.is_file():
+        if path.exists() or has_steps(workdir):
             raise UserError(
-                f"{path}: holds a run with another {field}; name a new --workdir or remove this one"
+                f"{workdir}: holds a run without its config.json; name a new --workdir or remove this folder"
+            )
+        return
+    for field in _changed(config, path):
+        if has_steps(workdir) or any(workdir.glob("rollouts/*.jsonl")):
+            raise UserError(
+                f"{path}: holds a run with another {field}; "
+                f"name a new --workdir or remove the folder {workdir}"
             )
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Record the config of a run, once: one that goes on keeps what it recorded (`check_config`)."""
+    """Record the config of a run that `check_config` let pass: one that goes on keeps what it recorded.
+
+    A run that never made a step gives way to another, and with it the starting model that it made.
+    """
     path = workdir / "config.json"
-    if processes.is_main() and not path.is_file():
-        jsonl.write_atomic(path, config_lib.to_json(config))
+    if not processes.is_main():
+        return
+    if path.is_file():
+        if not _changed(config, path):
+            return
+        if not _recorded(path).get("start", {}).get("path"):
+            shutil.rmtree(workdir / "init", ignore_errors=True)  # made as the old config said
+    jsonl.write_atomic(path, config_lib.to_json(config))
+
+
+def has_steps(workdir: pathlib.Path) -> bool:
+    """Whether a run has left a checkpoint, readable or not, or a line of metrics in a workdir."""
+    marks = ("checkpoints", "checkpoints/*", "checkpoints/*/*")
+    found = (path for mark in marks for path in workdir.glob(mark))
+    metrics = workdir / "metrics.jsonl"
+    return any(path.is_file() or path.name.isdigit() for path in found) or (
+        metrics.is_file() and metrics.stat().st_size > 0
+    )
+
+
+def _changed(config: ml_collections.ConfigDict, path: pathlib.Path) -> list[str]:
+    """The fields in which a recorded config is another, with both values."""
+    return list(_differences(_recorded(path), json.loads(config_lib.to_json(config))))
 
 
 def _recorded(path: pathlib.Path) -> dict[str, Any]:
-    """The fields of a `config.json`, without those of RETIRED and with those of ADDED."""
+    """The fields of a `config.json`, without those of RETIRED and with those of ADDED; UserError when it is
+    not what a run writes."""
     config = jsonl.read_object(path)
     for section, fields in RETIRED.items():
+        if not isinstance(config.get(section, {}), dict):
+            raise UserError(f"{path}: {section!r} must be an object; name a new --workdir or put it back")
         for field in fields:
             config.get(section, {}).pop(field, None)
     for section, values in ADDED.items():
@@ -62,8 +99,12 @@ def _differences(old: dict, new: dict, prefix: str = "config") -> Iterator[str]:
 
 
 def read_config_json(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config a run was started with."""
+    """The config a run was started with; UserError when it is not there or not whole."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{path}: not found; this is no work directory of a run")
-    return ml_collections.ConfigDict(_recorded(path))
+    config = _recorded(path)
+    missing = sorted({"seed", "align", "algorithm", "reward", "max_new_tokens"} - set(config))
+    if missing:
+        raise UserError(f"{path}: not the config of a run ({missing[0]!r} is missing); put it back")
+    return ml_collections.ConfigDict(config)

@@ -57,6 +57,8 @@ class RolloutLine:
 
 _NAMES = [field.name for field in dataclasses.fields(RolloutLine)]
 _BEFORE_GAP = _NAMES[: _NAMES.index("action")]
+# What every line holds.
+FIELDS = frozenset(_BEFORE_GAP) | {"reward_gap", "action", "n_tokens", "judge"}
 
 
 def write_rollouts(

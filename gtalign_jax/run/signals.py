@@ -1,6 +1,7 @@
 """A clean stop on request: schedulers send SIGTERM before they take a machine away, people press Ctrl-C."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,8 +10,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether a stop was asked for; a second signal ends the process at once."""
+def stop_requests() -> Iterator[Callable[[], int]]:
+    """Yields a function that gives the signal that asked for a stop, 0 before; a second ends the process."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
@@ -19,7 +20,25 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
-        yield lambda: bool(asked)
+        yield lambda: asked[0] if asked else 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the process with status 143, at once but in order: locks are given back.
+
+    Process 1 of a container would else not hear it. `stop_requests` inside comes first.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        print("stopped by SIGTERM; run the same command to go on", file=sys.stderr)
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -3,6 +3,7 @@
 import logging
 import math
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.run import checkpoint
+from gtalign_jax.run import checkpoint, checksums
 
 
 def state(step):
@@ -134,7 +135,7 @@ def test_config_and_data_position_come_back(tmp_path):
 SAVER = """
 import os, signal, sys, threading, time, pathlib
 import jax, jax.numpy as jnp
-from gtalign_jax.run import checkpoint
+from gtalign_jax.run import checkpoint, checksums
 
 def save_until_killed(folder, delay):
     manager = checkpoint.open_manager(folder, keep=2)
@@ -167,3 +168,88 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
         manager.wait_until_finished()
         assert checkpoint.restore_latest(manager, like)[0] == step + 1
         manager.close()
+
+
+# --- every file of the newest one, damaged in every way -------------------------------------------
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut": cut,
+    "deleted": pathlib.Path.unlink,
+    "flipped": flip,
+}
+
+
+@pytest.fixture(scope="module", params=["with checksums", "without, as 0.1.0 wrote"])
+def two_steps(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two") / "phase"
+    manager = checkpoint.open_manager(folder, keep=2)
+    for step in (1, 2):
+        checkpoint.save(manager, step, state(step), {"step": step}, {"reward": 0.5})
+    manager.close()
+    sums = folder / "2" / checksums.NAME
+    assert sums.is_file()
+    if request.param != "with checksums":
+        for path in folder.rglob(checksums.NAME):
+            path.unlink()
+    return folder
+
+
+def test_a_damaged_file_never_gives_another_state(two_steps, tmp_path):
+    summed = (two_steps / "2" / checksums.NAME).is_file()
+    names = [path.relative_to(two_steps) for path in (two_steps / "2").rglob("*") if path.is_file()]
+    assert len(names) > 5
+    # Of a step without checksums no one can tell flipped bits.
+    for kind in DAMAGES if summed else set(DAMAGES) - {"flipped"}:
+        for number, name in enumerate(names):
+            folder = tmp_path / f"{kind}_{number}"
+            shutil.copytree(two_steps, folder)
+            DAMAGES[kind](folder / name)
+            manager = checkpoint.open_manager(folder, keep=2)
+            step, found = checkpoint.restore_latest(manager, state(0))
+            assert_same(found, state(step))
+            if summed and name.parts[1] in ("state", "meta", "metrics"):
+                assert step == 1, name
+            checkpoint.drop_after(manager, step)
+            checkpoint.save(manager, step + 1, state(step + 1), {})
+            manager.close()
+            manager = checkpoint.open_manager(folder, keep=2)
+            assert checkpoint.restore_latest(manager, state(0))[0] == step + 1, (kind, name)
+            manager.close()
+
+
+def test_a_file_where_checkpoints_belong_is_refused(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="checkpoints: is a file where checkpoints belong"):
+        checkpoint.open_manager(tmp_path / "checkpoints" / "align", keep=1)
+    (tmp_path / "align").write_text("")
+    with pytest.raises(UserError, match="align: is a file where checkpoints belong"):
+        checkpoint.open_manager(tmp_path / "align", keep=1)
+
+
+def test_a_reader_leaves_a_save_that_is_being_written(saved, tmp_path):
+    draft = tmp_path / "phase" / "4.orbax-checkpoint-tmp"
+    (draft / "state").mkdir(parents=True)
+    reader = checkpoint.open_manager(tmp_path / "phase", keep=1, read_only=True)
+    assert checkpoint.restore_latest(reader, state(0))[0] == 3
+    reader.close()
+    assert (draft / "state").is_dir() and checkpoint.steps_in(tmp_path / "phase") == [2, 3]
+
+
+def test_a_step_whose_save_was_not_finished_is_not_taken_for_none(tmp_path, caplog):
+    manager = checkpoint.open_manager(tmp_path, keep=1)
+    (tmp_path / "2").mkdir()
+    with pytest.raises(UserError, match=r"no checkpoint can be read \(tried 2\)"):
+        checkpoint.restore_latest(manager, state(0))
+    assert "its save was not finished" in caplog.text

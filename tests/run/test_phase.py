@@ -1,0 +1,143 @@
+"""A phase on a toy state: what a stop, a kill and damage leave on record, and with which status it ends."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gtalign_jax import jsonl
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
+from gtalign_jax.run.health import HealthConfig
+from gtalign_jax.run.lock import locked
+from gtalign_jax.run.log import MetricsConfig, RunLog
+from gtalign_jax.run.phase import CheckpointConfig, Phase, open_session, run_phase
+from gtalign_jax.run.signals import ended_by_sigterm
+from gtalign_jax.types import ModelState, TrainState
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+PHASES = ("sft", "align")
+
+
+def state():
+    return TrainState(
+        policy=ModelState(params={"w": jnp.zeros(4)}, opt_state={"m": jnp.zeros(1)}),
+        critic=None,
+        step=jnp.int32(0),
+        rng=jax.random.key(0),
+    )
+
+
+def run(workdir, *, at=None, every=2, loss=1.0):
+    """Both phases; `at(phase, k)` is called before a step. Returns the sum of the state at the end."""
+
+    def step(name, state, k):
+        if at is not None:
+            at(name, k)
+        policy = state.policy.replace(params={"w": state.policy.params["w"] + k + 1})
+        return state.replace(policy=policy), {"loss/sft": loss / (k + 1)}
+
+    log = RunLog(workdir, PHASES, MetricsConfig(), clock=lambda: 0.0)
+    mesh = make_mesh(MeshConfig())
+    with open_session(workdir, mesh, log, CheckpointConfig(every=every), HealthConfig()) as session:
+        now = state()
+        for name, after in (("sft", ("align",)), ("align", ())):
+            now = run_phase(session, Phase(name, 4, lambda s, k, n=name: step(n, s, k), following=after), now)
+    return float(now.policy.params["w"].sum())
+
+
+def steps(workdir):
+    return [(line["phase"], line["step"]) for line in jsonl.read(workdir / "metrics.jsonl")]
+
+
+ALL = [(name, k) for name in PHASES for k in range(4)]
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_a_kill_after_a_save_loses_no_line_of_metrics(tmp_path):
+    for name, step in (("sft", 2), ("sft", 3), ("align", 2)):
+
+        def end(phase, k, here=(name, step)):
+            if (phase, k) == here:
+                raise Killed
+
+        with pytest.raises(Killed):
+            run(tmp_path, at=end)
+    run(tmp_path)
+    assert steps(tmp_path) == ALL
+
+
+def records(workdir):
+    files = [workdir / "metrics.jsonl", *(workdir / "tensorboard").rglob("*tfevents*")]
+    return {str(path): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("lost", [(4,), (2, 4), None])
+def test_damage_in_a_phase_that_is_over_erases_nothing(tmp_path, lost):
+    end = run(tmp_path)
+    before = records(tmp_path)
+    for step in lost or ():
+        for path in (tmp_path / "checkpoints" / "sft" / str(step) / "state").rglob("*"):
+            if path.is_file():
+                path.write_bytes(b"")
+    if lost is None:
+        shutil.rmtree(tmp_path / "checkpoints" / "sft")
+    assert run(tmp_path) == end
+    assert records(tmp_path) == before
+    assert steps(tmp_path) == ALL
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_was_stopped_does_not_end_as_one_that_is_complete(tmp_path, number, status):
+    def ask(phase, k):
+        if (phase, k) == ("align", 0):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, at=ask)
+    assert stopped.value.code == status
+    run(tmp_path)
+    assert steps(tmp_path) == ALL
+
+
+NOT_FINITE = """
+import importlib.util, pathlib, sys
+from gtalign_jax.errors import exit_on_user_error
+spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+exit_on_user_error(toy.run)(pathlib.Path(sys.argv[2]), every=1, loss=float("nan"))
+"""
+
+
+def test_a_run_that_is_not_finite_ends_with_one_line(tmp_path):
+    command = [sys.executable, "-c", NOT_FINITE, __file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPO)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "sft step 2" in last
+
+
+def two_phases_and_a_signal_between(workdir):
+    with ended_by_sigterm(), locked(workdir):
+        run(workdir)
+        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+        os.kill(os.getpid(), signal.SIGTERM)
+        run(workdir)
+
+
+def test_between_phases_a_signal_is_not_swallowed(tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        two_phases_and_a_signal_between(tmp_path)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert not (tmp_path / "run.lock").exists()
