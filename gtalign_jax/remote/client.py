@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import UserError, naming
 
 NO_KEY = "none"  # what is sent where no key is asked for
 
@@ -150,12 +150,18 @@ def check_urls(urls: Sequence[str], field: str, example: str) -> None:
             )
 
 
+def check_key_name(variable: str, field: str) -> None:
+    """ValueError for what is no name of an environment variable, perhaps the key itself: not shown."""
+    if variable and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+        raise ValueError(f"{field}: no name of an environment variable; put the key in one and name that")
+
+
 def api_key(variable: str, field: str) -> str:
     """The key in an environment variable; a word that stands for none when no variable is named."""
     if not variable:
         return NO_KEY
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):  # perhaps the key itself: not shown
-        raise UserError(f"{field}: no name of an environment variable; put the key in one and name that")
+    with naming(""):
+        check_key_name(variable, field)
     key = os.environ.get(variable)
     if not key:
         raise UserError(f"{field}={variable}: this environment variable is not set")

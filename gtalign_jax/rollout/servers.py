@@ -3,7 +3,7 @@
 import dataclasses
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.remote.client import api_key, check_numbers, check_urls
+from gtalign_jax.remote.client import api_key, check_key_name, check_numbers, check_urls
 from gtalign_jax.remote.counters import Counters
 from gtalign_jax.remote.pool import Pool, PoolConfig
 from gtalign_jax.remote.turns import Turns
@@ -39,6 +39,7 @@ class ServerConfig(PoolConfig):
         if self.kind not in (EMBEDDED, *KINDS):
             raise ValueError(f"kind={self.kind!r}: use one of {', '.join((EMBEDDED, *KINDS))}")
         check_numbers(self, _AT_LEAST)
+        check_key_name(self.api_key_env, "api_key_env")
         check_urls(self.endpoints, "endpoints", "http://host:8000")
 
 

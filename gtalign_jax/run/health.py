@@ -221,6 +221,6 @@ def _sft(first: Record, record: Record, config: HealthConfig) -> str:
     if start is None or now is None or not now > max(config.sft_growth * start, start + _LOSS_NOISE):
         return ""
     return (
-        f"the loss rose from {start:.2f} to {now:.2f} nats per token: the model loses what it knew; "
-        "use a smaller config.sft_optimizer.lr (1e-5 for a pretrained model, 1e-3 from scratch), or warmup"
+        f"the loss rose from {start:.2f} to {now:.2f} nats per token: the model loses what it knew; use "
+        "a smaller config.sft_optimizer.lr (1e-5 for a pretrained model, 1e-3 from scratch), or warmup"
     )

@@ -62,6 +62,10 @@ def test_a_key_that_stands_where_its_name_is_due_is_not_shown(monkeypatch):
     with pytest.raises(UserError, match="f: no name of an environment variable") as error:
         api_key("sk-12345", "f")
     assert "sk-12345" not in str(error.value)
+    for config in (HttpJudgeConfig, ServerConfig):  # without an endpoint too: it would be recorded
+        with pytest.raises(ValueError, match="api_key_env: no name of an env") as error:
+            config(api_key_env="sk-12345")
+        assert "sk-12345" not in str(error.value)
     for bad in ("sk-1\n", "two words", "schlüssel"):
         monkeypatch.setenv("A_KEY", bad)
         with pytest.raises(UserError, match="f=A_KEY: its key has a space") as error:

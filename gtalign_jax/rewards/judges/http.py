@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.remote.client import AttemptFailed, api_key, check_numbers, check_urls
+from gtalign_jax.remote.client import AttemptFailed, api_key, check_key_name, check_numbers, check_urls
 from gtalign_jax.remote.counters import Counters
 from gtalign_jax.remote.pool import LATE, Answer, Call, Failed, Pool, PoolConfig, post_all
 from gtalign_jax.remote.turns import Turns
@@ -72,6 +72,7 @@ class HttpJudgeConfig:
         check_numbers(self, _AT_LEAST)
         if self.top_p > 1:
             raise ValueError(f"top_p={self.top_p}: must be in (0, 1]")
+        check_key_name(self.api_key_env, "api_key_env")
         check_urls(self.endpoints, "endpoints", "http://host:8000/v1")
 
 
