@@ -128,11 +128,15 @@ def test_a_run_that_is_not_finite_ends_with_one_line(tmp_path):
 
 
 def test_between_phases_a_signal_is_not_swallowed(tmp_path):
-    with pytest.raises(SystemExit) as stopped, ended_by_sigterm(), locked(tmp_path):
-        run(tmp_path)
-        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
-        os.kill(os.getpid(), signal.SIGTERM)
-        run(tmp_path)
+    def whole_run():
+        with ended_by_sigterm(), locked(tmp_path):
+            run(tmp_path)
+            assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("went on")
+
+    with pytest.raises(SystemExit) as stopped:
+        whole_run()
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert not (tmp_path / "run.lock").exists()
