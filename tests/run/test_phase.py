@@ -127,17 +127,16 @@ def test_a_run_that_is_not_finite_ends_with_one_line(tmp_path):
     assert last.startswith("error: ") and "sft step 2" in last
 
 
-def two_phases_and_a_signal_between(workdir):
-    with ended_by_sigterm(), locked(workdir):
-        run(workdir)
-        assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
-        os.kill(os.getpid(), signal.SIGTERM)
-        run(workdir)
-
-
 def test_between_phases_a_signal_is_not_swallowed(tmp_path):
+    def whole_run():
+        with ended_by_sigterm(), locked(tmp_path):
+            run(tmp_path)
+            assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("went on")
+
     with pytest.raises(SystemExit) as stopped:
-        two_phases_and_a_signal_between(tmp_path)
+        whole_run()
     assert stopped.value.code == 143
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert not (tmp_path / "run.lock").exists()
