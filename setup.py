@@ -33,6 +33,7 @@ RUNTIME = [
     "openai>=2.54.0,<4",
     "tenacity>=9.0.0,<10",
     "math-verify>=0.9.0,<0.10",
+    "sympy>=1.13,<1.15",
     "sacrebleu>=2.6.0,<2.7",
     "matplotlib>=3.10.0,<4",
     "tensorboardX>=2.6.4,<3",

@@ -18,6 +18,7 @@ if version("jaxlib").startswith("0.10."):  # the pinned one: XLA ends a process 
     )
 
 import pathlib
+import signal
 
 import hypothesis
 import jax
@@ -32,6 +33,8 @@ REPO = pathlib.Path(__file__).resolve().parent.parent
 def pytest_configure(config):
     """pytest-xdist hands out modules in our order, not by their number of tests."""
     config.option.loadscopereorder = False
+    # A shell starts what it runs in the background deaf to Ctrl-C, and so would be the runs started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

@@ -66,7 +66,7 @@ def test_a_run_by_parts_is_the_run_of_the_whole(config, tmp_path, monkeypatch):
     config.algorithm.microbatch_tokens = 2 * (96 + 4 * BUDGET)
     parted, got = run(config, tmp_path / "parted")
     clock = ("time", "seconds", "tokens_per_s", "compile/programs")
-    assert len({line["length/mean"] for line in parted}) == 3
+    assert len({line["length/mean"] for line in parted}) > 1
     assert all(line["grad/norm"] > 1e-2 for line in parted)
     for line, other in zip(parted, lines, strict=True):
         numbers = {k: v for k, v in line.items() if k not in clock and isinstance(v, float)}

@@ -219,7 +219,7 @@ def test_another_config_in_the_same_folder_is_refused_untouched(run):
     [
         (["--config.data.source=web"], "config.data.source='web'"),
         (["--config.data.source=gtalign", "--config.data.root=/nowhere"], "config.data.root='/nowhere'"),
-        (["--config.data.tasks=('math','poetry')"], "'poetry' is not an embedded task"),
+        (["--config.data.tasks=('math','poetry')"], "'poetry' is not a task; known: math"),
         (["--config.buckets.prompt=(8,)"], "raise the last of config.buckets.prompt"),
         (["--config.max_new_tokens=20"], "config.max_new_tokens=20: no demonstration fits"),
         (["--config.align.algorithm=reinforce"], "'reinforce': use one of"),

@@ -46,6 +46,7 @@ class HealthConfig:
         in_range(self, kl_limit=(0, INF), entropy_floor=(0, INF), entropy_fraction=(0, INF))
         in_range(self, format_floor=(0, 1), format_healthy=(0, 1))
         in_range(self, missing_limit=(0, INF), flat_limit=(0, INF))
+        in_range(self, gap_limit=(0, INF), gap_growth=(0, INF), sft_growth=(0, INF))
 
 
 @dataclasses.dataclass(frozen=True)
