@@ -36,13 +36,20 @@ def within(config: Any, low: float, high: float, *names: str) -> None:
     Infinite ends do not belong to it: a number is finite. Fields whose default is whole are whole.
     """
     for name in names:
-        value, default = getattr(config, name), getattr(type(config), name, 0.0)
-        whole = isinstance(default, int) and not isinstance(default, bool)
+        value = getattr(config, name)
         for number in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
-                raise ValueError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
+            numeric(config, name, number)
             if not low <= number <= high or number in (INF, -INF):
                 raise ValueError(f"{name}={value}: must be {_span(low, high)}")
+
+
+def numeric(config: Any, name: str, number: Any) -> None:
+    """ValueError for what is no number of a field, or no whole one where the field's default is whole."""
+    default = getattr(type(config), name, 0.0)
+    whole = isinstance(default, int) and not isinstance(default, bool)
+    if isinstance(number, bool) or not isinstance(number, int if whole else int | float):
+        shown = getattr(config, name)
+        raise ValueError(f"{name}={shown!r}: must be a {'whole ' if whole else ''}number")
 
 
 def positive(config: Any, *names: str) -> None:

@@ -142,9 +142,9 @@ Token = tuple[str, str, int]
 
 
 def _tokens(text: str) -> Iterator[Token]:
-    scan, end = _TOKEN.scanner(text).match, 0  # type: ignore[attr-defined]  # left out of its stub
-    while match := scan():
-        kind, end = match.lastgroup, match.end()
+    end = 0
+    while match := _TOKEN.match(text, end):
+        kind, end = str(match.lastgroup), match.end()  # every alternative has a name
         value, at = match.group(kind), match.start(kind)
         yield kind, _unescaped(value, at) if kind == "double" else value, at
     if end < len(text):

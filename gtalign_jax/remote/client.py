@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 
-from gtalign_jax.errors import UserError, naming
+from gtalign_jax.errors import UserError, naming, numeric
 
 NO_KEY = "none"  # what is sent where no key is asked for
 
@@ -118,9 +118,7 @@ def check_numbers(config: Any, least: Mapping[str, tuple[float, bool]]) -> None:
     """ValueError for fields out of bounds. least: field → (smallest value, whether it may be that value)."""
     for name, (smallest, itself) in least.items():
         value = getattr(config, name)
-        whole = isinstance(getattr(type(config), name, 0.0), int)
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-            raise ValueError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
+        numeric(config, name, value)
         if not (value >= smallest if itself else value > smallest) or value == float("inf"):
             bound = f"at least {smallest}" if itself else f"above {smallest}"
             raise ValueError(f"{name}={value}: must be a finite number {bound}")
