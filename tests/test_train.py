@@ -113,24 +113,26 @@ def test_a_killed_run_ends_with_the_same_bytes(run, start, tmp_path):
     assert (tmp_path / "summary.json").read_text() == (run[0] / "summary.json").read_text()
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(start, tmp_path):
-    process = start(tmp_path)
-    while not (tmp_path / "metrics.jsonl").is_file():
+def interrupted_at(process, path):
+    """stderr of a run that met Ctrl-C once it had made a file; another process's files can only be polled."""
+    while not path.is_file():
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=240)
+    return err
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(start, tmp_path):
+    process = start(tmp_path)
+    err = interrupted_at(process, tmp_path / "metrics.jsonl")
     assert process.returncode == 130 and "run the same command to go on" in err
     assert any((tmp_path / "checkpoints" / "sft").iterdir())
 
 
 def test_an_early_ctrl_c_is_one_line(start, tmp_path):
     process = start(tmp_path)
-    while not (tmp_path / "run.lock").is_file():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=240)
+    err = interrupted_at(process, tmp_path / "run.lock")
     assert process.returncode == 130 and "Traceback" not in err, err
     assert not (tmp_path / "run.lock").exists() and not (tmp_path / "checkpoints").exists()
 

@@ -12,27 +12,9 @@ from gtalign_jax.learning.logprobs import packed_scores
 from gtalign_jax.learning.sft import PackedBatch, SftBatch, SftSetup, sft_update
 from gtalign_jax.learning.state import init_model, init_state
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, place_batch, spread
-from gtalign_jax.models.config import ModelConfig, RuntimeConfig
-from gtalign_jax.models.transformer import init_params
 from gtalign_jax.types import PromptBatch
 
 ROWS, SLOTS, STEP = 8, 12, 0.1
-MODEL = ModelConfig(
-    vocab_size=13,
-    hidden_size=16,
-    intermediate_size=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    runtime=RuntimeConfig(scan_layers=False),
-    initializer_range=0.3,
-)
-
-
-@pytest.fixture(scope="module")
-def params():
-    return jax.jit(init_params, static_argnums=1)(jax.random.key(0), MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -61,25 +43,25 @@ def chains(batch):
     return found
 
 
-def stepped(params, batch, microbatches=1):
+def stepped(model, params, batch, microbatches=1):
     """(what a step of plain gradient descent moved, metrics)."""
     sgd = optax.sgd(STEP)
     state = init_state(jax.random.key(0), init_model(jax.tree.map(jnp.copy, params), sgd))
-    state, metrics = sft_update(SftSetup(MODEL, sgd, microbatches), state, batch)
+    state, metrics = sft_update(SftSetup(model, sgd, microbatches), state, batch)
     return jax.tree.map(lambda x: np.array(x), state.policy.params), metrics
 
 
-def test_packed_gradients_are_those_of_the_chains(params, batch):
+def test_packed_gradients_are_those_of_the_chains(model, params, batch):
     """The same mean over tokens as one padded row a chain: whole, in micro-batches, on eight devices."""
     apart = chains(batch)
     prompt, prompt_length = (x[:, 0] for x in pad_completions([[p] for p, _ in apart], 4))
     completion, length = pad_completions([[c] for _, c in apart], 5)
     mask = np.arange(5) < length[..., None]
-    want, metrics = stepped(params, SftBatch(PromptBatch(prompt, prompt_length), completion, mask))
-    ends = [stepped(params, batch), stepped(params, batch, 2)]
+    want, metrics = stepped(model, params, SftBatch(PromptBatch(prompt, prompt_length), completion, mask))
+    ends = [stepped(model, params, batch), stepped(model, params, batch, 2)]
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        ends.append(stepped(spread(params, mesh), place_batch(batch, mesh)))
+        ends.append(stepped(model, spread(params, mesh), place_batch(batch, mesh)))
     for got, found in ends:
         gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), got, want)
         assert max(jax.tree.leaves(gap)) < 1e-5 * STEP * 10
@@ -90,9 +72,9 @@ def test_packed_gradients_are_those_of_the_chains(params, batch):
     assert min(jax.tree.leaves(moved)) > 1e-4 * STEP
 
 
-def test_a_chain_sees_no_other(params, batch):
+def test_a_chain_sees_no_other(model, params, batch):
     """Another first chain in every row: the logprobs of all other chains stay as they are, to the bit."""
-    score = jax.jit(lambda tokens: packed_scores(params, MODEL, tokens, batch.segments, batch.positions).logp)
+    score = jax.jit(lambda tokens: packed_scores(params, model, tokens, batch.segments, batch.positions).logp)
     first = batch.segments == 1
     before, after = score(batch.tokens), score(np.where(first, (batch.tokens + 1) % 13, batch.tokens))
     others = batch.learn[:, 1:] & (batch.segments[:, 1:] > 1)

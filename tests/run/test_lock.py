@@ -66,7 +66,7 @@ def test_the_owner_touches_its_lock(tmp_path, monkeypatch):
         deadline = time.monotonic() + 30
         while path.stat().st_mtime == 0:
             assert time.monotonic() < deadline
-            time.sleep(0.01)
+            time.sleep(0.01)  # nothing tells of a touch by another thread
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', "null"])
