@@ -6,6 +6,7 @@ import json
 import pathlib
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,25 @@ def prompt_key(prompt: Prompt, sampling: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def _open(path: pathlib.Path) -> sqlite3.Connection:
+    """The file at `path`, made where it is not there, waiting at most _WAIT_S for others that open it."""
+    file = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
+    file.execute("PRAGMA trusted_schema = OFF")  # a file's own views and triggers call nothing
+    end = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            file.execute("PRAGMA journal_mode = WAL")  # readers wait for no writer
+            break
+        except sqlite3.OperationalError as error:  # the change of mode does not heed the connection's timeout
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+    file.execute("PRAGMA synchronous = NORMAL")
+    file.execute(f"CREATE TABLE IF NOT EXISTS verdict ({_COLUMNS})")
+    file.execute("SELECT n, key, text FROM verdict LIMIT 1").fetchall()
+    return file
+
+
 class TextCache:
     """key → text in one SQLite file of a folder; safe for several threads and processes.
 
@@ -39,12 +59,7 @@ class TextCache:
         path = pathlib.Path(folder).expanduser() / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
-            self._file.execute("PRAGMA trusted_schema = OFF")  # a file's own views and triggers call nothing
-            self._file.execute("PRAGMA journal_mode = WAL")  # readers wait for no writer
-            self._file.execute("PRAGMA synchronous = NORMAL")
-            self._file.execute(f"CREATE TABLE IF NOT EXISTS verdict ({_COLUMNS})")
-            self._file.execute("SELECT n, key, text FROM verdict LIMIT 1").fetchall()
+            self._file = _open(path)
             self._shrink()  # writes, so that a folder that cannot be written is found now
         except (OSError, sqlite3.Error) as error:
             where = f"config.judge.cache_dir={folder}"

@@ -125,6 +125,17 @@ def write_and_read(folder, worker):
         return all(pool.map(one, range(100))) and not cache.errors
 
 
+def open_each(folders):
+    return [TextCache(folder).errors for folder in folders]
+
+
+def test_processes_that_open_a_new_folder_at_once_wait_for_each_other(tmp_path):
+    folders = [str(tmp_path / str(n)) for n in range(30)]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(4, mp_context=context) as pool:
+        assert list(pool.map(open_each, [folders] * 4)) == [[0] * 30] * 4
+
+
 def test_processes_and_threads_share_a_folder(tmp_path):
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool:
