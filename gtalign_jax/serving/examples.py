@@ -4,17 +4,14 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
 from gtalign_jax.data.item import Item
 from gtalign_jax.errors import UserError
-from gtalign_jax.game.pricing import apply_policy
+from gtalign_jax.game.pricing import apply_policy, as_written
 from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.run.job import Job
 from gtalign_jax.serving.steer import Branch, Edit, Steered, steer, stop_ending
 from gtalign_jax.types import PyTree
-
-SCALE = (-5.0, 5.0)  # the payoffs a model writes (paper section 1)
 
 
 def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
@@ -61,9 +58,8 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
 
 
 def price_edit(policy: str, price: float) -> Edit:
-    """The edit of a pricing policy, kept on the scale and the one decimal that payoffs are written in."""
-    low, high = SCALE
-    return lambda payoff: np.clip(apply_policy(payoff, policy, price), low, high).round(1)
+    """The edit of a pricing policy, as it is written."""
+    return lambda payoff: as_written(apply_policy(payoff, policy, price))
 
 
 def _line(item: Item, steered: Steered, policy: str, price: float) -> dict[str, Any]:

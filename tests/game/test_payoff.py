@@ -1,10 +1,10 @@
-"""The matrix's own rules: the paper's tie-break, welfare of a cell, choices, pricing edits."""
+"""The matrix's own rules: the paper's tie-break, welfare of a cell, choices."""
 
 import jax
 import numpy as np
 import pytest
 
-from gtalign_jax.game import moves, pareto, payoff, pricing
+from gtalign_jax.game import moves, pareto, payoff
 from gtalign_jax.game.moves import LLM, USER
 
 
@@ -108,16 +108,3 @@ def test_a_side_may_choose_for_itself():
     table = matrix({"VQ_DA": (1, 4), "DQ_AQ": (4, 1), "VQ_CQ": (3, 3)})
     actions = {rule: moves.ACTIONS[int(payoff.choose(table, rule))] for rule in ("welfare", "llm", "user")}
     assert actions == {"welfare": "CQ", "llm": "DA", "user": "AQ"}
-
-
-def test_pricing_takes_the_cost_of_text_off_the_side_that_pays():
-    table = np.zeros((2, 3, 2), np.float32)
-    user_pays = pricing.apply_policy(table, "per_token", 2.0)
-    llm_pays = pricing.apply_policy(table, "subscription", 2.0)
-    cost = -2.0 * np.float32(pricing.RELATIVE_TOKENS)
-    for edited, payer, other in ((user_pays, USER, LLM), (llm_pays, LLM, USER)):
-        np.testing.assert_allclose(edited[..., payer], np.tile(cost, (2, 1)))
-        assert not np.any(edited[..., other])
-    np.testing.assert_array_equal(pricing.apply_policy(table, "none", 2.0), table)
-    delta = np.arange(12.0).reshape(2, 3, 2)
-    np.testing.assert_array_equal(pricing.custom(pricing.custom(table, delta), delta), 2 * delta)

@@ -5,12 +5,14 @@ Host floats; NaN and infinite payoffs are taken as numbers, as published.
 
 from collections.abc import Callable, Mapping
 
+from gtalign_jax.game.moves import ACTIONS
+from gtalign_jax.game.pricing import PUBLISHED_LLM_BONUS, PUBLISHED_USER_BONUS
+
 Cell = Mapping[str, float]
 Matrix = Mapping[str, Cell]
 
-# What an action earns the other side when one side's payoffs are shifted; DA, CQ, AQ.
-LLM_BONUS = {"DA": 1.0, "CQ": 0.0, "AQ": 0.5}
-USER_BONUS = {"DA": 0.0, "CQ": 0.5, "AQ": 1.0}
+LLM_BONUS = dict(zip(ACTIONS, PUBLISHED_LLM_BONUS, strict=True))
+USER_BONUS = dict(zip(ACTIONS, PUBLISHED_USER_BONUS, strict=True))
 TOLERANCE = 1e-9
 
 
