@@ -4,29 +4,45 @@
         --prompt="Eva has 5 books and finds 5. How many books has Eva now?"
 
 Prints the matrix the model wrote and the edited one, the action chosen from each, and both answers.
+A data set at several prices, with a table and a figure of what each price does:
+
+    python -m experiments.steer --model=runs/quickstart/hf --policy=per_token \
+        --prompts=P.jsonl --prices=0,1,2,4,8,below,above --out=O.jsonl
+
+`below` and `above` are just beside the price at which the recommendation of each prompt's own matrix flips.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from experiments.flag_checks import check_finite, check_seed, utf8_text
+from gtalign_jax import jsonl
 from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
-from gtalign_jax.game.moves import GTALIGN, KEYS
-from gtalign_jax.game.pricing import POLICIES
+from gtalign_jax.evaluation.steering import format_curve, save_curve, steering_curve
+from gtalign_jax.files import drafts
+from gtalign_jax.game.moves import ACTIONS, GTALIGN, KEYS
+from gtalign_jax.game.pricing import POLICIES, TYPICAL, Amounts
+from gtalign_jax.rollout import lines
 from gtalign_jax.rollout.buckets import BucketConfig
-from gtalign_jax.rollout.engine import make_constraint
+from gtalign_jax.rollout.engine import Messages, make_constraint
 from gtalign_jax.rollout.folder import EngineOptions, load_engine
 from gtalign_jax.rollout.grammar import read_limits
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
-from gtalign_jax.serving.examples import branch_fields, price_edit
-from gtalign_jax.serving.steer import Steered, steer
+from gtalign_jax.run.progress import batches
+from gtalign_jax.serving import sweep
+from gtalign_jax.serving.examples import branch_fields
+from gtalign_jax.serving.solution import solution
+from gtalign_jax.serving.steer import ANALYZE, UNUSABLE, Options, Steered, steer, stop_ending
+from gtalign_jax.serving.sweep import Pricing
 
 SYSTEM = {"short": SHORT_INSTRUCTION, "full": INSTRUCTION}
 
@@ -34,9 +50,24 @@ SYSTEM = {"short": SHORT_INSTRUCTION, "full": INSTRUCTION}
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, help="Hugging Face folder")
-    parser.add_argument("--prompt", required=True, help="what the user asks")
-    parser.add_argument("--policy", default="per_token", choices=sorted(POLICIES))
+    parser.add_argument("--prompt", help="what the user asks")
+    parser.add_argument("--prompts", help="JSON lines with prompt (text) or messages, and optionally id")
+    parser.add_argument("--out", help="JSON lines to write, of --prompts; the figure goes to OUT.svg")
+    parser.add_argument("--policy", default="per_token", help=f"{', '.join(POLICIES)}, or module:function")
     parser.add_argument("--price", type=float, default=6.0, help="price of the text of a direct answer")
+    parser.add_argument("--prices", default="0,1,2,4,8", help="of --prompts: numbers, below, above")
+    parser.add_argument(
+        "--amounts",
+        help="what DA, CQ and AQ write: three numbers, or a rollout file, whose prices are then for 1000 "
+        "tokens (default: 1,0.25,1.25, in direct answers)",
+    )
+    parser.add_argument(
+        "--tokens_per_s", type=float, default=50.0, help="of --amounts, for the latency policy"
+    )
+    parser.add_argument("--analyze", default="model", choices=ANALYZE, help="who writes the edited <analyze>")
+    parser.add_argument(
+        "--unusable", choices=UNUSABLE, help="matrix not readable (default: error, unsteered for --prompts)"
+    )
     parser.add_argument(
         "--system",
         default="short",
@@ -50,6 +81,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         help="write only valid chains; LIMITS: tokens a block may take, such as thinking=60,response=200",
     )
     parser.add_argument("--max_new_tokens", type=int, default=512)
+    parser.add_argument("--batch_size", type=int, default=16, help="prompts steered together")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -59,52 +91,134 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
-    if flags.max_new_tokens < 1:
-        raise UserError(f"--max_new_tokens={flags.max_new_tokens}: must be at least 1")
-    check_seed(flags.seed)
-    check_finite(flags, "price")
-    flags.prompt, flags.system = utf8_text(flags.prompt, "--prompt"), utf8_text(flags.system, "--system")
+    _check(flags)
+    pricing = Pricing(flags.policy, sweep.named_policy(flags.policy, "--policy"), _amounts(flags))
     with naming("--"):
         sampling = GREEDY if flags.temperature == 0 else SamplingConfig(temperature=flags.temperature)
-    buckets = BucketConfig(completion=(flags.max_new_tokens,), batch=(1,))
-    engine, params = load_engine(flags.model, EngineOptions(sampling=sampling, buckets=buckets))
-    constraint = None if flags.grammar is None else make_constraint(engine, read_limits(flags.grammar))
-    messages = [
+    if flags.prompts is None:
+        _steer_one(flags, pricing, sampling)
+    else:
+        _steer_all(flags, pricing, sampling)
+
+
+def _check(flags: argparse.Namespace) -> None:
+    if (flags.prompt is None) == (flags.prompts is None):
+        raise UserError("give --prompt=TEXT, or --prompts=FILE with --out=FILE")
+    if flags.prompts is not None:
+        if flags.out is None:
+            raise UserError("--prompts needs --out=FILE")
+        drafts.check(flags.out, "--out", flags.prompts)
+    for name in ("max_new_tokens", "batch_size"):
+        if getattr(flags, name) < 1:
+            raise UserError(f"--{name}={getattr(flags, name)}: must be at least 1")
+    check_seed(flags.seed)
+    check_finite(flags, "price", "tokens_per_s")
+    if flags.tokens_per_s <= 0:
+        raise UserError(f"--tokens_per_s={flags.tokens_per_s}: must be positive")
+    if flags.unusable == "again" and flags.temperature == 0:
+        raise UserError("--unusable=again: a greedy second try is the first one; set --temperature")
+    flags.system = utf8_text(flags.system, "--system")
+
+
+def _amounts(flags: argparse.Namespace) -> Amounts:
+    if flags.amounts is None:
+        return TYPICAL
+    try:
+        given = tuple(float(number) for number in flags.amounts.split(","))
+    except ValueError:
+        return sweep.learn_amounts(jsonl.read(flags.amounts), flags.amounts, flags.tokens_per_s)
+    if len(given) != len(ACTIONS) or not all(0 <= number < float("inf") for number in given):
+        raise UserError(
+            f"--amounts={flags.amounts}: three numbers, for {', '.join(ACTIONS)}, or a rollout file"
+        )
+    return Amounts(given, given, given)
+
+
+def _messages(flags: argparse.Namespace, prompt: str) -> Messages:
+    return [
         {"role": "system", "content": SYSTEM.get(flags.system, flags.system)},
-        {"role": "user", "content": flags.prompt},
+        {"role": "user", "content": prompt},
     ]
-    steered = steer(
-        engine,
-        params,
-        messages,
-        price_edit(flags.policy, flags.price),
-        jax.random.key(flags.seed),
-        max_new_tokens=flags.max_new_tokens,
-        constraint=constraint,
-    )
+
+
+def _steer_prompts(
+    flags: argparse.Namespace,
+    sampling: SamplingConfig,
+    batch: int,
+    prompts: list[Messages],
+    edits: list[sweep.Edit],
+) -> Iterator[Steered]:
+    """Every prompt under every edit, `batch` at a time."""
+    buckets = BucketConfig(completion=(flags.max_new_tokens,), batch=(batch,))
+    engine, params = load_engine(flags.model, EngineOptions(sampling=sampling, buckets=buckets))
+    unusable = flags.unusable or ("error" if flags.prompts is None else "unsteered")
+    needed = flags.grammar is not None or unusable == "grammar"
+    constraint = make_constraint(engine, read_limits(flags.grammar or "")) if needed else None
+    options = Options(flags.max_new_tokens, flags.analyze, unusable)
+    stop, done = stop_ending(engine), 0
+    for part in batches(prompts, batch):
+        key = jax.random.fold_in(jax.random.key(flags.seed), done) if done else jax.random.key(flags.seed)
+        yield from steer(engine, params, part, edits, key, options, stop=stop, constraint=constraint)
+        done += len(part)
+        if len(prompts) > 1:
+            print(f"{done}/{len(prompts)} prompts", file=sys.stderr)
+
+
+def _steer_one(flags: argparse.Namespace, pricing: Pricing, sampling: SamplingConfig) -> None:
+    flags.prompt = utf8_text(flags.prompt, "--prompt")
+    edits = [sweep.point_edit(pricing, flags.price)]
+    (steered,) = _steer_prompts(flags, sampling, 1, [_messages(flags, flags.prompt)], edits)
     if flags.json:
         print(json.dumps(as_json(steered, flags), ensure_ascii=False))
     else:
         print(as_text(steered, flags))
 
 
-def as_json(steered: Steered, flags: argparse.Namespace) -> dict[str, Any]:
-    """The line of a run's steering.jsonl, with the tokens of the edited branch."""
+def _steer_all(flags: argparse.Namespace, pricing: Pricing, sampling: SamplingConfig) -> None:
+    points = [sweep.read_point(text.strip(), "--prices") for text in flags.prices.split(",")]
+    given = lines.read_lines(flags.prompts)
+    prompts = [line["messages"] if "messages" in line else _messages(flags, line["prompt"]) for line in given]
+    edits = [sweep.point_edit(pricing, point) for point in points]
+    written: list[dict[str, Any]] = []
 
-    return {
-        "prompt": flags.prompt,
-        "policy": flags.policy,
-        "price": flags.price,
-        "before": branch_fields(steered.original),
-        "after": branch_fields(steered.edited),
-        "kept_tokens": steered.kept,
-        "prefix_tokens": len(steered.prefix),
-    }
+    def each() -> Iterator[dict[str, Any]]:
+        found = _steer_prompts(flags, sampling, flags.batch_size, prompts, edits)
+        for number, (line, steered) in enumerate(zip(given, found, strict=True)):
+            for fields in sweep.point_lines(steered, pricing, points):
+                written.append({"id": line.get("id", number), "policy": pricing.name, **fields})
+                yield written[-1]
+
+    jsonl.write(flags.out, each(), keep=True)
+    curve = steering_curve(written)
+    if flags.json:
+        print(json.dumps({str(point): row for point, row in curve.items()}))
+    else:
+        print(format_curve(curve))
+    if any(not isinstance(point, str) for point in points):
+        save_curve(curve, pathlib.Path(flags.out).with_suffix(".svg"))
+
+
+def as_json(steered: Steered, flags: argparse.Namespace) -> dict[str, Any]:
+    """The line of a run's steering.jsonl, with both solutions and the tokens of the edited branch."""
+    branches = {"before": steered.original, "after": steered.edited[0] if steered.edited else None}
+    found: dict[str, Any] = {"prompt": flags.prompt, "policy": flags.policy, "price": flags.price}
+    for name, branch in branches.items():
+        found[name] = None if branch is None else branch_fields(branch)
+        if branch is not None and branch.payoff is not None:
+            found[name] |= {"solution": solution(branch.payoff), "seconds": branch.seconds}
+    if steered.edited:
+        splice = steered.edited[0].splice
+        return {**found, "kept_tokens": splice.kept, "prefix_tokens": len(splice.prefix)}
+    return {**found, "failure": steered.failure}
 
 
 def as_text(steered: Steered, flags: argparse.Namespace) -> str:
     """Both matrices side by side, then what each branch went on to write."""
-    before, after = steered.original, steered.edited
+    before = steered.original
+    if not steered.edited:
+        return f"not steered: {steered.failure}\n{before.text}"
+    after = steered.edited[0]
+    assert before.payoff is not None and after.payoff is not None
     lines = [f"{'cell':<8}{'as written':>20}{f'{flags.policy} {flags.price:g}':>24}"]
     lines.append(f"{'':<8}{'LLM':>12}{'user':>8}{'LLM':>16}{'user':>8}")
     for key in KEYS:

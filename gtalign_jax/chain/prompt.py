@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gtalign_jax.game.moves import GTALIGN, KEYS, PLAYERS
+from gtalign_jax.game.moves import ACTIONS, GTALIGN, KEYS, PLAYERS
 from gtalign_jax.types import Array
 
 # For models that can follow instructions (paper section 2, in our words).
@@ -38,6 +38,12 @@ def payoff_json(payoff: Array) -> str:
         inside = ", ".join(f'"{p}": {v:.1f}' for p, v in zip(PLAYERS, matrix[GTALIGN.cell(key)], strict=True))
         cells.append(f'"{key}": {{{inside}}}')
     return "{" + ", ".join(cells) + "}"
+
+
+def analysis_text(cells: Array, action: str) -> str:
+    """The shortest analysis: the payoffs [A, 2] that each action may earn, copied out, then the choice."""
+    weighed = ", ".join(f"{a} {x:.1f} {y:.1f}" for a, (x, y) in zip(ACTIONS, cells + 0.0, strict=True))
+    return f"{weighed}: choose {action}."
 
 
 def format_chain(thinking: str, payoff: Array | str, analyze: str, response: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gtalign_jax.chain.prompt import format_chain, payoff_json
+from gtalign_jax.chain.prompt import analysis_text, format_chain, payoff_json
 from gtalign_jax.data import synthetic
 from gtalign_jax.data.item import Item
 from gtalign_jax.game.moves import ACTIONS, AQ, CQ, DA, PLAYERS, USER
@@ -80,8 +80,7 @@ def best_action(matrix: np.ndarray) -> str:
 
 def analysis(matrix: np.ndarray) -> str:
     """The text of <analyze>: the frontier candidates' payoffs copied out, then the choice."""
-    cells = ", ".join(f"{a} {x:.1f} {y:.1f}" for a, (x, y) in zip(ACTIONS, matrix[1] + 0.0, strict=True))
-    return f"{cells}: choose {best_action(matrix)}."
+    return analysis_text(matrix[1], best_action(matrix))
 
 
 def _matrix(action: str, rng: np.random.Generator, shared: bool) -> np.ndarray:

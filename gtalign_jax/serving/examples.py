@@ -10,7 +10,7 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import apply_policy, as_written
 from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.run.job import Job
-from gtalign_jax.serving.steer import Branch, Edit, Steered, steer, stop_ending
+from gtalign_jax.serving.steer import Branch, Edit, Options, Steered, steer, stop_ending
 from gtalign_jax.types import PyTree
 
 
@@ -20,7 +20,8 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
     When none of `config.steer.tries` prompts changes, the first that has a usable matrix is shown.
     Decoding is greedy, so the two branches differ by the edit alone.
     """
-    engine = dataclasses.replace(job.engine, sampling=GREEDY)
+    buckets = dataclasses.replace(job.engine.buckets, batch=(1,))
+    engine = dataclasses.replace(job.engine, sampling=GREEDY, buckets=buckets)
     stop = stop_ending(engine)
     config = job.settings.steer
     edit = price_edit(config.policy, config.price)
@@ -30,13 +31,13 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
             return steer(
                 engine,
                 params,
-                item.messages,
-                edit,
+                [item.messages],
+                [edit],
                 jax.random.key(0),
-                max_new_tokens=job.settings.max_new_tokens,
+                Options(job.settings.max_new_tokens),
                 stop=stop,
                 constraint=job.generator.constraint,
-            )
+            )[0]
         except UserError:
             return None  # this chain has no usable matrix to edit; another prompt's may
 
@@ -47,7 +48,7 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
             steered = attempt(item)
             if steered is None:
                 continue
-            changed = steered.edited.action != steered.original.action
+            changed = steered.edited[0].action != steered.original.action
             if shown is None or changed:
                 shown = _line(item, steered, config.policy, config.price)
             if changed:
@@ -69,10 +70,11 @@ def _line(item: Item, steered: Steered, policy: str, price: float) -> dict[str, 
         "policy": policy,
         "price": price,
         "before": branch_fields(steered.original),
-        "after": branch_fields(steered.edited),
+        "after": branch_fields(steered.edited[0]),
     }
 
 
 def branch_fields(branch: Branch) -> dict[str, Any]:
     """A branch as steering.jsonl holds it."""
-    return {"payoff": branch.payoff.tolist(), "action": branch.action, "text": branch.text}
+    payoff = None if branch.payoff is None else branch.payoff.tolist()
+    return {"payoff": payoff, "action": branch.action, "text": branch.text}

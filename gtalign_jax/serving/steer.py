@@ -5,15 +5,18 @@
                            <analyze> ...     the same sequence goes on, on the cache it already has
 
 The unedited sequence is continued too, from the same tokens and with the same random numbers, so the
-two texts differ only by what the edit caused (arXiv 2510.08872, inference-time steering).
+texts differ only by what the edit caused (arXiv 2510.08872, inference-time steering). Many prompts
+go together: what all rows keep of the first pass is not computed again for any edit.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 
-from gtalign_jax.chain.parse import chosen_action, parse_chain, parse_payoff, to_array
+from gtalign_jax.chain.parse import chosen_action, parse_chain
 from gtalign_jax.chain.prompt import payoff_json
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
@@ -23,79 +26,114 @@ from gtalign_jax.rollout.decode_state import DecodeState, Forced
 from gtalign_jax.rollout.engine import Engine, Messages
 from gtalign_jax.rollout.grammar import Constraint
 from gtalign_jax.rollout.request import Ending, Request
+from gtalign_jax.serving.solution import solver_analysis
+from gtalign_jax.serving.splice import CLOSE, Splice, read_payoff, splice_payoff
 from gtalign_jax.types import Array, PyTree
 
-OPEN, CLOSE = "<payoff>", "</payoff>"
+ANALYZE = ("model", "solver")
+UNUSABLE = ("error", "again", "grammar", "unsteered")
 Edit = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Branch:
-    """One way the sequence went: its matrix [U, A, 2], the action <analyze> names, its text and tokens."""
+class Options:
+    """How to steer.
 
-    payoff: np.ndarray
+    max_new_tokens: of a whole sequence, both passes together. analyze: who writes the edited branch's
+    <analyze>: the model, or the solver, whose text is forced so that the choice follows the matrix.
+    unusable: what becomes of a prompt whose matrix cannot be read: an error, another try with other random
+    numbers, one under the grammar (`constraint`), or a sequence without an edit that says why. tries: first
+    passes of a prompt, with `again` and `grammar`; after the last failure it stays unsteered.
+    """
+
+    max_new_tokens: int
+    analyze: str = "model"
+    unusable: str = "error"
+    tries: int = 2
+
+    def __post_init__(self) -> None:
+        for field, known in (("analyze", ANALYZE), ("unusable", UNUSABLE)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field}={getattr(self, field)!r}: must be one of {', '.join(known)}")
+        if self.max_new_tokens < 1 or self.tries < 1:
+            raise ValueError("max_new_tokens and tries must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """One way a sequence went: its matrix [U, A, 2], the action <analyze> names, its text and tokens.
+
+    payoff: None where the model wrote none that can be read. splice: what it was continued from. seconds: of
+    the pass that continued it, the same for all prompts of a batch.
+    """
+
+    payoff: np.ndarray | None
     action: str | None
     text: str
     token_ids: tuple[int, ...]
+    splice: Splice
+    seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Steered:
-    """The unedited and the edited branch.
-
-    prefix: tokens up to </payoff> with the edited matrix; `edited.token_ids` begins with them, token
-    for token. kept: how many of them are the model's own, on the cache of the first pass.
-    """
+    """A prompt's sequence as the model wrote it, and a branch of each edit: none, and why, in `failure`."""
 
     original: Branch
-    edited: Branch
-    prefix: tuple[int, ...]
-    kept: int
+    edited: tuple[Branch, ...] = ()
+    failure: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Splice:
-    """A cut sequence with its matrix replaced: see `Steered` for prefix and kept."""
+class _Cut:
+    """A first pass: its tokens, the matrix or why there is none, and whether the sequence ended with it."""
 
-    prefix: tuple[int, ...]
-    kept: int
+    token_ids: tuple[int, ...]
+    payoff: np.ndarray | None
+    failure: str | None
+    over: bool
 
 
 def steer(
     engine: Engine,
     params: PyTree,
-    prompt: str | Messages,
-    edit: Edit,
+    prompts: Sequence[str | Messages],
+    edits: Sequence[Edit],
     key: Array,
+    options: Options,
     *,
-    max_new_tokens: int,
     stop: Ending | None = None,
     constraint: Constraint | None = None,
-) -> Steered:
-    """Generate to </payoff>, edit the matrix [U, A, 2], and continue both the old and the new.
+) -> list[Steered]:
+    """Generate each prompt to </payoff>, edit its matrix [U, A, 2] in every way, and continue old and new.
 
-    stop: `stop_ending(engine)`, made once by a caller who steers many prompts. constraint: hold the whole
-    sequence to the grammar, so that there always is a usable matrix. Raises UserError when
-    the model writes no usable matrix, or when the edited one leaves no room.
+    stop: `stop_ending(engine)`, made once by a caller of many batches. constraint: hold the whole sequence to
+    the grammar; with unusable="grammar" those of second tries alone. Raises UserError, with
+    unusable="error", when the model writes no usable matrix or an edited one leaves no room.
     """
-    engine = dataclasses.replace(engine, buckets=dataclasses.replace(engine.buckets, batch=(1,)))
-    batch = engine_lib.prompt_batch(engine, [engine_lib.encode(engine, prompt)])
-    stop = stop_ending(engine) if stop is None else stop
-    request = Request(batch, key, 1, max_new_tokens, ending=stop, constraint=constraint)
-    state = generate.begin(engine, params, request)
-    written = _tokens(state)
-    payoff = read_payoff(engine_lib.decode_tokens(engine, written))
-    edited = np.asarray(edit(payoff), np.float64)
-    splice = splice_payoff(engine, written, payoff_json(edited))
-    if len(splice.prefix) >= max_new_tokens:
-        raise UserError(
-            f"max_new_tokens={max_new_tokens}: the edited matrix ends at token {len(splice.prefix)}; raise it"
+    if options.unusable == "grammar" and constraint is None:
+        raise ValueError("unusable='grammar' needs the constraint")
+    request = Request(
+        engine_lib.prompt_batch(engine, [engine_lib.encode(engine, prompt) for prompt in prompts]),
+        key,
+        1,
+        options.max_new_tokens,
+        ending=stop_ending(engine) if stop is None else stop,
+        constraint=None if options.unusable == "grammar" else constraint,
+    )
+    found = _steer_once(engine, params, request, edits, options)
+    for attempt in range(1, options.tries if options.unusable in ("again", "grammar") else 1):
+        failed = np.array([i for i, row in enumerate(found) if row.failure], np.int32)
+        if not len(failed):
+            break
+        again = request.replace(
+            prompts=jax.tree.map(lambda x, rows=failed: x[rows], request.prompts),
+            key=jax.random.fold_in(key, attempt),
+            constraint=constraint,
         )
-    own, to_the_end = Splice(tuple(written), len(written)), request.replace(ending=None)
-    state = _continue(engine, params, state, own, to_the_end)
-    original = _branch(engine, payoff, _tokens(state))
-    state = _continue(engine, params, state, splice, to_the_end)
-    return Steered(original, _branch(engine, edited, _tokens(state)), splice.prefix, splice.kept)
+        for i, row in zip(failed, _steer_once(engine, params, again, edits, options), strict=True):
+            found[i] = row
+    return found
 
 
 def stop_ending(engine: Engine) -> Ending:
@@ -103,53 +141,93 @@ def stop_ending(engine: Engine) -> Ending:
     return engine_lib.make_ending(engine, [CLOSE])
 
 
-def read_payoff(text: str) -> np.ndarray:
-    """The matrix float64 [U, A, 2] of a text that ends with its <payoff> block."""
-    inside, closed, _ = text.partition(CLOSE)
-    _, opened, block = inside.rpartition(OPEN)
-    payoff, errors = parse_payoff(block) if closed and opened else (None, ["no payoff block"])
-    if payoff is None:
-        tail = " ".join(inside.split())[-120:]
-        raise UserError(f"the model wrote no usable matrix to edit ({errors[0]}); its text ends {tail!r}")
-    return to_array(payoff)
+def _steer_once(
+    engine: Engine, params: PyTree, request: Request, edits: Sequence[Edit], options: Options
+) -> list[Steered]:
+    state = generate.begin(engine, params, request)
+    lengths = np.asarray(processes.fetch(state.prompts.length))
+    cuts = [_read_cut(engine, ids) for ids in _tokens(state)[: len(request.prompts.length)]]
+    passes = [[(cut.payoff, Splice(cut.token_ids, len(cut.token_ids))) for cut in cuts]]
+    failures = [cut.failure for cut in cuts]
+    for edit in edits:
+        rows = [_edited(engine, cut, edit, options) for cut in cuts]
+        for i, (_, splice) in enumerate(rows):
+            if failures[i] is None and len(splice.prefix) >= options.max_new_tokens:
+                failures[i], rows[i] = _no_room(splice, options), passes[0][i]
+        passes.append(rows)
+    if options.unusable == "error" and any(failures):
+        raise UserError(next(failure for failure in failures if failure))
+    over = [cut.over for cut in cuts]
+    branches, request = [], request.replace(ending=None)
+    for rows in passes:
+        alive = np.where(np.pad(over, (0, len(lengths) - len(over))), 0, lengths)
+        state, found = _follow(engine, params, state, rows, alive, request)
+        branches.append(found)
+        over = [why is not None for why in failures]  # the edits' passes leave out what has no edit
+    return [
+        Steered(original, () if why else edited, why)
+        for original, edited, why in zip(branches[0], _by_row(branches[1:], len(cuts)), failures, strict=True)
+    ]
 
 
-def splice_payoff(engine: Engine, token_ids: Sequence[int], matrix: str) -> Splice:
-    """Replace the text inside the <payoff> block of a sequence that ends with </payoff>.
+def _by_row(passes: Sequence[Sequence[Branch]], rows: int) -> list[tuple[Branch, ...]]:
+    return list(zip(*passes, strict=True)) or [()] * rows
 
-    Only the tokens that touch the matrix are made again; those before it are kept as they are.
+
+def _read_cut(engine: Engine, token_ids: Sequence[int]) -> _Cut:
+    text = engine_lib.decode_tokens(engine, token_ids)
+    try:
+        payoff, failure = read_payoff(text), None
+    except UserError as error:
+        payoff, failure = None, str(error)
+    return _Cut(tuple(token_ids), payoff, failure, over=CLOSE not in text)
+
+
+def _edited(engine: Engine, cut: _Cut, edit: Edit, options: Options) -> tuple[np.ndarray | None, Splice]:
+    """The edited matrix and what is continued with it; a sequence without a matrix as it is."""
+    if cut.payoff is None:
+        return None, Splice(cut.token_ids, len(cut.token_ids))
+    payoff = np.asarray(edit(cut.payoff), np.float64)
+    analysis = solver_analysis(payoff) if options.analyze == "solver" else None
+    return payoff, splice_payoff(engine, cut.token_ids, payoff_json(payoff), analysis)
+
+
+def _no_room(splice: Splice, options: Options) -> str:
+    end = len(splice.prefix)
+    return f"max_new_tokens={options.max_new_tokens}: the edited matrix ends at token {end}; raise it"
+
+
+def _follow(
+    engine: Engine,
+    params: PyTree,
+    state: DecodeState,
+    rows: Sequence[tuple[np.ndarray | None, Splice]],
+    lengths: np.ndarray,
+    request: Request,
+) -> tuple[DecodeState, list[Branch]]:
+    """Go on after each row's splice, on the cache of the tokens that all rows keep.
+
+    lengths [P]: of the prompts, 0 for rows that are not continued: they cost no steps, as padding does not.
     """
-    text = engine_lib.decode_tokens(engine, token_ids)
-    close = text.index(CLOSE)
-    inside = text.rindex(OPEN, 0, close) + len(OPEN)
-    block = text[inside:close]
-    first = inside + len(block) - len(block.lstrip())
-    after = inside + len(block.rstrip())
-    kept = len(token_ids)
-    while not text[:first].startswith(head := engine_lib.decode_tokens(engine, token_ids[:kept])):
-        kept -= 1
-    if kept == 0:
-        raise UserError("the matrix begins inside the first token, so there is no sequence to resume")
-    segment = text[len(head) : first] + matrix + text[after:]
-    made = engine.tokenizer(segment, add_special_tokens=False)["input_ids"]
-    return Splice((*map(int, token_ids[:kept]), *made), kept)
-
-
-def _continue(
-    engine: Engine, params: PyTree, state: DecodeState, splice: Splice, request: Request
-) -> DecodeState:
-    """Go on after the splice's prefix, on the cache of its kept tokens."""
+    began, splices = time.monotonic(), [splice for _, splice in rows]
     shape = state.completions.tokens.shape
-    tokens = np.zeros(shape, np.int32)
-    tokens[..., : len(splice.prefix)] = splice.prefix
-    forced = Forced(tokens, np.full(shape[:2], len(splice.prefix), np.int32))
-    return generate.resume(engine, params, state, forced, splice.kept, request)
+    tokens, count = np.zeros(shape, np.int32), np.zeros(shape[:2], np.int32)
+    for row, splice in enumerate(splices):
+        tokens[row, :, : len(splice.prefix)] = splice.prefix
+        count[row] = len(splice.prefix)
+    keep = min((s.kept for s, length in zip(splices, lengths, strict=False) if length), default=1)
+    placed = jax.device_put(lengths, state.prompts.length.sharding)
+    state = state.replace(prompts=state.prompts.replace(length=placed))
+    state = generate.resume(engine, params, state, Forced(tokens, count), keep, request)
+    written, seconds = _tokens(state), time.monotonic() - began
+    branches = []
+    for (payoff, splice), ids, length in zip(rows, written, lengths, strict=False):
+        found = tuple(ids) if length else splice.prefix
+        text = engine_lib.decode_tokens(engine, found)
+        action = chosen_action(parse_chain(text).analyze)
+        branches.append(Branch(payoff, action, text, found, splice, seconds))
+    return state, branches
 
 
-def _tokens(state: DecodeState) -> list[int]:
-    return engine_lib.completion_ids(processes.fetch(state.completions))[0].tolist()
-
-
-def _branch(engine: Engine, payoff: np.ndarray, token_ids: list[int]) -> Branch:
-    text = engine_lib.decode_tokens(engine, token_ids)
-    return Branch(payoff, chosen_action(parse_chain(text).analyze), text, tuple(token_ids))
+def _tokens(state: DecodeState) -> list[list[int]]:
+    return [ids.tolist() for ids in engine_lib.completion_ids(processes.fetch(state.completions))]

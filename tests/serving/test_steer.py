@@ -1,5 +1,7 @@
 """Steering resumes the very sequence it edited, and a model that reads its matrix changes its mind."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,9 @@ from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY
-from gtalign_jax.serving.steer import splice_payoff, steer
+from gtalign_jax.serving.solution import solution, solver_analysis
+from gtalign_jax.serving.splice import splice_payoff
+from gtalign_jax.serving.steer import Options, steer
 
 PROMPT = "Which train do you mean?"
 CLARIFY = np.array([[[1, 1], [4, 3], [2, 1]], [[1, 2], [4, 4], [1, 3]]], np.float64)
@@ -84,39 +88,37 @@ def params(engine):
     return trained
 
 
+def to_answer(payoff):
+    return payoff + (ANSWER - CLARIFY)
+
+
 @pytest.fixture(scope="module")
 def steered(engine, params):
-    return steer(
-        engine,
-        params,
-        PROMPT,
-        lambda payoff: payoff + (ANSWER - CLARIFY),
-        jax.random.key(0),
-        max_new_tokens=BUDGET,
-    )
+    return steer(engine, params, [PROMPT], [to_answer], jax.random.key(0), Options(BUDGET))[0]
 
 
 def test_the_edit_changes_the_matrix_the_choice_and_the_answer(steered):
     np.testing.assert_array_equal(steered.original.payoff, CLARIFY)
-    np.testing.assert_array_equal(steered.edited.payoff, ANSWER)
-    assert (steered.original.action, steered.edited.action) == ("CQ", "DA")
-    assert steered.original.text == CHAINS["CQ"] and steered.edited.text == CHAINS["DA"]
+    np.testing.assert_array_equal(steered.edited[0].payoff, ANSWER)
+    assert (steered.original.action, steered.edited[0].action) == ("CQ", "DA")
+    assert steered.original.text == CHAINS["CQ"] and steered.edited[0].text == CHAINS["DA"]
 
 
 def test_the_resumed_sequence_continues_the_spliced_prefix_token_for_token(engine, steered):
-    prefix, ids = steered.prefix, steered.edited.token_ids
+    splice, ids = steered.edited[0].splice, steered.edited[0].token_ids
+    prefix = splice.prefix
     assert ids[: len(prefix)] == prefix and len(ids) > len(prefix)
-    assert prefix[: steered.kept] == steered.original.token_ids[: steered.kept]
+    assert prefix[: splice.kept] == steered.original.token_ids[: splice.kept]
     text = engine_lib.decode_tokens(engine, prefix)
     assert text.rstrip().endswith("</payoff>") and payoff_json(ANSWER) in text
-    kept = engine_lib.decode_tokens(engine, prefix[: steered.kept])
+    kept = engine_lib.decode_tokens(engine, prefix[: splice.kept])
     assert kept.rstrip().endswith("<payoff>")
 
 
 def test_the_continuation_is_what_the_model_says_after_the_prefix(engine, params, steered):
     """Without any cache: the argmax of the whole row at every place after the splice."""
     prompt = engine_lib.encode(engine, PROMPT)
-    row = np.array([*prompt, *steered.edited.token_ids])[None]
+    row = np.array([*prompt, *steered.edited[0].token_ids])[None]
 
     @jax.jit
     def argmax(params, row):
@@ -124,7 +126,7 @@ def test_the_continuation_is_what_the_model_says_after_the_prefix(engine, params
         return unembed(params, engine.model_config, hidden)[0].argmax(-1)
 
     greedy = np.asarray(argmax(params, row))
-    start = len(prompt) + len(steered.prefix)
+    start = len(prompt) + len(steered.edited[0].splice.prefix)
     np.testing.assert_array_equal(row[0, start:], greedy[start - 1 : -1])
 
 
@@ -134,18 +136,71 @@ def test_the_original_branch_is_an_uninterrupted_generation(engine, params, stee
     assert list(steered.original.token_ids) == engine_lib.completion_ids(rollout.completions)[0].tolist()
 
 
+def one(engine, params, edit, budget):
+    return steer(engine, params, [PROMPT], [edit], jax.random.key(0), Options(budget))
+
+
 def test_no_usable_matrix_is_said_in_one_line(engine, params):
     with pytest.raises(UserError, match="no usable matrix"):
-        steer(engine, params, PROMPT, lambda p: p, jax.random.key(0), max_new_tokens=20)
-    random = _random_params(1, engine)
+        one(engine, params, lambda p: p, 20)
     with pytest.raises(UserError, match="no usable matrix"):
-        steer(engine, random, PROMPT, lambda p: p, jax.random.key(0), max_new_tokens=BUDGET)
+        one(engine, _random_params(1, engine), lambda p: p, BUDGET)
 
 
 def test_an_edit_that_leaves_no_room_is_refused(engine, params, steered):
-    budget = len(steered.prefix)
+    budget = len(steered.edited[0].splice.prefix)
     with pytest.raises(UserError, match=f"max_new_tokens={budget}: the edited matrix ends at"):
-        steer(engine, params, PROMPT, lambda p: p - 1000.0, jax.random.key(0), max_new_tokens=budget)
+        one(engine, params, lambda p: p - 1000.0, budget)
+
+
+def test_many_prompts_and_edits_are_steered_as_each_alone(engine, params, steered):
+    """Rows that keep different numbers of tokens, and one that has no matrix, go through one state."""
+    prompts = [PROMPT, "Which", PROMPT + " Which train do you mean?"]
+    edits = [to_answer, lambda payoff: payoff]
+    options = Options(BUDGET, unusable="unsteered")
+    together = steer(engine, params, prompts, edits, jax.random.key(0), options)
+    assert {bool(row.failure) for row in together} == {True, False}
+    assert len({row.original.splice.kept for row in together}) > 1
+    for prompt, row in zip(prompts, together, strict=True):
+        alone = steer(engine, params, [prompt], edits, jax.random.key(0), options)[0]
+        assert row.failure == alone.failure
+        assert row.original.token_ids == alone.original.token_ids
+        assert [b.token_ids for b in row.edited] == [b.token_ids for b in alone.edited]
+    assert together[0].edited[0].token_ids == steered.edited[0].token_ids
+    assert together[0].edited[1].text == together[0].original.text
+
+
+def test_the_solver_writes_the_analysis_and_the_model_obeys(engine, params):
+    options = Options(BUDGET, analyze="solver")
+    row = steer(engine, params, [PROMPT], [to_answer], jax.random.key(0), options)[0]
+    branch = row.edited[0]
+    assert branch.action == solution(ANSWER)["action"]
+    assert f"<analyze>\n{solver_analysis(ANSWER)}\n</analyze>\n<response>\n" in branch.text
+    forced = engine_lib.decode_tokens(engine, branch.splice.prefix)
+    assert branch.text.startswith(forced) and forced.endswith("<response>\n")
+    assert len(branch.token_ids) > len(branch.splice.prefix)
+
+
+def test_a_prompt_without_a_matrix_goes_on_unsteered_and_says_why(engine):
+    params = _random_params(1, engine)
+    options = Options(24, unusable="unsteered")
+    row = steer(engine, params, [PROMPT], [to_answer], jax.random.key(0), options)[0]
+    assert not row.edited and "no usable matrix" in row.failure
+    batch = engine_lib.prompt_batch(engine, [engine_lib.encode(engine, PROMPT)])
+    whole = generate.rollout(engine, params, Request(batch, jax.random.key(0), 1, 24))
+    assert list(row.original.token_ids) == engine_lib.completion_ids(whole.completions)[0].tolist()
+
+
+def test_a_second_try_is_under_the_grammar(engine):
+    """A random model writes no matrix by itself; under the grammar it must."""
+    params, budget = _random_params(1, engine), 512
+    constraint = engine_lib.make_constraint(engine)
+    wide = dataclasses.replace(engine, buckets=BucketConfig(prompt=(32,), completion=(budget,)))
+    options = Options(budget, unusable="grammar")
+    with pytest.raises(ValueError, match="needs the constraint"):
+        steer(wide, params, [PROMPT], [to_answer], jax.random.key(0), options)
+    row = steer(wide, params, [PROMPT], [to_answer], jax.random.key(0), options, constraint=constraint)[0]
+    assert row.failure is None and row.edited[0].payoff is not None
 
 
 @pytest.mark.parametrize("gap", ["", "\n", " \n "])

@@ -51,7 +51,7 @@ def _curves(panels: Sequence[Panel]) -> Figure:
         ax.set_title(panel.title, fontsize=10, loc="left")
         ax.set_xlabel("step", fontsize=8)
         ax.set_ylabel(panel.unit, fontsize=8)
-        _quiet(ax)
+        quiet(ax)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     return figure
@@ -71,11 +71,11 @@ def _pareto(clouds: Sequence[Cloud], roles: Sequence[str]) -> Figure:
     ax.set_xlabel("user reward U")
     ax.set_ylabel("assistant reward L")
     ax.legend(frameon=False)
-    _quiet(ax)
+    quiet(ax)
     return figure
 
 
-def _quiet(ax: Axes) -> None:
+def quiet(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8)
     ax.grid(axis="y", color="#e6e3dc", linewidth=0.7)

@@ -1,0 +1,62 @@
+"""A written matrix read from a cut sequence, and another one put in its place: token ids, not text."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from gtalign_jax.chain.parse import parse_payoff, to_array
+from gtalign_jax.errors import UserError
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout.engine import Engine
+
+OPEN, CLOSE = "<payoff>", "</payoff>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Splice:
+    """A cut sequence with its matrix replaced.
+
+    prefix: its tokens, with which the continued sequence begins, token for token. kept: how many of them
+    are the model's own, before the matrix.
+    """
+
+    prefix: tuple[int, ...]
+    kept: int
+
+
+def read_payoff(text: str) -> np.ndarray:
+    """The matrix float64 [U, A, 2] of a text that ends with its <payoff> block."""
+    inside, closed, _ = text.partition(CLOSE)
+    _, opened, block = inside.rpartition(OPEN)
+    payoff, errors = parse_payoff(block) if closed and opened else (None, ["no payoff block"])
+    if payoff is None:
+        tail = " ".join(inside.split())[-120:]
+        raise UserError(f"the model wrote no usable matrix to edit ({errors[0]}); its text ends {tail!r}")
+    return to_array(payoff)
+
+
+def splice_payoff(
+    engine: Engine, token_ids: Sequence[int], matrix: str, analysis: str | None = None
+) -> Splice:
+    """Replace the text inside the <payoff> block of a sequence that ends with </payoff>.
+
+    Only the tokens that touch the matrix are made again; those before it are kept as they are. analysis: what
+    <analyze> says, up to the opening of <response> (None: the model goes on after the matrix).
+    """
+    text = engine_lib.decode_tokens(engine, token_ids)
+    close = text.index(CLOSE)
+    inside = text.rindex(OPEN, 0, close) + len(OPEN)
+    block = text[inside:close]
+    first = inside + len(block) - len(block.lstrip())
+    after = inside + len(block.rstrip())
+    kept = len(token_ids)
+    while not text[:first].startswith(head := engine_lib.decode_tokens(engine, token_ids[:kept])):
+        kept -= 1
+    if kept == 0:
+        raise UserError("the matrix begins inside the first token, so there is no sequence to resume")
+    rest = text[after:]
+    if analysis is not None:
+        rest = f"{text[after : close + len(CLOSE)]}\n<analyze>\n{analysis}\n</analyze>\n<response>\n"
+    made = engine.tokenizer(text[len(head) : first] + matrix + rest, add_special_tokens=False)["input_ids"]
+    return Splice((*map(int, token_ids[:kept]), *made), kept)

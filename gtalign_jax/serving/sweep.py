@@ -1,0 +1,122 @@
+"""A data set steered at several prices: what each does to choice, welfare, length and bill."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gtalign_jax.config import load_symbol
+from gtalign_jax.errors import UserError
+from gtalign_jax.game.break_even import break_even
+from gtalign_jax.game.moves import ACTIONS, GTALIGN
+from gtalign_jax.game.payoff import cell_welfare
+from gtalign_jax.game.pricing import POLICIES, TYPICAL, Amounts, Policy, as_written
+from gtalign_jax.serving.solution import solution
+from gtalign_jax.serving.steer import Branch, Edit, Steered
+
+BELOW, ABOVE = "below", "above"
+NEAR = 1e-3  # of a break-even price: just below and just above it
+Point = float | str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pricing:
+    """A policy by name, with what each action makes the assistant write."""
+
+    name: str
+    policy: Policy
+    amounts: Amounts = TYPICAL
+
+    def edit(self, payoff: np.ndarray, price: float) -> np.ndarray:
+        return np.asarray(self.policy(payoff, price, self.amounts), np.float64)
+
+
+def named_policy(name: str, where: str) -> Policy:
+    """A policy of the library, or the function (payoff, price, amounts) at `module:function`."""
+    if name in POLICIES:
+        return POLICIES[name]
+    if ":" not in name:
+        raise UserError(f"{where}={name!r}: use one of {', '.join(POLICIES)}, or module:function")
+    return load_symbol(name, where)
+
+
+def read_point(text: str, where: str) -> Point:
+    """A price, or `below` or `above`: just beside the price at which each prompt's own matrix flips."""
+    if text in (BELOW, ABOVE):
+        return text
+    try:
+        price = float(text)
+    except ValueError as error:
+        raise UserError(f"{where}: {text!r} is no price; write numbers, {BELOW} or {ABOVE}") from error
+    if not np.isfinite(price):
+        raise UserError(f"{where}: {text!r} must be finite")
+    return price
+
+
+def price_of(pricing: Pricing, point: Point, payoff: np.ndarray) -> float | None:
+    """The price of a point for a matrix [U, A, 2]; None beside a break-even that it does not have."""
+    if not isinstance(point, str):
+        return point
+    flips = [flip for flip in break_even(payoff, pricing.edit, written=True) if flip.price > NEAR]
+    return None if not flips else flips[0].price + (NEAR if point == ABOVE else -NEAR)
+
+
+def point_edit(pricing: Pricing, point: Point) -> Edit:
+    """The edit of a point, as it is written; none where the matrix has no break-even."""
+
+    def edit(payoff: np.ndarray) -> np.ndarray:
+        price = price_of(pricing, point, payoff)
+        return payoff if price is None else as_written(pricing.edit(payoff, price))
+
+    return edit
+
+
+def point_lines(steered: Steered, pricing: Pricing, points: Sequence[Point]) -> Iterator[dict[str, Any]]:
+    """A line a point: what the edited matrix recommends, what the model then did, and what it costs.
+
+    action: said in <analyze>; recommended: by the edited matrix; welfare: of the said action's best cell
+    there; cost: price x tokens of that action; n_tokens: of the whole sequence. Both None without an action.
+    """
+    written = steered.original.payoff
+    for number, point in enumerate(points):
+        if steered.failure is not None or written is None:
+            text, n_tokens = steered.original.text, len(steered.original.token_ids)
+            yield {"at": point, "failure": steered.failure, "text": text, "n_tokens": n_tokens}
+            continue
+        branch, price = steered.edited[number], price_of(pricing, point, written)
+        assert branch.payoff is not None  # an edited branch has the matrix it was edited to
+        yield {
+            "at": point,
+            "price": price,
+            "payoff": branch.payoff.tolist(),
+            "recommended": solution(branch.payoff)["action"],
+            **_outcome(branch, pricing, price),
+            "n_tokens": len(branch.token_ids),
+            "text": branch.text,
+        }
+
+
+def _outcome(branch: Branch, pricing: Pricing, price: float | None) -> dict[str, Any]:
+    if branch.action is None or branch.payoff is None:
+        return {"action": None, "welfare": None, "cost": None}
+    action = ACTIONS.index(branch.action)
+    welfare = float(np.max(cell_welfare(branch.payoff)[:, action]))
+    cost = None if price is None else price * pricing.amounts.tokens[action]
+    return {"action": branch.action, "welfare": welfare, "cost": cost}
+
+
+def learn_amounts(lines: Iterable[Mapping[str, Any]], path: str, tokens_per_s: float) -> Amounts:
+    """The mean amounts of each action in a run's rollout lines: 1 000 tokens, 1 000 characters, seconds.
+
+    UserError when an action was never taken.
+    """
+    seen: dict[str, list[tuple[float, float]]] = {action: [] for action in ACTIONS}
+    for line in lines:
+        if line.get("action") in GTALIGN.keys + GTALIGN.actions:
+            _, action = GTALIGN.split(line["action"])
+            seen[action].append((float(line["n_tokens"]), float(len(line["output"]))))
+    if never := [action for action, found in seen.items() if not found]:
+        raise UserError(f"{path}: no line with the action {never[0]}; give three numbers for DA, CQ and AQ")
+    tokens, characters = np.array([np.mean(seen[action], axis=0) for action in ACTIONS]).T
+    return Amounts(*(tuple(x.tolist()) for x in (tokens / 1000, characters / 1000, tokens / tokens_per_s)))
