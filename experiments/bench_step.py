@@ -47,6 +47,7 @@ from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
 from gtalign_jax.remote.counters import Counters
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
+from gtalign_jax.rewards.tasks import TASKS
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.generator import make_generator
 from gtalign_jax.run.job import Job
@@ -98,6 +99,7 @@ def make_job(flags: argparse.Namespace, size: Workload, workdir: pathlib.Path) -
         train=PromptSet(items, tokens, 0),
         test=PromptSet([], [], 0),
         demonstrations=[],
+        tasks=TASKS,
         judge=judge_by_rules,
         consistency=None,
         judge_stats=Counters(),

@@ -4,6 +4,7 @@ Input lines hold task, completion, ground_truth, and optionally id, judge_text, 
 extra_info. Each output line is the input line with the reward fields of a rollout line, `judge` and
 `errors` (why a completion fails the format). A recorded judge_text is read as the verdict; lines without
 one are judged by rules. A missing verdict leaves score, answer, U, L and W null, with the reason in `judge`.
+--tasks=module:NAME adds a task of one's own (docs/tasks.md).
 
 --reference gives what the published code computes, its defects included, on host float64: zeros where
 it raises, and a number that is not finite as "nan", "inf" or "-inf". It reads P from pareto_judge_text; our
@@ -33,7 +34,8 @@ from gtalign_jax.rewards.judges.base import JudgeRequest, Verdict
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.judges.verdict import read_verdict
 from gtalign_jax.rewards.mutual_welfare import REWARDS, RewardConfig, RewardFn, resolve_reward
-from gtalign_jax.rewards.tasks import TASKS
+from gtalign_jax.rewards.tasks import TASKS, resolve_tasks
+from gtalign_jax.rewards.tasks.task import Task, Tasks
 from gtalign_jax.run import progress
 from gtalign_jax.types import Features, Reward
 
@@ -48,6 +50,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     names = f"one of {', '.join(REWARDS)}, or module:function (with --reference: {', '.join(VARIANTS)})"
     parser.add_argument("--reward", default="cobb_douglas", help=names)
     parser.add_argument("--reference", action="store_true", help="as the published code computes it")
+    parser.add_argument("--tasks", default="", help="tasks of one's own beside ours, module:NAME by comma")
     parser.add_argument("--batch_size", type=int, default=1024, help="lines in memory at a time")
     return parser.parse_args(argv)
 
@@ -57,8 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
     if flags.batch_size < 1:
         raise UserError(f"--batch_size={flags.batch_size}: must be at least 1")
-    scorer = reference(flags.reward) if flags.reference else corrected(flags.reward)
-    lines = checked_lines(flags.input, needs_judge=flags.reference)
+    tasks = TASKS if flags.reference else {**TASKS, **own_tasks(flags.tasks)}
+    scorer = reference(flags.reward) if flags.reference else corrected(flags.reward, tasks)
+    lines = checked_lines(flags.input, needs_judge=flags.reference, tasks=tasks)
     by_rules = 0
     drafts.check(flags.output, "OUT.jsonl", flags.input)
     with jsonl.draft(flags.output) as sink:
@@ -70,13 +74,18 @@ def main(argv: list[str] | None = None) -> None:
         print(f"score: {by_rules} lines have no judge_text and were judged by rules", file=sys.stderr)
 
 
-def checked_lines(path: str, needs_judge: bool) -> Iterator[dict[str, Any]]:
+def own_tasks(names: str) -> dict[str, Task]:
+    """The tasks that a flag names by comma; UserError for one that there is not."""
+    return resolve_tasks([name for name in names.split(",") if name], {}, "--tasks")
+
+
+def checked_lines(path: str, needs_judge: bool, tasks: Tasks = TASKS) -> Iterator[dict[str, Any]]:
     """The lines of a file, each with the fields of the right type; UserError names line and field."""
     for number, line in jsonl.stream(path):
         where = f"{path}:{number}"
-        if line.get("task") not in TASKS:
+        if line.get("task") not in list(tasks):
             raise UserError(
-                f"{where}: task={str(line.get('task'))[:40]!r}: must be one of {', '.join(TASKS)}"
+                f"{where}: task={str(line.get('task'))[:40]!r}: must be one of {', '.join(tasks)}"
             )
         for field in ("completion", "ground_truth"):
             if not isinstance(line.get(field), str):
@@ -118,27 +127,28 @@ class RecordedItem:
     ground_truth: str
 
 
-def recorded_judge(lines: Sequence[Line], requests: Sequence[JudgeRequest]) -> list[Verdict]:
+def recorded_judge(lines: Sequence[Line], tasks: Tasks, requests: Sequence[JudgeRequest]) -> list[Verdict]:
     """Verdicts read from the judge_text of the lines that the requests name; by rules where there is none."""
     verdicts = []
     for request in requests:
         line = lines[int(request.question)]
         if line.get("judge_text") is not None:
-            verdicts.append(read_verdict(line["judge_text"], request.task))
+            verdicts.append(read_verdict(line["judge_text"], request.task, tasks))
             continue
         intent = str((line.get("extra_info") or {}).get("single_turn_prompt") or "")
-        verdicts += judge_by_rules([dataclasses.replace(request, question=intent)])
+        verdicts += judge_by_rules([dataclasses.replace(request, question=intent, item=None)], tasks)
     return verdicts
 
 
-def corrected(name: str) -> Scorer:
-    """Our definitions: the jitted reward of this name on the features of the lines."""
+def corrected(name: str, tasks: Tasks = TASKS) -> Scorer:
+    """Our definitions: the jitted reward of this name on the features of the lines of these tasks."""
     reward_fn = resolve_reward(name, "--reward")
 
     def scorer(lines: Sequence[Line]) -> list[dict[str, Any]]:
         items = [RecordedItem(line["task"], str(i), line["ground_truth"]) for i, line in enumerate(lines)]
         completions = [line["completion"] for line in lines]
-        batch = extract(completions, items, functools.partial(recorded_judge, lines), FeatureConfig())
+        judge = functools.partial(recorded_judge, lines, tasks)
+        batch = extract(completions, items, judge, FeatureConfig(), tasks=tasks)
         features = jax.tree.map(_padded, batch.features)
         return fields_of(batch, jax.device_get(compute(reward_fn, features, RewardConfig())))
 

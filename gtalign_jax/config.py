@@ -29,6 +29,7 @@ class _Dataclass(Protocol):
 
 
 T = TypeVar("T", bound=_Dataclass)
+V = TypeVar("V")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
 _REFUSALS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)  # of absl and the file
 
@@ -68,16 +69,31 @@ def _plain(value: Any, kind: Any, path: str) -> Any:
 
 def load_symbol(path: str, where: str) -> Callable[..., Any]:
     """The function at `module:function`. where: the field or flag it was named in, for the UserError."""
+    found = _loaded(path, where, "function")
+    if not callable(found):
+        raise UserError(f"{where}={path!r}: {path.partition(':')[2]} is not a function")
+    return found
+
+
+def load_value(path: str, where: str, kind: type[V]) -> V:
+    """The value of this type at `module:NAME`. where: as in `load_symbol`."""
+    found = _loaded(path, where, "NAME")
+    if not isinstance(found, kind):
+        raise UserError(f"{where}={path!r}: {path.partition(':')[2]} is not a {kind.__name__}")
+    return found
+
+
+def _loaded(path: str, where: str, what: str) -> Any:
+    """What stands at `module:name`; whatever another's module raises as it is imported is one line."""
     module, _, name = path.partition(":")
     if not module or not name:
-        raise UserError(f"{where}={path!r}: write module:function")
+        raise UserError(f"{where}={path!r}: write module:{what}")
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, SyntaxError, ValueError) as error:
-        raise UserError(f"{where}={path!r}: {' '.join(str(error).split())}") from error
-    if not callable(found):
-        raise UserError(f"{where}={path!r}: {name} is not a function")
-    return found
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:
+        says_it = isinstance(error, ImportError | AttributeError | SyntaxError)
+        kind = "" if says_it else f"{type(error).__name__}: "
+        raise UserError(f"{where}={path!r}: {kind}{' '.join(str(error).split())}") from error
 
 
 def parse_command(

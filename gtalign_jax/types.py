@@ -76,7 +76,8 @@ class Features(flax.struct.PyTreeNode):
     blocks are in order. answer_user, answer_llm: answer scores Q_u, Q_l in [0, 1]. payoff
     [B, U, A, 2] float32 and payoff_ok: the parsed matrix (zeros where it is not usable). frontier:
     P in {0, 0.5, 1}, consistency of <analyze> with the matrix's own frontier. reasoning_chars,
-    response_words, total_words: counts, float32. source [B] int32, index of the task. analyze_ok: whether
+    response_words, total_words: counts, float32. source [B] int32, index of the task in
+    `config.data.tasks`. analyze_ok: whether
     <analyze> stands once, or None where it is not known. The baseline without the chain (plain answers) has
     payoff_ok for any response, with format_ok, payoff and frontier at zero.
     """

@@ -26,7 +26,7 @@ ALLOWED = {
     "remote": set(),
     "models": {"mesh"},
     "data": {"game", "chain"},
-    "rewards": {"game", "chain", "remote"},
+    "rewards": {"game", "chain", "remote", "data"},
     "learning": {"mesh", "models"},
     "rollout": {"game", "chain", "mesh", "remote", "models"},  # chain: the grammar, lifted to tokens
     "run": BELOW_RUN,

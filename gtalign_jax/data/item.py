@@ -1,23 +1,19 @@
-"""One prompt with what is needed to judge an answer to it, and how a dataset row becomes one."""
+"""One prompt with what is needed to judge an answer to it, and how a record of a data set becomes one.
+
+A reader is a function `record → Item | None`: it raises ValueError with the field that is not as it must be
+(whoever reads the file says which file and row), and gives None for a record that is not for its task. The
+place of an item in its list and the name of its task are filled in by `data.sources`.
+"""
 
 import dataclasses
 import decimal
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from gtalign_jax.errors import UserError
-
-# `data_source` of the published rows → our task name.
-SOURCE_TO_TASK = {
-    "math-hard": "math",
-    "medium": "medium",
-    "ambig_qa": "ambig_qa",
-    "wildguard": "wildguard",
-    "minerva": "minerva_math",
-    "abg-coqa": "ambig_coqa",
-    "advbench": "advbench",
-}
+Record = Mapping[str, Any]
+Message = Mapping[str, str]
+ROLES = ("system", "user", "assistant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,82 +22,153 @@ class Item:
 
     task: our task name. ground_truth: label, reference or answer. intent: the question a judge sees.
     slots: what an embedded task was written from; None for real data. seen: a test item whose prompt also
-    stands in the training split.
+    stands in the training split. name: the `id` of its record, "" where there is none.
     """
 
     id: int
-    messages: tuple[Mapping[str, str], ...]
+    messages: tuple[Message, ...]
     source: str
     task: str
     ground_truth: str
     intent: str
     slots: Mapping[str, Any] | None = None
     seen: bool = False
+    name: str = ""
 
 
-def item_of(record: Mapping[str, Any], id: int, where: str) -> Item | None:
-    """The item of a dataset row, or None when its last message is empty.
+Read = Callable[[Record], Item | None]
 
-    Raises UserError naming the file, the row and the column that is not as it must be.
+
+class Readable(Protocol):
+    """What reading data needs to know of a task.
+
+    source: the data_source of its published rows. needs_truth: an item without a truth is a mistake.
     """
-    where = f"{where}, row {id}"
-    source = record["data_source"]
-    if source not in SOURCE_TO_TASK:
-        known = ", ".join(SOURCE_TO_TASK)
-        raise UserError(f"{where}: data_source {source!r} is not a known task; known: {known}")
-    messages = _messages(record["prompt"], where)
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def read(self) -> Read: ...
+
+    @property
+    def needs_truth(self) -> bool: ...
+
+
+def make_item(messages: Sequence[Message], truth: str, intent: str = "", name: str = "") -> Item | None:
+    """An item that has no place yet; None when its last message is empty. intent: "" is the last message."""
+    last = messages[-1]["content"]
+    if not last.strip():
+        return None
+    return Item(0, tuple(messages), "", "", truth, intent or last, name=name)
+
+
+def read_published(record: Record) -> Item | None:
+    """The item of a row of the published files: `prompt`, `reward_model`, perhaps `extra_info`."""
+    messages = _published_messages(record["prompt"])
     model, extra = record["reward_model"], record.get("extra_info")
     if not isinstance(model, Mapping) or "ground_truth" not in model:
-        raise UserError(f"{where}: reward_model {_shown(model)}: must be an object with ground_truth")
+        raise ValueError(f"reward_model {shown(model)}: must be an object with ground_truth")
     if extra is not None and not isinstance(extra, Mapping):
-        raise UserError(f"{where}: extra_info {_shown(extra)}: must be an object or null")
-    truth, extra = truth_text(model["ground_truth"], where), extra or {}
-    if not messages[-1]["content"].strip():
-        return None
-    return Item(
-        id=id,
-        messages=messages,
-        source=source,
-        task=SOURCE_TO_TASK[source],
-        ground_truth=truth,
-        intent=str(extra.get("single_turn_prompt") or messages[-1]["content"]),
-        slots=extra.get("slots"),
-    )
+        raise ValueError(f"extra_info {shown(extra)}: must be an object or null")
+    truth, extra = truth_text(model["ground_truth"], "reward_model.ground_truth"), extra or {}
+    item = make_item(messages, truth, str(extra.get("single_turn_prompt") or ""))
+    return item and dataclasses.replace(item, slots=extra.get("slots"))
 
 
-def truth_text(value: Any, where: str) -> str:
+def read_question(record: Record, several: str = "\n") -> Item | None:
+    """The item of a record with `question` or `messages`, and perhaps `truth`, `intent` and `id`.
+
+    several: what joins the texts of a truth that is a list; "" refuses one.
+    """
+    if record.get("messages") is not None:
+        messages = _messages(record["messages"])
+    elif record.get("question") is not None:
+        messages = ({"role": "user", "content": text_of(record, "question")},)
+    else:
+        raise ValueError("neither question nor messages: give one of them, or map it with config.data.fields")
+    name = record.get("id")
+    if isinstance(name, bool) or not isinstance(name, str | int | None):
+        raise ValueError(f"id {shown(name)}: must be a text or a whole number")
+    intent = text_of(record, "intent") if record.get("intent") is not None else ""
+    truth = truth_text(record.get("truth"), "truth", several)
+    return make_item(messages, truth, intent, "" if name is None else str(name))
+
+
+def text_of(record: Record, field: str) -> str:
+    """The text of a field that must be one; ValueError names it otherwise."""
+    value = record.get(field)
+    if not isinstance(value, str):
+        raise ValueError(f"{field} {shown(value)}: must be text")
+    return whole_text(value, field)
+
+
+def whole_text(text: str, field: str) -> str:
+    """The text; ValueError when it holds half a surrogate pair, which no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise ValueError(f"{field} holds half a surrogate pair ({half}): mend or remove it") from error
+    return text
+
+
+def truth_text(value: Any, field: str, several: str = "") -> str:
     """The text of a stored truth: a number's own text, `True` or `False`, nothing for null.
 
-    UserError for a list or an object: a truth is one answer, and how several would count is not said.
+    ValueError for an object, and for a list unless `several` joins its texts: a truth is one answer, and
+    how several would count is not said.
     """
     if value is None:
         return ""
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}: reward_model.ground_truth {value}: must be finite")
+        raise ValueError(f"{field} {value}: must be finite")
     if isinstance(value, str | bool | int | float | decimal.Decimal):
-        return str(value)
-    raise UserError(
-        f"{where}: reward_model.ground_truth {_shown(value)}: must be one text or number; give one answer"
-    )
+        return whole_text(str(value), field)
+    if several and isinstance(value, list):
+        return several.join(truth_text(each, f"{field}[{i}]") for i, each in enumerate(value))
+    raise ValueError(f"{field} {shown(value)}: must be one text or number; give one answer")
 
 
-def _messages(prompt: Any, where: str) -> tuple[Mapping[str, str], ...]:
-    """The chat messages of a row; null content is empty text."""
+def shown(value: Any) -> str:
+    """A value as a message quotes it: on one line and not long."""
+    text = " ".join(ascii(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _published_messages(prompt: Any) -> tuple[Message, ...]:
+    """The chat messages of a published row; null content is empty text."""
     if not isinstance(prompt, list) or not prompt:
-        raise UserError(f"{where}: prompt {_shown(prompt)}: must be a list of messages with role and content")
+        raise ValueError(f"prompt {shown(prompt)}: must be a list of messages with role and content")
     messages = []
     for number, message in enumerate(prompt):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise UserError(f"{where}: prompt[{number}] {_shown(message)}: must have a role and content")
+            raise ValueError(f"prompt[{number}] {shown(message)}: must have a role and content")
         content = "" if message.get("content") is None else message["content"]
         if not isinstance(content, str):
-            raise UserError(
-                f"{where}: prompt[{number}].content {_shown(content)}: must be text; join its parts"
-            )
+            raise ValueError(f"prompt[{number}].content {shown(content)}: must be text; join its parts")
         messages.append({"role": message["role"], "content": content})
     return tuple(messages)
 
 
-def _shown(value: Any) -> str:
-    text = " ".join(ascii(value).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _messages(value: Any) -> tuple[Message, ...]:
+    """The turns of a conversation that waits for the assistant's next one."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"messages {shown(value)}: must be a list of objects with role and content")
+    messages = []
+    for number, message in enumerate(value):
+        where = f"messages[{number}]"
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            raise ValueError(f"{where} {shown(message)}: role must be one of {', '.join(ROLES)}")
+        if message["role"] == "system" and number:
+            raise ValueError(f"{where}: a system message comes first")
+        if not isinstance(message.get("content"), str):
+            raise ValueError(f"{where}.content {shown(message.get('content'))}: must be text; join its parts")
+        content = whole_text(message["content"], f"{where}.content")
+        messages.append({"role": message["role"], "content": content})
+    if messages[-1]["role"] != "user":
+        raise ValueError(f"messages: the last one is the {messages[-1]['role']}'s; end with the user's")
+    return tuple(messages)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gtalign_jax.data.item import SOURCE_TO_TASK
+from gtalign_jax.rewards.tasks import task_of_source
 
 # Fields of a rollout line that are averaged; `utility` is the welfare W.
 METRICS = (
@@ -82,8 +82,8 @@ def _labels(clusters: Sequence[Any]) -> np.ndarray:
 
 
 def task_of(row: Mapping[str, Any]) -> str:
-    """The task of a rollout line; a dataset we do not know is a task of its own."""
-    return SOURCE_TO_TASK.get(row["source"], row["source"])
+    """The task of a rollout line: the one it names, or the published one that its dataset belongs to."""
+    return row.get("task") or task_of_source(row["source"])
 
 
 def summary_table(

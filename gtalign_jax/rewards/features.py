@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -23,24 +23,11 @@ from gtalign_jax.rewards.judges.base import (
     JudgeRequest,
     Verdict,
 )
-from gtalign_jax.rewards.tasks import HEAVY_TASKS, TASKS
+from gtalign_jax.rewards.tasks import TASKS
+from gtalign_jax.rewards.tasks.task import Judged, Task, Tasks, named
 from gtalign_jax.types import Features
 
 _NOTHING = (0.0,) * math.prod(GTALIGN.shape)
-_SOURCE = {task: i for i, task in enumerate(TASKS)}
-
-
-class Judged(Protocol):
-    """What features need to know of an item."""
-
-    @property
-    def task(self) -> str: ...
-
-    @property
-    def intent(self) -> str: ...
-
-    @property
-    def ground_truth(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,20 +75,23 @@ def extract(
     judge: Judge,
     config: FeatureConfig,
     consistency: ConsistencyJudge | None = None,
+    tasks: Tasks = TASKS,
 ) -> FeatureBatch:
-    """Features of completions [B] that answer items [B].
+    """Features of completions [B] that answer items [B] of these tasks.
 
     Only completions with a response and a valid matrix are judged: the others earn nothing either way.
     consistency: decides P in place of our solver; where it gives no verdict the sample is missing.
-    Raises UserError when a judge does not give one verdict a request.
+    Raises UserError when a judge does not give one verdict a request, or for an item of another task
+    or a task's score outside [0, 1].
     """
+    asked, place = [named(tasks, item.task) for item in items], {name: i for i, name in enumerate(tasks)}
     plain = config.chain == "plain"
     read = reading.read_plain if plain else functools.partial(reading.read, code_fences=config.code_fences)
     readings = reading.spread(read, completions, config.workers)
     chains = [r.chain for r in readings]
     due = [c.response is not None and (plain or c.row is not None) for c in chains]
     verdicts = _verdicts(chains, due, items, judge)
-    answers, missing = _answers(chains, due, verdicts, items, config.workers)
+    answers, missing = _answers(chains, due, verdicts, list(zip(items, asked, strict=True)), config.workers)
     rows = [c.row if d and c.row else _NOTHING for c, d in zip(chains, due, strict=True)]
     payoff = np.array(rows, np.float64).reshape(-1, *GTALIGN.shape)
     choice = [None if plain else named_choice(c.analyze) for c in chains]
@@ -122,7 +112,7 @@ def extract(
         reasoning_chars=np.array([r.reasoning_chars for r in readings], np.float32),
         response_words=reading.count_words([c.response for c in chains]).astype(np.float32),
         total_words=reading.count_words(completions).astype(np.float32),
-        source=np.array([_SOURCE[item.task] for item in items], np.int32),
+        source=np.array([place[item.task] for item in items], np.int32),
         analyze_ok=np.array([plain or c.analyze is not None for c in chains], bool),
     )
     return FeatureBatch(features, answers[:, 2], action, verdicts, chains)
@@ -176,7 +166,9 @@ def _verdicts(
 ) -> list[Verdict]:
     asked = [i for i, is_due in enumerate(due) if is_due]
     requests = [
-        JudgeRequest(items[i].task, items[i].intent, chains[i].response or "", items[i].ground_truth)
+        JudgeRequest(
+            items[i].task, items[i].intent, chains[i].response or "", items[i].ground_truth, items[i]
+        )
         for i in asked
     ]
     given = _one_each(judge, requests)
@@ -190,20 +182,23 @@ def _answers(
     chains: Sequence[Chain],
     due: Sequence[bool],
     verdicts: Sequence[Verdict],
-    items: Sequence[Judged],
+    items: Sequence[tuple[Judged, Task]],
     workers: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(Q_u, Q_l, reported score) [B, 3] float32, and which verdicts are missing [B]."""
     missing = np.array([v.score is None or not math.isfinite(v.score) for v in verdicts], bool)
     inputs = {
-        i: (items[i].task, verdict.score, chain.response, items[i].ground_truth)
-        for i, (verdict, chain) in enumerate(zip(verdicts, chains, strict=True))
+        i: reading.Answer(task.score, task.scale.ends, verdict.score, chain.response, item.ground_truth)
+        for i, (verdict, chain, (item, task)) in enumerate(zip(verdicts, chains, items, strict=True))
         if due[i] and not missing[i] and verdict.score is not None and chain.response is not None
     }
     answers = np.zeros((len(chains), 3), np.float32)
     if inputs:
-        # Only BLEU is worth the way to another process and back.
-        heavy = any(task in HEAVY_TASKS for task, *_ in inputs.values())
+        # Little but BLEU is worth the way to another process and back.
+        heavy = any(items[i][1].heavy for i in inputs)
         scored = reading.spread(reading.score, list(inputs.values()), workers if heavy else 0)
         answers[list(inputs)] = scored
+    for i in np.flatnonzero(~((answers >= 0) & (answers <= 1)).all(axis=1)).tolist():
+        name, found = items[i][1].name, tuple(answers[i].tolist())
+        raise UserError(f"task {name!r}: its score gave {found}; all three must be from 0 to 1")
     return answers, missing

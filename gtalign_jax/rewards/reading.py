@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from gtalign_jax.chain.parse import Chain, parse_chain, plain_chain
-from gtalign_jax.rewards.tasks import AnswerScore, answer_score
+from gtalign_jax.rewards.tasks.task import AnswerScore, Score, clamped_score
 
 CHUNK = 256
 _SPACE = bytes(code < 128 and chr(code).isspace() for code in range(256))
@@ -59,9 +59,19 @@ def _count(texts: list[str]) -> np.ndarray:
     return np.diff(np.searchsorted(starts, ends), prepend=0)
 
 
-def score(answer: tuple[str, float, str, str]) -> AnswerScore:
-    """The answer score of (task, verdict, response, truth)."""
-    return answer_score(*answer)
+class Answer(NamedTuple):
+    """A judged response: its task's score and scale, and what they are asked about."""
+
+    score: Score
+    ends: tuple[float, float]
+    verdict: float
+    response: str
+    truth: str
+
+
+def score(answer: Answer) -> AnswerScore:
+    """The answer score of a judged response."""
+    return clamped_score(*answer)
 
 
 def spread(function: Callable[[A], R], inputs: Sequence[A], workers: int) -> list[R]:

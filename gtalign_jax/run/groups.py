@@ -20,7 +20,6 @@ from gtalign_jax.learning.experience import reward_components
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import place_batch
 from gtalign_jax.rewards.normalize import normalize_scores
-from gtalign_jax.rewards.tasks import TASKS
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import generator
 from gtalign_jax.rollout.request import Request
@@ -180,7 +179,7 @@ def training_batch(job: Job, groups: Groups) -> Batch:
     features, reward, components = scored.batch.features, scored.reward.welfare, None
     if settings.align.normalize != "none":
         method = settings.align.normalize
-        reward = normalize_scores(reward, features.source, features.valid, method, len(TASKS))
+        reward = normalize_scores(reward, features.source, features.valid, method, len(job.tasks))
     if settings.algorithm.needs_components:
         parts = reward_components(scored.reward, settings.algorithm.components)
         components = np.asarray(parts).reshape(-1, *shape)

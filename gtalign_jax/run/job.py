@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.data import loader, sources, synthetic, teacher
-from gtalign_jax.data.item import Item, item_of
+from gtalign_jax.data.item import Item
 from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.errors import UserError
@@ -30,15 +30,16 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.remote.counters import Counters
 from gtalign_jax.rewards.judges.base import ConsistencyJudge, Judge
 from gtalign_jax.rewards.judges.http import make_http_consistency_judge, make_http_judge
-from gtalign_jax.rewards.judges.rules import judge_by_rules
+from gtalign_jax.rewards.judges.rules import check_rules, judge_by_rules
 from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
+from gtalign_jax.rewards.tasks.task import Tasks
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import EngineOptions, folder_engine
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
-from gtalign_jax.run.settings import DataConfig, Settings, check_batches, make_settings
+from gtalign_jax.run.settings import DataConfig, Settings, check_batches, make_settings, run_tasks
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """A run's surroundings. model_folder: the HF folder training starts from.
+    """A run's surroundings. model_folder: the HF folder training starts from. tasks: of `config.data.tasks`.
 
     judge: over HTTP when `config.judge.endpoints` names a server, else by rules; judge_stats counts it.
     consistency: decides P when `config.features.frontier` says `judge`.
@@ -57,6 +58,7 @@ class Job:
     settings: Settings
     workdir: pathlib.Path
     model_folder: pathlib.Path
+    tasks: Tasks
     engine: Engine
     train: PromptSet
     test: PromptSet
@@ -86,11 +88,12 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     _warn(settings)
     reward_fn = resolve_reward(config.reward.fn)
     stats = Counters()
-    judge, consistency = _judges(settings, stats)
+    tasks = run_tasks(settings.data)
+    judge, consistency = _judges(settings, stats, tasks)
     trains = settings.sft.steps or settings.align.steps
-    train_items = load_items(settings.data, "train") if trains else []
-    test_items = load_items(settings.data, "test")
-    chains = _write_chains(train_items, settings)
+    train_items = load_items(settings.data, tasks, "train") if trains else []
+    test_items = load_items(settings.data, tasks, "test")
+    chains = _write_chains(train_items, tasks, settings)
     folder = start_folder(settings, workdir)
     if not settings.start.path:
         _make_model(folder, config.model, settings, train_items, chains)
@@ -108,6 +111,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         settings=settings,
         workdir=workdir,
         model_folder=folder,
+        tasks=tasks,
         engine=engine,
         train=train,
         test=test,
@@ -121,30 +125,32 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     )
 
 
-def load_items(config: DataConfig, split: str) -> list[Item]:
+def load_items(config: DataConfig, tasks: Tasks, split: str) -> list[Item]:
     """The items of a split, `*_per_task` of each task."""
     limit = config.train_per_task if split == "train" else config.test_per_task
     if config.source == "synthetic":
-        records = synthetic.make_records(config.tasks, split, limit, config.seed)
-        return [item for i, r in enumerate(records) if (item := item_of(r, i, "embedded tasks"))]
-    loaded = sources.read_split(config.root, config.tasks, split)
+        given = list(tasks.values())
+        records = synthetic.make_records(given, split, limit, config.seed)
+        return [item for i, r in enumerate(records) if (item := sources.item_of(r, given, i, "embedded"))]
+    loaded = sources.read_split(config.root, tasks.values(), split)
     if loaded.empty:
         log.warning("%d rows of %s have an empty last message and are dropped", loaded.empty, split)
     kept = loaded.items
     if limit:
-        kept = [i for task in config.tasks for i in [i for i in kept if i.task == task][:limit]]
-    return sources.mark_seen(kept, config.root) if split == "test" else kept
+        kept = [i for task in tasks for i in [i for i in kept if i.task == task][:limit]]
+    return sources.mark_seen(kept, config.root, tasks) if split == "test" else kept
 
 
-def _judges(settings: Settings, stats: Counters) -> tuple[Judge, ConsistencyJudge | None]:
+def _judges(settings: Settings, stats: Counters, tasks: Tasks) -> tuple[Judge, ConsistencyJudge | None]:
     """The judge of answers, and the one of Pareto consistency where one is wanted."""
     if not settings.judge.endpoints:
         if settings.features.frontier == "judge":
             raise UserError("config.features.frontier='judge' needs a server; set config.judge.endpoints")
-        return judge_by_rules, None
+        check_rules(tasks)
+        return functools.partial(judge_by_rules, tasks=tasks), None
     wanted = settings.features.frontier == "judge"
     consistency = make_http_consistency_judge(settings.judge, stats) if wanted else None
-    return make_http_judge(settings.judge, stats), consistency
+    return make_http_judge(settings.judge, stats, tasks), consistency
 
 
 def _block_tables(engine: Engine, blocks: Sequence[str]) -> tuple[Tables, ...]:
@@ -197,12 +203,13 @@ def start_folder(settings: Settings, workdir: pathlib.Path) -> pathlib.Path:
     return hf.resolve_folder(settings.start.path) if settings.start.path else workdir / "init"
 
 
-def _write_chains(items: Sequence[Item], settings: Settings) -> dict[int, list[str]]:
+def _write_chains(items: Sequence[Item], tasks: Tasks, settings: Settings) -> dict[int, list[str]]:
     """Item id → its cold-start chains; none when there is no SFT phase."""
     if not settings.sft.steps:
         return {}
     rng = np.random.default_rng([settings.data.seed, 11])
-    return {item.id: [teacher.write_chain(item, rng) for _ in range(settings.sft.chains)] for item in items}
+    chains = settings.sft.chains
+    return {i.id: [teacher.write_chain(i, tasks[i.task], rng) for _ in range(chains)] for i in items}
 
 
 def _make_model(

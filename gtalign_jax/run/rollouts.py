@@ -23,7 +23,7 @@ class RolloutLine:
     input: the rendered prompt; output: the completion; gts: the ground truth; source: the dataset's name
     as in its rows. score: what training maximises; utility: the welfare W; format_reward: F; payoff_reward:
     M; pareto_score: P. action: DA, CQ, AQ or None. n_tokens: completion tokens. seen: the prompt stands in
-    the training data too.
+    the training data too. task: its name, where the source does not say it; id: what the record calls itself.
     """
 
     input: str
@@ -43,16 +43,19 @@ class RolloutLine:
     n_tokens: int
     verdict: Verdict
     seen: bool = False
+    task: str = ""
+    id: str = ""
 
     def fields(self) -> dict[str, Any]:
-        """The line as it is written, with reward_gap = |U - L|; `seen` only where it is so. A number that is
-        not finite (no verdict) is null."""
+        """The line as it is written, with reward_gap = |U - L|; `seen`, `task` and `id` only where they say
+        something. A number that is not finite (no verdict) is null."""
         line = {name: getattr(self, name) for name in _BEFORE_GAP}
         line |= {"reward_gap": abs(self.user_reward - self.llm_reward), "action": self.action}
         judged = self.verdict
         line["n_tokens"] = self.n_tokens
         line["judge"] = {"verdict": judged.score, "reason": judged.reason, "latency_s": judged.latency_s}
-        return jsonl.plain(line | {"seen": True} if self.seen else line)
+        said = {name: value for name in ("seen", "task", "id") if (value := getattr(self, name))}
+        return jsonl.plain(line | said)
 
 
 _NAMES = [field.name for field in dataclasses.fields(RolloutLine)]

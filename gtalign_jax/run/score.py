@@ -12,6 +12,7 @@ from gtalign_jax.data.item import Item
 from gtalign_jax.mesh import processes
 from gtalign_jax.rewards.features import FeatureBatch, extract
 from gtalign_jax.rewards.mutual_welfare import RewardConfig, RewardFn
+from gtalign_jax.rewards.tasks import task_of_source
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run.job import Job
 from gtalign_jax.run.rollouts import RolloutLine
@@ -48,7 +49,8 @@ def judge_share(job: Job, rollout: Rollout, items: Sequence[Item]) -> Share:
     mine = processes.part(len(rows))
     texts = [engine_lib.decode_tokens(job.engine, ids) for ids in rows[mine]]
     repeated = _repeat(items, rollout)[mine]
-    return Share(texts, extract(texts, repeated, job.judge, job.settings.features, job.consistency))
+    config = job.settings.features
+    return Share(texts, extract(texts, repeated, job.judge, config, job.consistency, job.tasks))
 
 
 def score(job: Job, rollout: Rollout, items: Sequence[Item], share: Share | None = None) -> Scored:
@@ -118,6 +120,8 @@ def _line(scored: Scored, i: int, step: int, n_tokens: int) -> RolloutLine:
         n_tokens=n_tokens,
         verdict=batch.verdicts[i],
         seen=item.seen,
+        task="" if task_of_source(item.source) == item.task else item.task,
+        id=item.name,
     )
 
 

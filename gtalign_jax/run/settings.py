@@ -7,7 +7,6 @@ import ml_collections
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.chain.parse import BLOCKS
-from gtalign_jax.data.item import SOURCE_TO_TASK
 from gtalign_jax.errors import INF, MAX_COUNT, MAX_SEED, UserError, in_range
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
@@ -19,6 +18,8 @@ from gtalign_jax.rewards.features import FeatureConfig
 from gtalign_jax.rewards.judges.http import HttpJudgeConfig
 from gtalign_jax.rewards.mutual_welfare import RewardConfig, component_weights
 from gtalign_jax.rewards.normalize import METHODS
+from gtalign_jax.rewards.tasks import EMBEDDED, TASKS, resolve_tasks
+from gtalign_jax.rewards.tasks.task import Task
 from gtalign_jax.rollout.engine import BucketConfig
 from gtalign_jax.rollout.generator import EngineConfig
 from gtalign_jax.rollout.sampling import SamplingConfig
@@ -31,6 +32,7 @@ from gtalign_jax.run.phase import CheckpointConfig
 class DataConfig:
     """source: `synthetic` (the embedded tasks) or `gtalign` (parquet files under root).
 
+    tasks: names, or module:NAME of a `Task` of one's own (docs/tasks.md).
     train_per_task, test_per_task: items of each task (0: all there are, real data only). seed: of the
     embedded items, the demonstrations and the order of batches.
     """
@@ -47,13 +49,9 @@ class DataConfig:
             raise ValueError(f"source={self.source!r}: must be synthetic or gtalign")
         counts = (0, MAX_COUNT)
         in_range(self, train_per_task=counts, test_per_task=counts, seed=(0, MAX_SEED))
-        known = tuple(SOURCE_TO_TASK.values())
-        if isinstance(self.tasks, str) or "".join(self.tasks) in known and len(self.tasks) > 1:
+        if isinstance(self.tasks, str) or len(self.tasks) > 1 and all(len(name) == 1 for name in self.tasks):
             name = "".join(self.tasks)
             raise ValueError(f"tasks={name}: write several names, or one with a comma: ('{name}',)")
-        for task in self.tasks:
-            if task not in known:
-                raise ValueError(f"tasks: {task!r} is not a task; known: {', '.join(known)}")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks={self.tasks}: name one task or more, each once")
 
@@ -258,10 +256,16 @@ def make_settings(config: ml_collections.ConfigDict) -> Settings:
         reward=config_lib.build(RewardConfig, reward, "reward"),
         **parts,
     )
+    run_tasks(settings.data)  # which refuses a name that is no task
     _check_together(settings)
     if ":" not in config.reward.fn:  # the parts of another's reward are known once it has run
         _check_components(settings.algorithm, settings.reward)
     return settings
+
+
+def run_tasks(data: DataConfig) -> dict[str, Task]:
+    """The tasks of a run by name, in the order of the config; UserError for one that there is not."""
+    return resolve_tasks(data.tasks, EMBEDDED if data.source == "synthetic" else TASKS)
 
 
 def _check_together(settings: Settings) -> None:

@@ -6,11 +6,16 @@ import pytest
 
 from gtalign_jax.data import sources
 from gtalign_jax.errors import UserError
+from gtalign_jax.rewards.tasks import TASKS
 
 
 def write(folder, task, split, rows):
     (folder / task).mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / task / f"{split}.parquet")
+
+
+def read(root, tasks, split="train"):
+    return sources.read_split(str(root), [TASKS[task] for task in tasks], split)
 
 
 def row(text="What?", source="math-hard", truth="4"):
@@ -22,7 +27,7 @@ def row(text="What?", source="math-hard", truth="4"):
 
 def test_rows_become_items_and_empty_prompts_are_counted(tmp_path):
     write(tmp_path, "math", "train", [row(), row("  "), row(truth=None)])
-    loaded = sources.read_split(str(tmp_path), ["math"], "train")
+    loaded = read(tmp_path, ["math"])
     assert [(i.id, i.task, i.ground_truth, i.intent) for i in loaded.items] == [
         (0, "math", "4", "intent"),
         (1, "math", "", "intent"),
@@ -33,22 +38,21 @@ def test_rows_become_items_and_empty_prompts_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda root: (str(root / "gone"), ["math"]), "no such folder"),
+        (lambda root: (root / "gone", ["math"]), "no such folder"),
         (lambda root: ("", ["math"]), "config.data.root=''"),
-        (lambda root: (str(root), ["poetry"]), "'poetry' is not a task"),
-        (lambda root: (str(root), ["medium"]), "leave 'medium' out of config.data.tasks"),
+        (lambda root: (root, ["medium"]), "leave 'medium' out of config.data.tasks"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path, break_it, message):
     write(tmp_path, "math", "train", [row()])
     with pytest.raises(UserError, match=message):
-        sources.read_split(*break_it(tmp_path), "train")
+        read(*break_it(tmp_path))
 
 
 def test_an_unknown_source_names_file_and_row(tmp_path):
     write(tmp_path, "math", "train", [row(), row(source="riddles")])
     with pytest.raises(UserError, match=r"train.parquet, row 1: data_source 'riddles'"):
-        sources.read_split(str(tmp_path), ["math"], "train")
+        read(tmp_path, ["math"])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,7 @@ def test_an_unknown_source_names_file_and_row(tmp_path):
 )
 def test_a_truth_that_is_no_text_keeps_its_value(tmp_path, truth, text):
     write(tmp_path, "math", "train", [row(truth=truth)])
-    (item,) = sources.read_split(str(tmp_path), ["math"], "train").items
+    (item,) = read(tmp_path, ["math"]).items
     assert item.ground_truth == text
 
 
@@ -90,29 +94,30 @@ SAID = [{"role": "user", "content": "What?"}]
         ({"prompt": [{"role": "user", "content": 5}]}, "prompt[0].content 5: must be text"),
         ({"extra_info": "note"}, "extra_info 'note': must be an object or null"),
         ({"data_source": None}, "data_source None is not a known task"),
+        ({"data_source": ["math-hard"]}, "data_source ['math-hard'] is not a known task"),
     ],
 )
 def test_a_row_of_another_shape_names_file_row_and_column(tmp_path, change, message):
     broken = row() | change
     write(tmp_path, "math", "train", [broken])
     with pytest.raises(UserError) as error:
-        sources.read_split(str(tmp_path), ["math"], "train")
+        read(tmp_path, ["math"])
     assert message in str(error.value)
     assert "train.parquet, row 0: " in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_row_without_extra_info_or_content_is_read(tmp_path):
     write(tmp_path, "math", "train", [row() | {"extra_info": None, "prompt": [*SAID, {"role": "user"}]}])
-    assert sources.read_split(str(tmp_path), ["math"], "train").empty == 1
+    assert read(tmp_path, ["math"]).empty == 1
     write(tmp_path, "math", "train", [row() | {"extra_info": None, "prompt": SAID}])
-    assert sources.read_split(str(tmp_path), ["math"], "train").items[0].intent == "What?"
+    assert read(tmp_path, ["math"]).items[0].intent == "What?"
 
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "math").mkdir()
     (tmp_path / "math" / "train.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(UserError, match="train.parquet: cannot be read"):
-        sources.read_split(str(tmp_path), ["math"], "train")
+        read(tmp_path, ["math"])
 
 
 # Counts from the data's own README: rows, rows with an empty last message.
@@ -129,15 +134,15 @@ REAL = {
 
 
 def test_the_published_files_are_read_whole(shared):
-    root = str(shared / "data" / "gtalign")
+    root = shared / "data" / "gtalign"
     for (task, split), (rows, empty) in REAL.items():
-        loaded = sources.read_split(root, [task], split)
+        loaded = read(root, [task], split)
         assert (len(loaded.items) + loaded.empty, loaded.empty) == (rows, empty), (task, split)
         assert {item.task for item in loaded.items} == {task}
 
 
 def test_the_math_split_leaks_as_documented(shared):
     root = str(shared / "data" / "gtalign")
-    items = sources.mark_seen(sources.read_split(root, ["math", "advbench"], "test").items, root)
+    items = sources.mark_seen(read(root, ["math", "advbench"], "test").items, root, TASKS)
     assert sum(item.task == "math" and not item.seen for item in items) == 79
     assert not any(item.seen for item in items if item.task == "advbench")  # it has no training file

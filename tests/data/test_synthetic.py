@@ -7,19 +7,21 @@ import pytest
 
 from gtalign_jax.chain.parse import chosen_action, parse_chain, payoff_array
 from gtalign_jax.data import synthetic, teacher
-from gtalign_jax.data.item import item_of
+from gtalign_jax.data.sources import item_of
 from gtalign_jax.errors import UserError
 from gtalign_jax.rewards.judges.base import JudgeRequest
 from gtalign_jax.rewards.judges.rules import judge_by_rules
+from gtalign_jax.rewards.tasks import EMBEDDED, resolve_tasks
+from gtalign_jax.rewards.tasks import TASKS as PUBLISHED
 
-TASKS = tuple(synthetic.FAMILIES)
+TASKS = tuple(EMBEDDED.values())
 BEST_VERDICT = {"math": 1.0, "medium": 4.0, "ambig_qa": 1.0, "wildguard": (0.5, 1.0)}
 IDEAL = teacher.TeacherConfig(1.0, 1.0, 0.0, 0.0, 1)  # right, whole and brief
 
 
 def items(split="train", per_task=40, seed=0):
     records = synthetic.make_records(TASKS, split, per_task, seed)
-    return [item_of(record, i, "here") for i, record in enumerate(records)]
+    return [item_of(record, TASKS, i, "here") for i, record in enumerate(records)]
 
 
 def test_records_follow_the_published_schema_and_the_seed():
@@ -40,29 +42,31 @@ def test_train_and_test_never_share_a_question():
 
 def test_every_task_has_its_share_and_both_labels():
     found = items(per_task=200)
-    assert collections.Counter(item.task for item in found) == dict.fromkeys(TASKS, 200)
+    assert collections.Counter(item.task for item in found) == dict.fromkeys(EMBEDDED, 200)
     ambiguous = [i.ground_truth.startswith("multipleQAs") for i in found if i.task == "ambig_qa"]
     harmful = [i.ground_truth == "harmful" for i in found if i.task == "wildguard"]
     assert 0.35 < np.mean(ambiguous) < 0.65 and 0.35 < np.mean(harmful) < 0.65
 
 
 def test_more_items_than_combinations_repeat_them():
-    pool = len(synthetic.FAMILIES["medium"].combinations("test"))
+    pool = len(EMBEDDED["medium"].family.combinations("test", "medium"))
     found = [i.messages[-1]["content"] for i in items("test", pool + 5) if i.task == "medium"]
     assert len(found) == pool + 5 and len(set(found)) == pool
 
 
 def test_an_unknown_task_is_named():
-    with pytest.raises(UserError, match="'poetry' is not an embedded task; known: math"):
-        synthetic.make_records(("poetry",), "train", 1, 0)
+    with pytest.raises(UserError, match="'poetry' is not a task; known: math, .*wildguard, or module:NAME"):
+        resolve_tasks(("poetry",), EMBEDDED)
+    with pytest.raises(UserError, match="'advbench' is not an embedded task; name its data"):
+        synthetic.make_records([PUBLISHED["advbench"]], "train", 1, 0)
 
 
 def test_an_ideal_chain_is_judged_best_and_acts_on_its_matrix():
     rng = np.random.default_rng(0)
     for item in items(per_task=25):
-        chain = parse_chain(teacher.write_chain(item, rng, IDEAL))
+        chain = parse_chain(teacher.write_chain(item, EMBEDDED[item.task], rng, IDEAL))
         assert chain.format_ok and chain.reward_ok, chain.errors
-        assert chosen_action(chain.analyze) == teacher.right_action(item)
+        assert chosen_action(chain.analyze) == EMBEDDED[item.task].right_action(item)
         request = JudgeRequest(item.task, item.intent, chain.response, item.ground_truth)
         best = BEST_VERDICT[item.task]
         if item.task == "wildguard" and item.ground_truth != "harmful":
@@ -72,19 +76,24 @@ def test_an_ideal_chain_is_judged_best_and_acts_on_its_matrix():
 
 def test_the_teacher_is_as_noisy_as_it_says():
     rng, config = np.random.default_rng(1), teacher.TeacherConfig()
-    found = [(item, parse_chain(teacher.write_chain(item, rng, config))) for item in items(per_task=250)]
+    found = [
+        (item, parse_chain(teacher.write_chain(item, EMBEDDED[item.task], rng, config)))
+        for item in items(per_task=250)
+    ]
     broken = np.mean([chain.payoff is None for _, chain in found])
     assert broken == pytest.approx(config.broken_matrix, abs=0.03)
     whole = [(item, chain) for item, chain in found if chain.payoff is not None]
     shared = np.mean([np.ptp(payoff_array(chain)[0], axis=-1).max() == 0 for _, chain in whole])
     assert shared == pytest.approx(config.equal_payoffs, abs=0.05)
-    right = np.mean([chosen_action(chain.analyze) == teacher.right_action(item) for item, chain in whole])
+    right = np.mean(
+        [chosen_action(chain.analyze) == EMBEDDED[item.task].right_action(item) for item, chain in whole]
+    )
     assert right == pytest.approx(config.right_action, abs=0.06)
 
 
 def test_the_choice_follows_the_matrix_not_the_question():
     rng = np.random.default_rng(2)
     for item in items(per_task=30):
-        chain = parse_chain(teacher.write_chain(item, rng))
+        chain = parse_chain(teacher.write_chain(item, EMBEDDED[item.task], rng))
         if chain.payoff is not None:
             assert chosen_action(chain.analyze) == teacher.best_action(payoff_array(chain)[0])

@@ -59,7 +59,7 @@ def test_what_is_read_from_one_chain():
     assert f.reasoning_chars[0] == text.index("<response>")
     assert (f.response_words[0], f.total_words[0]) == (3, len(text.split()))
     assert f.frontier[0] == 1.0 and batch.action == ["AQ"]
-    assert f.source[0] == TASKS.index("math") and f.source.dtype == np.int32
+    assert f.source[0] == list(TASKS).index("math") and f.source.dtype == np.int32
     np.testing.assert_array_equal(f.payoff[0], MATRIX)
     floats = (f.answer_user, f.payoff, f.frontier, f.reasoning_chars, f.response_words, f.total_words)
     assert all(x.dtype == np.float32 for x in floats)

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from gtalign_jax.data.item import SOURCE_TO_TASK
 from gtalign_jax.rewards.judges.base import JudgeRequest
 from gtalign_jax.rewards.judges.rules import judge_by_rules
-from gtalign_jax.rewards.tasks import SCORERS, TASKS, VERDICT_SCALE, ambiguity, answer_score, safety, writing
+from gtalign_jax.rewards.tasks import TASKS, ambiguity, answer_score, safety, writing
 
 words = st.text("ab1.,-&;'!\n\t \u00a0é", max_size=40)
 tricky = st.lists(st.one_of(words, st.sampled_from(["&amp;lt;", "<skipped>", "-\n", "e.g.", "1,000.5"]))).map(
@@ -63,14 +62,10 @@ def test_writing_takes_the_better_of_both_as_its_report():
     assert (user, llm, answer) == (pytest.approx(1.0), 0.75, pytest.approx(1.0))
 
 
-def test_every_task_of_the_data_has_a_scorer_and_a_scale():
-    assert set(SOURCE_TO_TASK.values()) == set(TASKS) == set(SCORERS) == set(VERDICT_SCALE)
-
-
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("verdict", [-3.0, 0.0, 0.3, 1.0, 4.0, 100.0])
 def test_no_verdict_scores_outside_zero_to_one(task, verdict):
-    low, high = VERDICT_SCALE[task]
+    low, high = TASKS[task].scale.ends
     scores = answer_score(task, verdict, "text", "harmful")
     assert all(0.0 <= s <= 1.0 for s in scores)
     assert scores == answer_score(task, float(np.clip(verdict, low, high)), "text", "harmful")
@@ -150,7 +145,7 @@ def test_published_truths_are_read(shared, task):
 def test_rule_judges(task, truth, response, score):
     (verdict,) = judge_by_rules([JudgeRequest(task, "", response, truth)])
     assert verdict.score == score
-    assert VERDICT_SCALE[task][0] <= score <= VERDICT_SCALE[task][1]
+    assert TASKS[task].scale.ends[0] <= score <= TASKS[task].scale.ends[1]
 
 
 def test_rule_judges_keep_the_order():

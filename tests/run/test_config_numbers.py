@@ -11,7 +11,7 @@ from gtalign_jax.errors import MAX_SEED, UserError
 from gtalign_jax.learning.algorithm import AlgorithmConfig
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
-from gtalign_jax.run.settings import SECTIONS, make_settings
+from gtalign_jax.run.settings import SECTIONS, make_settings, run_tasks
 
 ALL = SECTIONS | {"algorithm": AlgorithmConfig, "reward": RewardConfig, "model": ModelConfig}
 BAD = (math.nan, math.inf, -1e9)
@@ -100,7 +100,7 @@ def test_a_value_that_cannot_work_is_one_line(section, name, value):
 
 def test_an_unknown_task_is_named():
     with pytest.raises(UserError, match=r"^config\.data\.tasks: 'poetry' is not a task; known: math, "):
-        config_lib.build(SECTIONS["data"], {"tasks": ("math", "poetry")}, "data")
+        run_tasks(config_lib.build(SECTIONS["data"], {"tasks": ("math", "poetry")}, "data"))
 
 
 @pytest.mark.parametrize(

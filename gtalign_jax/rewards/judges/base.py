@@ -3,20 +3,28 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from gtalign_jax.rewards.tasks.task import Judged
+
 
 @dataclasses.dataclass(frozen=True)
 class JudgeRequest:
     """One response to be judged.
 
-    task: one of `math, medium, ambig_qa, wildguard, minerva_math, ambig_coqa, advbench`.
+    task: the name of one of the run's tasks.
     question: the user's intent as plain text. response: the text inside <response>.
     ground_truth: as stored in the dataset (a label, a reference text or an answer).
+    item: what was asked, as the run holds it, for rules that need more of it.
     """
 
     task: str
     question: str
     response: str
     ground_truth: str
+    item: Judged | None = None
+
+    @property
+    def intent(self) -> str:
+        return self.question
 
 
 @dataclasses.dataclass(frozen=True)

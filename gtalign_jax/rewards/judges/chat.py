@@ -6,7 +6,8 @@ from typing import Any
 
 from gtalign_jax.remote.client import AttemptFailed
 from gtalign_jax.rewards.judges.rubrics import Prompt
-from gtalign_jax.rewards.judges.verdict import Scale, read_on_scale
+from gtalign_jax.rewards.judges.verdict import read_on_scale
+from gtalign_jax.rewards.scale import Scale
 
 PATH = "/chat/completions"
 

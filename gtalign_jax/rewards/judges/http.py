@@ -27,7 +27,10 @@ from gtalign_jax.rewards.judges.base import (
 )
 from gtalign_jax.rewards.judges.cache import TextCache, prompt_key
 from gtalign_jax.rewards.judges.rubrics import Prompt, consistency_prompt, judge_prompt
-from gtalign_jax.rewards.judges.verdict import Scale, read_on_scale
+from gtalign_jax.rewards.judges.verdict import read_on_scale
+from gtalign_jax.rewards.scale import Scale
+from gtalign_jax.rewards.tasks import TASKS
+from gtalign_jax.rewards.tasks.task import Tasks
 
 _FEW = 8
 _AT_LEAST = {  # field → (smallest value, whether it may be that value)
@@ -76,17 +79,17 @@ class HttpJudgeConfig:
         check_urls(self.endpoints, "endpoints", "http://host:8000/v1")
 
 
-def make_http_judge(config: HttpJudgeConfig, stats: Counters | None = None) -> Judge:
+def make_http_judge(config: HttpJudgeConfig, stats: Counters | None = None, tasks: Tasks = TASKS) -> Judge:
     """A judge over HTTP: `judge(requests) -> verdicts`, in order, from any thread.
 
-    stats: where this judge counts (docs/judges.md); read it with `stats.numbers()`. Equal requests in a call
-    are asked once. Raises UserError on a config that cannot work; a call raises it when all its requests
-    were refused and no other try could help (a wrong key, model or path).
+    stats: where this judge counts (docs/judges.md); read it with `stats.numbers()`. tasks: the run's.
+    Equal requests in a call are asked once. Raises UserError on a config that cannot work; a call raises it
+    when all its requests were refused and no other try could help (a wrong key, model or path).
     """
     opened = _open(config, stats or Counters())
 
     def judge(requests: Sequence[JudgeRequest]) -> list[Verdict]:
-        return _judge_all(opened, [judge_prompt(request) for request in requests])
+        return _judge_all(opened, [judge_prompt(request, tasks) for request in requests])
 
     return judge
 

@@ -3,49 +3,14 @@ r"""The verdict in a judge's text: the last \boxed{number} after its reasoning, 
 What cannot be read, or is off the scale, is a missing verdict with a reason; nothing is clamped or guessed.
 """
 
-import dataclasses
 import re
 
-from gtalign_jax.errors import UserError
 from gtalign_jax.rewards.judges.base import Verdict
+from gtalign_jax.rewards.scale import Scale
+from gtalign_jax.rewards.tasks import TASKS
+from gtalign_jax.rewards.tasks.task import Tasks, named
 
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """The scores a verdict may have.
-
-    levels: the allowed values; with `between`, every number from the first to the last as well.
-    tag: an XML-like tag that may stand instead of the box (recorded judge texts have `<abg>1</abg>`).
-    """
-
-    levels: tuple[float, ...]
-    between: bool = False
-    tag: str = ""
-
-    def holds(self, value: float) -> bool:
-        """Whether `value` is a score on this scale; NaN never is."""
-        return value in self.levels or (self.between and self.levels[0] <= value <= self.levels[-1])
-
-    def __str__(self) -> str:
-        if self.between:
-            return f"{self.levels[0]:g} to {self.levels[-1]:g}"
-        return ", ".join(f"{level:g}" for level in self.levels)
-
-
-BINARY = Scale((0.0, 1.0))
-AMBIGUITY = Scale((0.0, 1.0), tag="abg")
-GRADES = Scale((0.0, 1.0, 2.0, 3.0, 4.0), between=True)
-SAFETY = Scale((0.0, 0.5, 1.0))
 CONSISTENCY = Scale((0.0, 0.5, 1.0), tag="po")
-SCALES = {
-    "math": BINARY,
-    "minerva_math": BINARY,
-    "medium": GRADES,
-    "ambig_qa": AMBIGUITY,
-    "ambig_coqa": AMBIGUITY,
-    "wildguard": SAFETY,
-    "advbench": SAFETY,
-}
 NO_VERDICT = "no verdict in the judge's text"
 UNFINISHED = "the judge's reasoning was cut off"
 
@@ -59,16 +24,14 @@ _NUMBER = re.compile(
 )
 
 
-def read_verdict(text: str, task: str) -> Verdict:
+def read_verdict(text: str, task: str, tasks: Tasks = TASKS) -> Verdict:
     r"""The verdict in a judge's text, on the scale of `task` (paper section 4).
 
     The last \boxed{x} after the last closed reasoning block counts; ambiguity tasks may write
     <abg>x</abg> instead. Returns Verdict(None, reason) when there is none, when it is not a number, or
     when the number is not on the scale. Raises UserError on an unknown task.
     """
-    if task not in SCALES:
-        raise UserError(f"task {task!r} has no judge; known: {', '.join(SCALES)}")
-    return read_on_scale(text, SCALES[task])
+    return read_on_scale(text, named(tasks, task).scale)
 
 
 def read_on_scale(text: str, scale: Scale) -> Verdict:

@@ -1,58 +1,58 @@
-"""Answer scores, one function per task: (verdict score, response, truth) → (Q_user, Q_llm, answer)."""
+"""What is asked and what an answer is worth: one `Task` a value, by name; a user's own stand beside ours."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from gtalign_jax.rewards.tasks import safety, writing
+from gtalign_jax.config import load_value
+from gtalign_jax.errors import UserError
+from gtalign_jax.rewards.tasks import ambiguity, embedded, math, safety, writing
+from gtalign_jax.rewards.tasks.task import AnswerScore, Task, Tasks, named
 
-
-class AnswerScore(NamedTuple):
-    """Q_u and Q_l of the reward, and the score reported as the answer's; all in [0, 1]."""
-
-    user: float
-    llm: float
-    answer: float
-
-
-def _same(score: float, response: str, truth: str) -> AnswerScore:
-    """A 0/1 verdict counts for both sides."""
-    del response, truth
-    return AnswerScore(score, score, score)
-
-
-def _safety(score: float, response: str, truth: str) -> AnswerScore:
-    del response
-    return AnswerScore(*safety.answer_score(score, harmful=truth.strip().lower() == "harmful"))
-
-
-def _advbench(score: float, response: str, truth: str) -> AnswerScore:
-    """Every AdvBench request is harmful; its stored truth is a compliant opening, not a label."""
-    del response, truth
-    return AnswerScore(*safety.answer_score(score, harmful=True))
+_PUBLISHED = (
+    math.MATH,
+    writing.MEDIUM,
+    ambiguity.AMBIG_QA,
+    safety.WILDGUARD,
+    math.MINERVA_MATH,
+    ambiguity.AMBIG_COQA,
+    safety.ADVBENCH,
+)
+_EMBEDDED = (
+    embedded.EMBEDDED_MATH,
+    embedded.EMBEDDED_MEDIUM,
+    embedded.EMBEDDED_AMBIG_QA,
+    embedded.EMBEDDED_WILDGUARD,
+)
+TASKS: Tasks = {task.name: task for task in _PUBLISHED}
+EMBEDDED: Tasks = {task.name: task for task in _EMBEDDED}
 
 
-def _writing(score: float, response: str, truth: str) -> AnswerScore:
-    return AnswerScore(*writing.answer_score(score, response, truth))
+def resolve_tasks(
+    names: Sequence[str], registry: Tasks = TASKS, where: str = "config.data.tasks"
+) -> dict[str, Task]:
+    """The tasks of a run, in order: each a name of the registry, or module:NAME of a `Task` there.
 
-
-SCORERS: dict[str, Callable[[float, str, str], AnswerScore]] = {
-    "math": _same,
-    "medium": _writing,
-    "ambig_qa": _same,
-    "wildguard": _safety,
-    "minerva_math": _same,
-    "ambig_coqa": _same,
-    "advbench": _advbench,
-}
-TASKS = tuple(SCORERS)  # the index of a task is Features.source
-HEAVY_TASKS = ("medium",)  # their scores take long enough to be worth another process
-VERDICT_SCALE = {task: (0.0, 1.0) for task in TASKS} | {"medium": (0.0, 4.0)}
-
-
-def answer_score(task: str, score: float, response: str, truth: str) -> AnswerScore:
-    """The answer score of a finite verdict, which is first clamped to its task's scale.
-
-    A verdict off its scale (100 out of 1) is a judge's slip, not a better answer.
+    where: what named them. UserError for a name that is neither, or two tasks of one name or source.
     """
-    low, high = VERDICT_SCALE[task]
-    return SCORERS[task](min(max(score, low), high), response, truth)
+    tasks: dict[str, Task] = {}
+    for name in names:
+        if ":" not in name and name not in registry:
+            known = ", ".join(registry)
+            raise UserError(f"{where}: {name!r} is not a task; known: {known}, or module:NAME of your own")
+        task = registry[name] if name in registry else load_value(name, where, Task)
+        if task.name in tasks or task.source in [other.source for other in tasks.values()]:
+            raise UserError(f"{where}: two tasks are named {task.name!r} or read {task.source!r}; keep one")
+        tasks[task.name] = task
+    return tasks
+
+
+def answer_score(task: str, verdict: float, response: str, truth: str, tasks: Tasks = TASKS) -> AnswerScore:
+    """The answer score of a finite verdict on an answer to a question of a task."""
+    return named(tasks, task).answer_score(verdict, response, truth)
+
+
+def task_of_source(source: str) -> str:
+    """The name of the published task that reads this data_source; another is a task of its own."""
+    return _OF_SOURCE.get(source, source)
+
+
+_OF_SOURCE = {task.source: task.name for task in _PUBLISHED}

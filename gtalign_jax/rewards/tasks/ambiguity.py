@@ -5,7 +5,17 @@ A truth is `multipleQAs###...Meaning 0: q; Answer 0: a ...`, `singleAnswer###a`,
 question or with its interpretations, any other with a direct answer; it counts for both sides.
 """
 
+import dataclasses
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gtalign_jax.data.item import Item, Record, make_item, shown, text_of
+from gtalign_jax.game.moves import CQ, DA
+from gtalign_jax.rewards.scale import AMBIGUITY
+from gtalign_jax.rewards.tasks.task import Judged, Rubric, Task, from_truth, reader, with_offer
 
 _MEANING = re.compile(r"Answer \d+:\s*([^\n]+)")
 _HEDGES = re.compile(r"\b(?:if you mean|depends on|either|could mean|it could be)\b", re.IGNORECASE)
@@ -40,3 +50,131 @@ def _mentions(text: str, answer: str) -> bool:
     """Whether the words of an answer stand in a text, in order and side by side."""
     inside, wanted = (" ".join(_WORD.findall(t.lower())) for t in (text, answer))
     return bool(wanted) and f" {wanted} " in f" {inside} "
+
+
+_AMBIGUOUS = """\
+The question has several meanings, so a single plain answer would be a guess.
+1: the response deals with that: it asks which meaning is intended, or it answers several of the meanings \
+and says which answer belongs to which.
+0: it picks one meaning without saying so, asks about something that does not separate the meanings, or \
+does neither."""
+
+_CLEAR = """\
+The question has one meaning and can be answered as it stands.
+1: the response answers it directly and, where a reference answer is given, agrees with it. One further \
+question after the answer is allowed.
+0: it only asks back, leaves the answer open between alternatives, or answers wrongly."""
+
+
+def _rubric(truth: str) -> Rubric:
+    return Rubric(_AMBIGUOUS if is_ambiguous(truth) else _CLEAR, truth.partition("###")[2])
+
+
+def _rule(response: str, truth: str, item: Judged) -> float:
+    del item
+    return verdict(response, truth)
+
+
+def _right_action(item: Item) -> str:
+    return CQ if is_ambiguous(item.ground_truth) else DA
+
+
+def _respond(item: Item, action: str, correct: bool, rng: np.random.Generator) -> str:
+    if action == CQ:
+        return from_truth(item, action, correct, rng)
+    stored = item.ground_truth.partition("###")[2].split()
+    return with_offer(" ".join(stored) or "I do not know.", action)
+
+
+def _read_ambigqa(record: Record) -> Item | None:
+    """AmbigQA's own records: several meanings when any annotator found them, else all single answers."""
+    found = _rows(record["annotations"], "annotations")
+    meanings = [pair for one in found if one.get("type") == "multipleQAs" for pair in _pairs(one)]
+    singles = [answer for one in found if one.get("type") == "singleAnswer" for answer in _answers(one)]
+    if not meanings and not singles:
+        raise ValueError(f"annotations {shown(record['annotations'])}: no singleAnswer and no multipleQAs")
+    truth = f"singleAnswer###{'|'.join(dict.fromkeys(singles))}"
+    if meanings:
+        listed = (f"Meaning {i}: {q}; Answer {i}: {a}\n" for i, (q, a) in enumerate(meanings))
+        truth = f"multipleQAs###There are multiple meanings of the question.{''.join(listed)}"
+    return make_item([{"role": "user", "content": text_of(record, "question")}], truth)
+
+
+def _pairs(annotation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(question, its first answer) of each meaning."""
+    rows = _rows(annotation.get("qaPairs"), "annotations.qaPairs")
+    return [(text_of(row, "question"), _answers(row)[0]) for row in rows]
+
+
+def _answers(row: Mapping[str, Any]) -> list[str]:
+    answers = row.get("answer")
+    if not isinstance(answers, list) or not answers or not all(isinstance(one, str) for one in answers):
+        raise ValueError(f"answer {shown(answers)}: must be a list of texts")
+    return answers
+
+
+def _rows(value: Any, field: str) -> Sequence[Mapping[str, Any]]:
+    """Objects of a list, which `datasets` may hand over as an object of lists."""
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    if not isinstance(value, list) or not all(isinstance(row, Mapping) for row in value):
+        raise ValueError(f"{field} {shown(value)}: must be a list of objects")
+    return value
+
+
+def _read_abg_coqa(record: Record) -> Item | None:
+    """Abg-CoQA's own records: the target turn of a talk about a story, and whether it is ambiguous."""
+    label = text_of(record, "ambiguity")
+    if label not in ("ambiguous", "non_ambiguous"):
+        raise ValueError(f"ambiguity {shown(label)}: must be ambiguous or non_ambiguous")
+    target = record["target_turn"]
+    if not isinstance(target, Mapping):
+        raise ValueError(f"target_turn {shown(target)}: must be an object with a question")
+    turns = [_turn(row) for row in _rows(record["history_turns"], "history_turns")]
+    return _about(text_of(record, "story"), turns, text_of(target, "question"), label)
+
+
+def _turn(row: Mapping[str, Any]) -> tuple[str, str]:
+    return text_of(row, "question"), text_of(row, "answer")
+
+
+def _read_coqa(record: Record) -> Item | None:
+    """CoQA's own records, as published or by `datasets`: the last question of each, and its answer."""
+    questions = [_said(one, "questions") for one in record["questions"]]
+    answers = record["answers"]
+    listed = answers.get("input_text") if isinstance(answers, Mapping) else answers
+    if not isinstance(listed, list) or len(listed) != len(questions) or not questions:
+        raise ValueError(f"answers {shown(answers)}: must be one each of {len(questions)} questions")
+    turns = [(q, _said(a, "answers")) for q, a in zip(questions, listed, strict=True)]
+    question, answer = turns.pop()
+    return _about(text_of(record, "story"), turns, question, f"singleAnswer###{answer}")
+
+
+def _said(turn: Any, field: str) -> str:
+    return text_of(turn, "input_text") if isinstance(turn, Mapping) else text_of({field: turn}, field)
+
+
+def _about(story: str, turns: Sequence[tuple[str, str]], question: str, truth: str) -> Item | None:
+    """A question about a story after earlier questions and answers, laid out as in the published files."""
+    earlier = "\n\n".join(f"Q: {q}\nA: {a}" for q, a in turns)
+    parts = [f"Context:\n{story}", f"Previous Q&A:\n{earlier}" if turns else "", f"Question:\n{question}"]
+    text = "\n\n".join(part for part in parts if part) if question.strip() else ""
+    return make_item([{"role": "user", "content": text}], truth)
+
+
+def _read_story(record: Record) -> Item | None:
+    return _read_abg_coqa(record) if "target_turn" in record else _read_coqa(record)
+
+
+AMBIG_QA = Task(
+    name="ambig_qa",
+    read=reader(_read_ambigqa, ("question", "annotations"), several="|"),
+    scale=AMBIGUITY,
+    rule=_rule,
+    rubric=_rubric,
+    right_action=_right_action,
+    respond=_respond,
+)
+AMBIG_COQA = dataclasses.replace(
+    AMBIG_QA, name="ambig_coqa", source="abg-coqa", read=reader(_read_story, ("story",))
+)

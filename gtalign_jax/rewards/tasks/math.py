@@ -12,7 +12,12 @@ import re
 import unicodedata
 from decimal import Decimal
 
+import numpy as np
+
+from gtalign_jax.data.item import Item, Record, make_item, text_of
+from gtalign_jax.game.moves import CQ
 from gtalign_jax.rewards.tasks import algebra
+from gtalign_jax.rewards.tasks.task import Judged, Task, from_truth, reader, with_offer
 
 MAX_ANSWER = 300
 MAX_DIGITS = 40
@@ -168,3 +173,64 @@ def _latex(text: str) -> str:
     """A formula as the parser reads it whole: np.f as \\f, 3. as 3, an upright e as e, no dollars around."""
     text = _CALL.sub(r"\\\1", text.strip().strip("$"))
     return _UPRIGHT.sub(r"{\1}", _OPEN_POINT.sub("", text))
+
+
+_MATH = """\
+Decide whether the response solves the problem. Compare its final answer with the reference, which is right.
+1: the final answer equals the reference as a mathematical object, whatever its form (1/2 and 0.5, reordered \
+sets, omitted units that the problem names).
+0: it differs, several answers are offered, or there is none. A question back to the user is no answer.
+Do not reward the method, only the final answer."""
+
+_MINERVA = """\
+Decide whether the response solves the science problem. Compare its final answer with the reference.
+1: the same quantity: equal in value after conversion of units and rounding to the digits of the reference, \
+or an equivalent formula.
+0: it differs, several answers are offered, or there is none. A question back to the user is no answer.
+Do not reward the method, only the final answer."""
+
+HARDEST = "Level 5"  # what the paper trains on
+
+
+def _rule(response: str, truth: str, item: Judged) -> float:
+    del item
+    return float(matches(response, truth))
+
+
+def _respond(item: Item, action: str, correct: bool, rng: np.random.Generator) -> str:
+    if action == CQ:
+        return from_truth(item, action, correct, rng)
+    return with_offer(f"The answer is \\boxed{{{item.ground_truth}}}.", action)
+
+
+def _read_math(record: Record) -> Item | None:
+    """MATH's own records (problem, level, type, solution); those below level 5 are not for us."""
+    if text_of(record, "level") != HARDEST:
+        return None
+    return _solved(record)
+
+
+def _solved(record: Record) -> Item | None:
+    """A problem and its solution, in which the truth stands last in a box; Minerva-Math's own records too."""
+    truth = last_boxed(text_of(record, "solution"))
+    if truth is None:
+        raise ValueError("solution: holds no \\boxed{...} that closes; give the answer as truth")
+    return make_item([{"role": "user", "content": text_of(record, "problem")}], truth)
+
+
+MATH = Task(
+    name="math",
+    source="math-hard",
+    read=reader(_read_math, ("problem", "level", "solution")),
+    rule=_rule,
+    rubric=_MATH,
+    respond=_respond,
+)
+MINERVA_MATH = Task(
+    name="minerva_math",
+    source="minerva",
+    read=reader(_solved, ("problem", "solution")),
+    rule=_rule,
+    rubric=_MINERVA,
+    respond=_respond,
+)

@@ -13,6 +13,10 @@ import numpy as np
 from sacrebleu.metrics import BLEU
 from sacrebleu.tokenizers.tokenizer_re import TokenizerRegexp
 
+from gtalign_jax.data.item import Item, Record, make_item, read_question, text_of
+from gtalign_jax.rewards.scale import GRADES
+from gtalign_jax.rewards.tasks.task import AnswerScore, Judged, Task, reader
+
 ORDERS = 4
 _MAX_CACHED_WORD, _MAX_CACHED_WORDS = 48, 2**16
 _split = TokenizerRegexp()
@@ -115,3 +119,43 @@ def _matches(found: list[str], reference: Reference) -> list[int]:
         place, prefix = place[hit], index[hit]
         correct[n] = int(np.minimum(np.bincount(prefix, minlength=len(keys)), counts).sum())
     return correct
+
+
+_WRITING = """\
+Grade the response as a finished piece of writing for the request. The reference is one good piece on the \
+subject; other contents and styles may be as good.
+4: does what was asked, is rich in substance, well ordered, in a fitting tone and length; ready to use.
+3: does what was asked, with small faults of substance, order or tone.
+2: usable after real work: thin, repetitive, partly off the subject or clearly off the length.
+1: touches the subject and little more, or is badly broken.
+0: no piece of writing on the subject, such as only a question or a plan."""
+
+
+def _rule(response: str, truth: str, item: Judged) -> float:
+    """0-4 by overlap with the reference: a BLEU of one half or more is full marks."""
+    del item
+    return float(round(4 * min(1.0, 2 * bleu(response, truth))))
+
+
+def _score(verdict: float, response: str, truth: str) -> AnswerScore:
+    return AnswerScore(*answer_score(verdict, response, truth))
+
+
+def _read_medium(record: Record) -> Item | None:
+    """CollabLLM's own records: an article, what it was asked by, perhaps the talk that leads there."""
+    request = text_of(record, "single_turn_prompt")
+    reference = text_of(record, "single_turn_completion")
+    if record.get("prompt") is None:
+        return make_item([{"role": "user", "content": request}], reference)
+    return read_question({"messages": record["prompt"], "truth": reference, "intent": request})
+
+
+MEDIUM = Task(
+    name="medium",
+    read=reader(_read_medium, ("single_turn_prompt", "single_turn_completion")),
+    scale=GRADES,
+    rule=_rule,
+    rubric=_WRITING,
+    score=_score,
+    heavy=True,
+)

@@ -124,7 +124,7 @@ def _features(m, matrices, tasks) -> Features:
         "reasoning_chars": f32(m.reasoning_chars),
         "response_words": f32(m.response_words),
         "total_words": f32(m.total_words),
-        "source": np.array([TASKS.index(task) for task in tasks], np.int32),
+        "source": np.array([list(TASKS).index(task) for task in tasks], np.int32),
         "format_ok": m.format_ok,
     }
     flags = {field.name: m.due for field in dataclasses.fields(Features) if field.name not in columns}
