@@ -42,6 +42,12 @@ RUNTIME = [
     "tqdm>=4.67.0,<5",
     "psutil>=7.0.0,<8",
 ]
+# Of the server alone.
+SERVE = [
+    "starlette>=1.0.0,<2",
+    "uvicorn>=0.40.0,<0.55",
+    "prometheus-client>=0.22.0,<0.27",
+]
 
 
 def version() -> str:
@@ -75,9 +81,10 @@ setup(
     entry_points={"console_scripts": ["gtalign = experiments.cli:main"]},
     install_requires=RUNTIME,
     extras_require={
-        "test": pins("test"),
+        "serve": SERVE,
+        "test": SERVE + pins("test"),
         "dev": pins("dev"),
-        "oldest": [line.partition(",")[0].replace(">=", "==") for line in RUNTIME],
+        "oldest": [line.partition(",")[0].replace(">=", "==") for line in RUNTIME + SERVE],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
     },

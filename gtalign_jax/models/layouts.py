@@ -14,6 +14,7 @@ weights once (`prepare_decode`) and passes them to every step; the caches belong
 import contextlib
 
 import jax
+import jax.numpy as jnp
 
 from gtalign_jax.mesh.sharding import constrain, decode_layout, gather_for_decode
 from gtalign_jax.models import cpu, transformer
@@ -100,6 +101,16 @@ def init_decode_cache(
     """An empty cache for `slots` completion tokens of `group` samples of each prompt, in the layout."""
     module = cpu if feature_major(params, config) else transformer
     return module.init_decode_cache(config, prompts, group, slots)
+
+
+def widened(prompts: PromptCache, cache: DecodeCache | RowCache, slots: int) -> PromptCache:
+    """The cache of prompts with so many more slots, in the layout of `cache`."""
+    axes = (3, 2) if isinstance(cache, RowCache) else (1, 1)
+
+    def wider(x: Array, axis: int) -> Array:
+        return jnp.pad(x, [(0, slots if i == axis else 0) for i in range(x.ndim)])
+
+    return prompts.replace(layers=tuple((wider(k, axes[0]), wider(v, axes[1])) for k, v in prompts.layers))
 
 
 def take_rows(cache: DecodeCache | RowCache, row: Array) -> DecodeCache | RowCache:

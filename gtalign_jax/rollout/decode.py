@@ -27,7 +27,7 @@ from gtalign_jax.rollout import grammar
 from gtalign_jax.rollout.decode_state import DecodeState, Forced, Pause, decided, to_rollout
 from gtalign_jax.rollout.grammar import Constraint
 from gtalign_jax.rollout.request import Placed, Rules
-from gtalign_jax.rollout.sampling import SamplingConfig, row_keys, sample_token, token_uniform
+from gtalign_jax.rollout.sampling import SamplingConfig, row_keys, sample_each, sample_token, token_uniform
 from gtalign_jax.types import Array, Completions, PromptBatch, PyTree, Rollout
 
 
@@ -85,6 +85,7 @@ def start(
         stop_state=jnp.zeros(shape, jnp.int32),
         seen=_seen(batch, tokens, t, config.vocab_size) if sampling.repetition_penalty != 1 else None,
         grammar=None if rules.constraint is None else grammar.start_state(rules.constraint, shape),
+        own=placed.own,
     )
     logits = jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1]))
     return _decide(state, logits, ~state.completions.finished, sampling, rules, forced)
@@ -111,7 +112,8 @@ def advance(
     params = prepare_decode(params, config)  # once, outside the loop
 
     def live(state: DecodeState) -> Array:
-        return ~state.completions.finished & (decided(state) < until)
+        bound = until if state.own is None else jnp.minimum(state.own.until, until)
+        return ~state.completions.finished & (decided(state) < bound)
 
     def going(state: DecodeState) -> Array:
         if pause is None:
@@ -177,7 +179,7 @@ def _decide(
     if constraint is not None:
         assert at is not None  # `start` was given the constraint too
         logits = grammar.masked_logits(constraint, at, logits)
-    token, logp = sample_token(token_uniform(state.keys, t), logits, sampling, state.seen)
+    token, logp = _draw(state, t, logits, sampling)
     chosen = live
     if forced is not None:
         given = t < forced.length
@@ -205,6 +207,14 @@ def _decide(
         seen=seen,
         grammar=at,
     )
+
+
+def _draw(state: DecodeState, t: Array, logits: Array, sampling: SamplingConfig) -> tuple[Array, Array]:
+    """Token t of every row and its log-probability [P, G], from logits [P, G, V]."""
+    if state.own is None:
+        return sample_token(token_uniform(state.keys, t), logits, sampling, state.seen)
+    uniform = token_uniform(state.keys, t + state.own.first)
+    return sample_each(uniform, logits, state.own.temperature, state.own.top_p)
 
 
 def _written(

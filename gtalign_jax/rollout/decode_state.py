@@ -7,6 +7,7 @@ import flax.struct
 from gtalign_jax.models.cpu import RowCache
 from gtalign_jax.models.transformer import DecodeCache, PromptCache
 from gtalign_jax.rollout.grammar import GrammarState
+from gtalign_jax.rollout.request import Own
 from gtalign_jax.types import Array, Completions, PromptBatch, Rollout
 
 
@@ -40,7 +41,8 @@ class DecodeState(flax.struct.PyTreeNode):
     repetition penalty. grammar: rows [P, G] under a constraint, or None.
     start [P, G] int32 or None: the step at which each row's token 0 was decided, where rows began at
     different times (`rollout.ring`). Such a row has decided t - start tokens, and its token n is in slot
-    (start + n) % N of the cache and of the completions.
+    (start + n) % N of the cache and of the completions. own: replaces the sampling and bounds the `until` of
+    `advance` where each row has its own, and their `logp` is the model's, before temperature and filter.
     """
 
     prompts: PromptBatch
@@ -53,6 +55,7 @@ class DecodeState(flax.struct.PyTreeNode):
     seen: Array | None
     grammar: GrammarState | None = None
     start: Array | None = None
+    own: Own | None = None
 
 
 def decided(state: DecodeState) -> Array:

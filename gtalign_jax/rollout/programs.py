@@ -41,6 +41,12 @@ def take_rows(config: ModelConfig, state: DecodeState, row: Array) -> DecodeStat
     return ring.laid_out(config, ring.take_rows(state, row))
 
 
+def newest_rows(config: ModelConfig, state: DecodeState, steps: int) -> tuple[DecodeState, ring.Newest]:
+    """`ring.newest` in the layout that decoding keeps."""
+    state, seen = ring.newest(state, steps)
+    return ring.laid_out(config, state), seen
+
+
 def _program(function: Callable, static: Sequence[str] = (), donate: Sequence[str] = ()) -> Wrapped:
     """jit that counts its traces under the function's name."""
 
@@ -60,6 +66,7 @@ rewind = _program(decode.rewind, donate=("state",))
 take = _program(take_rows, ("config",))
 seat = _program(ring.seat, ("config", "max_new_tokens"))
 refill = _program(ring.refill, ("config",), donate=("state",))
+newest = _program(newest_rows, ("config", "steps"), donate=("state",))
 
 
 def compiled_programs() -> dict[str, int]:

@@ -59,12 +59,27 @@ class Request(flax.struct.PyTreeNode):
     stops: tuple[str, ...] = flax.struct.field(pytree_node=False, default=())
 
 
+class Own(flax.struct.PyTreeNode):
+    """What each row is held to where rows differ, as those of a server do; all [P, G].
+
+    temperature float32 (0: greedy). top_p float32 (1: off). until int32: tokens the row may write. first
+    int32: the number of the row's token 0 in the random stream of its key, above 0 where a row goes on from
+    what was written before.
+    """
+
+    temperature: Array
+    top_p: Array
+    until: Array
+    first: Array
+
+
 class Placed(flax.struct.PyTreeNode):
     """What `decode.start` begins from.
 
     prompts [P, S]: those of length 0 are padding and cost no steps. key: the step key. group_size: G.
     slots: N, completion slots. row [P] int32: number of each prompt in the whole step, when this batch is a
-    part of it (None: 0..P-1); [P, G] is a number of each sample, such as a seed.
+    part of it (None: 0..P-1); [P, G] is a number of each sample, such as a seed. own: of rows that differ in
+    what they are held to.
     """
 
     prompts: PromptBatch
@@ -72,6 +87,7 @@ class Placed(flax.struct.PyTreeNode):
     group_size: int = flax.struct.field(pytree_node=False)
     slots: int = flax.struct.field(pytree_node=False)
     row: Array | None = None
+    own: Own | None = None
 
 
 def row_numbers(request: Request) -> np.ndarray:

@@ -4,6 +4,7 @@
     state   = seat(params, config, waiting, row)  R places with one row each: P = R, G = 1
     state   = advance(..., pause=...)             until enough rows are done
     state   = refill(state, waiting, row, place)  waiting rows in the places of rows that are done
+    state, new = newest(state, steps)             the last tokens of every place, for those who cannot wait
 
 All rows write the same slot t % N of their caches, one update in place a step whatever their age. A row
 that sits down at step t has start = t - 1: its token 0 is in slot t - 1, and the slots that an earlier row
@@ -11,6 +12,7 @@ left behind are older than that, so attention does not see them and nothing is c
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,23 @@ from gtalign_jax.models.layers import BATCH
 from gtalign_jax.rollout.decode_state import DecodeState
 from gtalign_jax.types import Array, Completions, PyTree
 
+LONG_OVER = 2**30  # steps
 _PER_PROMPT = ("prompts", "prompt_cache")
-_PER_ROW = ("keys", "completions", "stop_state", "seen", "grammar", "start")
+_PER_ROW = ("keys", "completions", "stop_state", "seen", "grammar", "start", "own")
+
+
+class Newest(NamedTuple):
+    """A window of the last W steps over R places.
+
+    tokens [R, W] int32, logp [R, W] float32: column w is the row's token number first + w, written where
+    0 <= first + w < length. length, first [R] int32; finished [R] bool.
+    """
+
+    tokens: Array
+    logp: Array
+    length: Array
+    finished: Array
+    first: Array
 
 
 def take_rows(state: DecodeState, row: Array) -> DecodeState:
@@ -73,8 +90,11 @@ def seat(
 def refill(
     config: ModelConfig, state: DecodeState, waiting: DecodeState, row: Array, place: Array
 ) -> DecodeState:
-    """The state with row[k] of `waiting` in place[k], both [K] int32; a place of R or more takes no row."""
-    fresh, first = take_rows(waiting, row), state.t - 1
+    """The state with row[k] of `waiting` in place[k], both [K] int32; a place of R or more takes no row.
+
+    The prompts of `waiting` may have fewer slots than the places.
+    """
+    fresh, first = _widened(take_rows(waiting, row), state.prompts.tokens.shape[1]), state.t - 1
     old, new = state.completions, fresh.completions
 
     def put(old: Array, new: Array) -> Array:
@@ -83,7 +103,7 @@ def refill(
     def put_first(old: Array, new: Array) -> Array:
         return old.at[place, :, first % old.shape[2]].set(new[..., 0], mode="drop")
 
-    names = (*_PER_PROMPT, "keys", "stop_state", "seen", "grammar")
+    names = (*_PER_PROMPT, "keys", "stop_state", "seen", "grammar", "own")
     seated = _mapped(names, put, state, fresh).replace(
         completions=Completions(
             tokens=put_first(old.tokens, new.tokens),
@@ -95,6 +115,36 @@ def refill(
         start=put(state.start, jnp.full((row.shape[0], 1), first)),
     )
     return laid_out(config, seated)
+
+
+def _widened(state: DecodeState, slots: int) -> DecodeState:
+    """The state with so many prompt slots."""
+    spare = slots - state.prompts.tokens.shape[1]
+    if not spare:
+        return state
+    prompts = state.prompts.replace(tokens=jnp.pad(state.prompts.tokens, ((0, 0), (0, spare))))
+    return state.replace(
+        prompts=prompts, prompt_cache=layouts.widened(state.prompt_cache, state.cache, spare)
+    )
+
+
+def newest(state: DecodeState, steps: int) -> tuple[DecodeState, Newest]:
+    """What the places have written in the last `steps` steps, steps <= N, and the state, where t begins
+    again so that no count ever overflows."""
+    made, start = state.completions, state.start
+    assert start is not None  # places began at different times
+    slots = made.tokens.shape[2]
+    slot = (state.t - steps + jnp.arange(steps)) % slots
+    seen = Newest(
+        tokens=made.tokens[:, 0, slot],
+        logp=made.logp[:, 0, slot],
+        length=made.length[:, 0],
+        finished=made.finished[:, 0],
+        first=state.t - steps - start[:, 0],
+    )
+    # Whole turns of the ring, so that every token stays in its slot; a row long over may not fall for ever.
+    turns = state.t // slots * slots - slots
+    return state.replace(t=state.t - turns, start=jnp.maximum(start - turns, -LONG_OVER)), seen
 
 
 def laid_out(config: ModelConfig, state: DecodeState) -> DecodeState:

@@ -97,13 +97,20 @@ def _threshold(logits: Array, config: SamplingConfig) -> Array | None:
         largest = jax.lax.top_k(logits, k)[0] if k < vocab else -jnp.sort(-logits, axis=-1)
         bounds.append(largest[..., -1:])
         if config.top_p < 1:
-            # A token stays while the mass before it is below top_p, so the first always stays.
-            p = jax.nn.softmax(largest, axis=-1)
-            kept = jnp.where(jnp.cumsum(p, axis=-1) - p < config.top_p, largest, jnp.inf)
-            bounds.append(jnp.min(kept, axis=-1, keepdims=True))
+            bounds.append(_smallest_kept(largest, config.top_p))
     if config.min_p > 0:
         bounds.append(jnp.max(logits, axis=-1, keepdims=True) + math.log(config.min_p))
     return jnp.stack(bounds).max(axis=0) if bounds else None
+
+
+def _smallest_kept(largest: Array, top_p: Array | float) -> Array:
+    """The smallest [..., 1] of the logits `largest` [..., n], largest first, that top_p keeps.
+
+    A token stays while the mass before it is below top_p, so the first always stays.
+    """
+    p = jax.nn.softmax(largest, axis=-1)
+    kept = jnp.where(jnp.cumsum(p, axis=-1) - p < top_p, largest, jnp.inf)
+    return jnp.min(kept, axis=-1, keepdims=True)
 
 
 def sample_token(
@@ -118,17 +125,31 @@ def sample_token(
     logits = processed_logits(logits, config, seen)
     largest = jnp.max(logits, axis=-1, keepdims=True)
     blocks = _split_in_blocks(jnp.exp(logits - largest))
-    block_mass = jnp.sum(blocks, axis=-1)
-    total = jnp.sum(block_mass, axis=-1)
-    if config.greedy:
-        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    else:
-        block, before = _invert(block_mass, uniform * total)
-        inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
-        offset, _ = _invert(inside, uniform * total - before)
-        token = block * BLOCK + offset
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32) if config.greedy else _inverse(blocks, uniform)
+    total = jnp.sum(jnp.sum(blocks, axis=-1), axis=-1)
     chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)
     return token, (chosen - largest)[..., 0] - jnp.log(total)
+
+
+def sample_each(uniform: Array, logits: Array, temperature: Array, top_p: Array) -> tuple[Array, Array]:
+    """`sample_token` where every row has its own temperature [...] and top_p [...], both traced.
+
+    The log-probability returned is the model's own, of logits before temperature and filter.
+    """
+    logits = logits.astype(jnp.float32)
+    greedy = temperature == 0
+    heated = logits / jnp.where(greedy, 1.0, temperature)[..., None]
+    kept = jax.lax.cond(jnp.any((top_p < 1) & ~greedy), _nucleus, lambda x, _: x, heated, top_p)
+    blocks = _split_in_blocks(jnp.exp(kept - jnp.max(kept, axis=-1, keepdims=True)))
+    token = jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(jnp.int32), _inverse(blocks, uniform))
+    chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _nucleus(logits: Array, top_p: Array) -> Array:
+    """The logits [..., V] that top_p [...] keeps; the others are -inf."""
+    largest = -jnp.sort(-logits, axis=-1)
+    return jnp.where(logits >= _smallest_kept(largest, top_p[..., None]), logits, -jnp.inf)
 
 
 def row_keys(key: Array, row: Array) -> Array:
@@ -157,6 +178,16 @@ def _split_in_blocks(mass: Array) -> Array:
     if spare:
         mass = jnp.pad(mass, [(0, 0)] * (mass.ndim - 1) + [(0, spare)])
     return mass.reshape(*mass.shape[:-1], -1, BLOCK)
+
+
+def _inverse(blocks: Array, uniform: Array) -> Array:
+    """The token [...] int32 at `uniform` of the mass in blocks [..., blocks, BLOCK]."""
+    block_mass = jnp.sum(blocks, axis=-1)
+    total = jnp.sum(block_mass, axis=-1)
+    block, before = _invert(block_mass, uniform * total)
+    inside = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
+    offset, _ = _invert(inside, uniform * total - before)
+    return block * BLOCK + offset
 
 
 def _invert(mass: Array, target: Array) -> tuple[Array, Array]:

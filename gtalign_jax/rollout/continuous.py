@@ -1,0 +1,153 @@
+"""Continuous batching without an end: rows with rules of their own sit down one by one and leave when done.
+
+    places      = open_places(engine, params, count)
+    state       = empty(places)
+    state       = seat(places, state, row, place)     its prompt computed, its token 0 drawn
+    state, new  = advance(places, state)              the next STEPS tokens of every row, and a look at them
+
+`refill` knows its prompts beforehand and answers when all are done; here nobody knows who comes next. Rows
+decode in the same ring of places (`rollout.ring`). What a row draws depends on its seed alone, never on its
+neighbours or its place. A place is taken again by seating another row in it, whether its row is done or not.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.rollout import placing, programs, ring
+from gtalign_jax.rollout.decode_state import DecodeState, Pause
+from gtalign_jax.rollout.engine import Engine, make_ending, prompt_batch, prompt_slots
+from gtalign_jax.rollout.request import Own, Placed, Rules
+from gtalign_jax.types import Array, PyTree
+
+STEPS = 8  # decode steps between two looks: a token waits for so many, and the host's work is paid once
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What one row is asked for.
+
+    prompt: token ids. seed: names its random stream, 0 to 2^31 - 1. max_new_tokens: at least 1. temperature:
+    0 is greedy. top_p: in (0, 1]. first: the number of its token 0 in the stream: how many tokens were
+    written before, where a row goes on from a prompt that holds them.
+    """
+
+    prompt: Sequence[int]
+    seed: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    first: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Places:
+    """A fixed number of places and all that rows in them share.
+
+    params: for prompts. weights: the same, prepared for decode steps. key: the streams' common key.
+    """
+
+    engine: Engine
+    params: PyTree
+    weights: PyTree
+    rules: Rules
+    key: Array
+    count: int
+
+    @property
+    def slots(self) -> int:
+        """Completion slots N: the most tokens a row may write."""
+        return self.engine.buckets.completion[-1]
+
+
+def open_places(engine: Engine, params: PyTree, count: int) -> Places:
+    """So many places on the device. UserError for what one process with one device cannot serve."""
+    if engine.mesh is not None or jax.process_count() > 1:
+        raise UserError("serving: rows come one by one, so it needs one process and one device; give no mesh")
+    if engine.buckets.completion[-1] <= STEPS:
+        raise UserError(f"serving: buckets.completion={engine.buckets.completion}: needs more than {STEPS}")
+    weights = programs.prepare(params, engine.model_config)
+    return Places(engine, params, weights, Rules(make_ending(engine)), jax.random.key(0), count)
+
+
+def empty(places: Places) -> DecodeState:
+    """Nobody has sat down."""
+    longest = [0] * places.engine.buckets.prompt[-1]
+    nobody = np.full(places.count, -1, np.int32)
+    waiting = _start(places, Row(longest, 0, 1))
+    config = places.engine.model_config
+    return programs.seat(places.weights, config, waiting, nobody, max_new_tokens=places.slots)
+
+
+def check_row(places: Places, row: Row) -> None:
+    """UserError for a row that no place holds."""
+    if not len(row.prompt):
+        raise UserError("the prompt has no tokens; it needs at least one")
+    prompt_slots(places.engine, row.prompt)
+    if not 1 <= row.max_new_tokens <= places.slots:
+        raise UserError(f"max_new_tokens={row.max_new_tokens}: must be from 1 to {places.slots}")
+
+
+def seat(places: Places, state: DecodeState, row: Row, place: int) -> DecodeState:
+    """The state, which is consumed, with the row in a place; a place beyond the last takes no row."""
+    check_row(places, row)
+    waiting = _start(places, row)
+    first, at = np.zeros(1, np.int32), np.asarray([place], np.int32)
+    return programs.refill(places.engine.model_config, state, waiting, first, at)
+
+
+def advance(places: Places, state: DecodeState) -> tuple[DecodeState, ring.Newest]:
+    """At most STEPS tokens of every row, fewer when all are done; the state is consumed.
+
+    The window, on the host, holds one column more: the token 0 of a row seated since the last look.
+    """
+    config = places.engine.model_config
+    after = np.asarray(jax.device_get(state.t)) + np.int32(STEPS)
+    state = programs.advance(
+        places.weights,
+        config,
+        state,
+        places.engine.sampling,
+        places.rules,
+        until=np.int32(places.slots),
+        pause=Pause(np.int32(places.count), after),
+    )
+    state, seen = programs.newest(config, state, steps=STEPS + 1)
+    return state, jax.device_get(seen)
+
+
+def warm_up(places: Places) -> DecodeState:
+    """Compile all that serving runs, for every bucket of prompts; the empty state."""
+    state = empty(places)
+    for width in places.engine.buckets.prompt:
+        # Twice, because each program is given what the other returned.
+        for _ in range(2):
+            state = seat(places, state, Row([0] * width, 0, 1), places.count)
+            state, _ = advance(places, state)
+    return state
+
+
+def _start(places: Places, row: Row) -> DecodeState:
+    """The row's prompt computed and its token 0 drawn, in a state of one place."""
+    engine = places.engine
+
+    def each(value: float, dtype: type) -> np.ndarray:
+        return np.full((1, 1), value, dtype)
+
+    placed = Placed(
+        prompts=placing.place_prompts(engine, prompt_batch(engine, [row.prompt]), 1),
+        key=places.key,
+        group_size=1,
+        slots=1,
+        row=each(row.seed, np.int32),
+        own=Own(
+            temperature=each(row.temperature, np.float32),
+            top_p=each(row.top_p, np.float32),
+            until=each(row.max_new_tokens, np.int32),
+            first=each(row.first, np.int32),
+        ),
+    )
+    return programs.start(places.params, engine.model_config, placed, engine.sampling, places.rules)

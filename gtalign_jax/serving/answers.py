@@ -1,0 +1,192 @@
+"""The protocol's answers in JSON, whole and in pieces, from an answer's parts."""
+
+import asyncio
+import contextlib
+import dataclasses
+import math
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from typing import Any
+
+from gtalign_jax.serving.parts import Part, Said, Usage
+from gtalign_jax.serving.protocol import Ask
+from gtalign_jax.serving.text import APART, Shown, View
+
+NEVER = -9999.0  # the protocol's logarithm of nothing
+Answers = Sequence[AsyncGenerator[Part]]
+
+
+@dataclasses.dataclass
+class Account:
+    """What a request has come to so far, for its log line and the counters."""
+
+    usage: Usage = Usage()
+    first_s: float | None = None  # on time.monotonic, of the first text
+    finishes: list[str] = dataclasses.field(default_factory=list)
+    steering: Counter[str] = dataclasses.field(default_factory=Counter)
+    texts: list[str] = dataclasses.field(default_factory=list)
+
+    def note(self, index: int, part: Part) -> None:
+        self.usage += part.usage
+        if part.text and self.first_s is None:
+            self.first_s = time.monotonic()
+        if part.finish:
+            self.finishes.append(part.finish)
+        if part.steering:
+            self.steering["steered" if part.steering["steered"] else "unsteered"] += 1
+        self.texts[index] += part.text
+
+
+async def whole(ask: Ask, answers: Answers, model: str, account: Account) -> dict[str, Any]:
+    """All answers in one object."""
+    choices = [_Choice(ask, i) for i in range(len(answers))]
+    async for i, part in _parts(answers, account):
+        choices[i].keep(part)
+    return {
+        **_head(ask, model, "chat.completion" if ask.chat else "text_completion"),
+        "choices": [choice.whole() for choice in choices],
+        "usage": usage_json(account.usage),
+    }
+
+
+async def chunks(ask: Ask, answers: Answers, model: str, account: Account) -> AsyncIterator[dict[str, Any]]:
+    """The same as events: pieces of each answer, its end, and the usage when it was asked for."""
+    head = _head(ask, model, "chat.completion.chunk" if ask.chat else "text_completion")
+    choices = [_Choice(ask, i) for i in range(len(answers))]
+    async for i, part in _parts(answers, account):
+        for piece in choices[i].chunks(part):
+            yield {**head, "choices": [piece]}
+    if ask.usage:
+        yield {**head, "choices": [], "usage": usage_json(account.usage)}
+
+
+def usage_json(usage: Usage) -> dict[str, int]:
+    total = usage.prompt + usage.completion
+    return {"prompt_tokens": usage.prompt, "completion_tokens": usage.completion, "total_tokens": total}
+
+
+def _head(ask: Ask, model: str, kind: str) -> dict[str, Any]:
+    name = f"{'chatcmpl' if ask.chat else 'cmpl'}-{secrets.token_hex(12)}"
+    return {"id": name, "object": kind, "created": int(time.time()), "model": model}
+
+
+async def _parts(answers: Answers, account: Account) -> AsyncIterator[tuple[int, Part]]:
+    """(answer, part) in the order in which they come. When nobody reads on, every answer is given up."""
+    account.texts = [""] * len(answers)
+    told = asyncio.Queue[tuple[int, Part | Exception | None]]()
+
+    async def listen(i: int) -> None:
+        try:
+            async with contextlib.aclosing(answers[i]) as parts:
+                async for part in parts:
+                    told.put_nowait((i, part))
+            told.put_nowait((i, None))
+        except Exception as error:  # raised below, where the request is
+            told.put_nowait((i, error))
+
+    tasks = [asyncio.ensure_future(listen(i)) for i in range(len(answers))]
+    left = len(answers)
+    try:
+        while left:
+            i, part = await told.get()
+            if isinstance(part, Exception):
+                raise part
+            if part is None:
+                left -= 1
+            else:
+                account.note(i, part)
+                yield i, part
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Choice:
+    """One answer as the client is to see it."""
+
+    def __init__(self, ask: Ask, index: int) -> None:
+        self._ask, self._index, self._view = ask, index, View(ask.reasoning)
+        self._shown, self._tokens = Shown(), list[Said]()
+        self._finish: str | None = None
+        self._steering: dict[str, Any] | None = None
+        self._begun = False
+
+    def add(self, part: Part) -> Shown:
+        """What of a part is shown; kept for `whole`."""
+        shown = self._view.feed(part.text)
+        if part.finish:
+            last = self._view.end()
+            shown = Shown(shown.reasoning + last.reasoning, shown.content + last.content)
+        self._finish = part.finish or self._finish
+        self._steering = part.steering or self._steering
+        return shown
+
+    def keep(self, part: Part) -> None:
+        """Take a part into the whole answer."""
+        shown, old = self.add(part), self._shown
+        self._shown = Shown(old.reasoning + shown.reasoning, old.content + shown.content)
+        self._tokens += part.tokens
+
+    def whole(self) -> dict[str, Any]:
+        if self._ask.chat:
+            said: dict[str, Any] = {
+                "message": {"role": "assistant", **self._message(self._shown), "refusal": None}
+            }
+        else:
+            said = self._text(self._shown)
+        return self._json(said, self._tokens)
+
+    def chunks(self, part: Part) -> Iterator[dict[str, Any]]:
+        """The events that a part is worth, in a chat one for the role before the first."""
+        shown = self.add(part)
+        if self._ask.chat and not self._begun:
+            yield self._json({"delta": {"role": "assistant", "content": ""}}, (), over=False)
+        self._begun = True
+        if not (shown.reasoning or shown.content or part.tokens or part.finish):
+            return
+        said = {"delta": self._message(shown)} if self._ask.chat else self._text(shown)
+        yield self._json(said, part.tokens, over=bool(part.finish))
+
+    def _message(self, shown: Shown) -> dict[str, str]:
+        apart = {"reasoning_content": shown.reasoning} if self._ask.reasoning == APART else {}
+        return {**apart, "content": shown.content}
+
+    def _text(self, shown: Shown) -> dict[str, str]:
+        apart = {"reasoning_content": shown.reasoning} if self._ask.reasoning == APART else {}
+        return {"text": shown.content, **apart}
+
+    def _json(self, said: dict[str, Any], tokens: Sequence[Said], over: bool = True) -> dict[str, Any]:
+        found = {
+            "index": self._index,
+            **said,
+            "logprobs": None,
+            "finish_reason": self._finish if over else None,
+        }
+        if self._ask.logprobs and tokens:
+            found["logprobs"] = _chat_logprobs(tokens) if self._ask.chat else _text_logprobs(tokens)
+        if self._steering and over:
+            found["steering"] = self._steering
+        return found
+
+
+def _chat_logprobs(tokens: Sequence[Said]) -> dict[str, Any]:
+    said = [
+        {"token": t.text, "logprob": _logprob(t), "bytes": list(t.bytes), "top_logprobs": []} for t in tokens
+    ]
+    return {"content": said, "refusal": None}
+
+
+def _text_logprobs(tokens: Sequence[Said]) -> dict[str, Any]:
+    return {
+        "tokens": [t.text for t in tokens],
+        "token_logprobs": [_logprob(t) for t in tokens],
+        "top_logprobs": None,
+        "text_offset": [t.at for t in tokens],
+    }
+
+
+def _logprob(token: Said) -> float:
+    return max(token.logp, NEVER) if math.isfinite(token.logp) else NEVER

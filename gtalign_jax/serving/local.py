@@ -1,0 +1,137 @@
+"""Answers written by our own engine: the request's side of the scheduler's thread."""
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+
+from gtalign_jax.errors import UserError
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout.continuous import Places, Row, check_row
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.serving.parts import Part, Said, Usage
+from gtalign_jax.serving.protocol import ApiError, Ask, Prompt
+from gtalign_jax.serving.scheduler import FAILED, LENGTH, STOP, Closed, Scheduler, Tokens
+from gtalign_jax.serving.text import Piece, TextStream
+
+
+class Local:
+    """A backend on one model folder."""
+
+    def __init__(self, places: Places, name: str) -> None:
+        self.models: Sequence[str] = (name,)
+        self._places, self._scheduler = places, Scheduler(places)
+
+    def answers(self, ask: Ask) -> Sequence[AsyncGenerator[Part]]:
+        if ask.model not in (None, *self.models):
+            raise ApiError(404, f"model {ask.model!r}: not here", param="model", code="model_not_found")
+        seed = secrets.randbits(63) if ask.seed is None else ask.seed
+        rows = []
+        for p, prompt in enumerate(ask.prompts):
+            ids = encode(self._places.engine, prompt)
+            rows += [make_row(self._places, ids, ask, stream_seed(seed, p, i)) for i in range(ask.n)]
+        return [self._answer(ask, row) for row in rows]
+
+    def ready(self) -> bool:
+        return self._scheduler.alive
+
+    def numbers(self) -> dict[str, float]:
+        load = self._scheduler.load()
+        return {
+            "rows_waiting": load.waiting,
+            "rows_seated": load.seated,
+            "places": self._places.count,
+            "tokens_generated": load.tokens,
+            "device_failures": load.failures,
+        }
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._scheduler.close)
+
+    async def _answer(self, ask: Ask, row: Row) -> AsyncGenerator[Part]:
+        stream = TextStream(self._places.engine, ask.stop)
+        yield Part(usage=Usage(prompt=len(row.prompt)))
+        async with contextlib.aclosing(write(self._scheduler, row, stream)) as pieces:
+            async for piece, written, finish in pieces:
+                yield as_part(self._places.engine, piece, written, finish)
+
+
+def encode(engine: Engine, prompt: Prompt) -> Sequence[int]:
+    """A prompt's token ids; ApiError when it has none, or some that the model lacks."""
+    try:
+        if not isinstance(prompt, str) and isinstance(prompt[0], int):
+            ids: Sequence[int] = prompt  # type: ignore[assignment]
+        else:
+            ids = engine_lib.encode(engine, prompt)  # type: ignore[arg-type]
+    except UserError as error:
+        raise ApiError(400, str(error), param="messages") from error
+    vocab = engine.model_config.vocab_size
+    if not all(i < vocab for i in ids):
+        raise ApiError(400, f"prompt: token ids are below {vocab}", param="prompt")
+    return ids
+
+
+def make_row(places: Places, ids: Sequence[int], ask: Ask, seed: int) -> Row:
+    """A row of the request; ApiError when no place holds it."""
+    budget = places.slots if ask.max_tokens is None else ask.max_tokens
+    row = Row(ids, seed, budget, ask.temperature, ask.top_p)
+    longest = places.engine.buckets.prompt[-1]
+    if len(ids) > longest:
+        said = f"the prompt has {len(ids)} tokens; at most {longest} are read here"
+        raise ApiError(400, said, code="context_length_exceeded")
+    try:
+        check_row(places, row)
+    except UserError as error:
+        raise ApiError(400, str(error)) from error
+    return row
+
+
+def stream_seed(seed: int, prompt: int, choice: int) -> int:
+    """The random stream of a choice, 31 bits: seeds beside one another share nothing."""
+    digest = hashlib.blake2b(f"{seed}/{prompt}/{choice}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest) >> 1
+
+
+async def write(
+    scheduler: Scheduler, row: Row, stream: TextStream
+) -> AsyncGenerator[tuple[Piece, int, str | None]]:
+    """A row's text as it comes, how many tokens were written for it, and how it ended, last.
+
+    The row is forgotten as soon as nobody reads on, or a stop string came.
+    """
+    loop, told = asyncio.get_running_loop(), asyncio.Queue[Tokens]()
+
+    def tell(tokens: Tokens) -> None:
+        loop.call_soon_threadsafe(told.put_nowait, tokens)
+
+    try:
+        ticket = scheduler.submit(row, tell)
+    except Closed as error:
+        raise ApiError(503, str(error), retry_s=5) from error
+    try:
+        while True:
+            tokens = await told.get()
+            if tokens.done == FAILED:
+                raise ApiError(500, "the device failed on this request; try again", code="device_failed")
+            spoken = len(tokens.ids) - (tokens.done == STOP)  # an end token is no text
+            piece = stream.feed(tokens.ids[:spoken], tokens.logps[:spoken])
+            if piece.stopped or tokens.done is None:
+                yield piece, len(tokens.ids), STOP if piece.stopped else None
+            else:
+                last = stream.end()
+                joined = Piece(piece.text + last.text, piece.tokens + last.tokens)
+                yield joined, len(tokens.ids), LENGTH if tokens.done == LENGTH else STOP
+            if piece.stopped or tokens.done:
+                return
+    finally:
+        scheduler.cancel(ticket)
+
+
+def as_part(engine: Engine, piece: Piece, written: int, finish: str | None) -> Part:
+    """A piece as an answer's part."""
+    said = []
+    for token in piece.tokens:
+        text = engine.tokenizer.decode([token.id], skip_special_tokens=False)
+        said.append(Said(text, tuple(text.encode()), token.logp, token.at))
+    return Part(piece.text, tuple(said), finish, Usage(completion=written))

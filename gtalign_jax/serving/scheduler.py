@@ -1,0 +1,197 @@
+"""Who decodes next: a thread that owns the device, seats those who wait, and tells each its tokens.
+
+    ticket = scheduler.submit(row, tell)      from any thread; `tell` is called in the scheduler's
+    scheduler.cancel(ticket)                  its place is free at the next look
+    scheduler.close()                         those who sit or wait are answered, nobody else
+
+It knows rows of tokens: no text, no HTTP and no prices. First come, first served.
+"""
+
+import collections
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from gtalign_jax.rollout import continuous
+from gtalign_jax.rollout.continuous import Places, Row
+from gtalign_jax.rollout.decode_state import DecodeState
+from gtalign_jax.rollout.ring import Newest
+
+LOG = logging.getLogger(__name__)
+STOP, LENGTH, FAILED = "stop", "length", "failed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """The next tokens of a row and their log-probabilities.
+
+    done: None while more follow; STOP after an end token, which is the last of `ids`, LENGTH when the budget
+    is used up, FAILED when the device gave up on it.
+    """
+
+    ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    done: str | None = None
+
+
+Tell = Callable[[Tokens], None]
+
+
+@dataclasses.dataclass(eq=False)
+class Ticket:
+    """A row in the queue or in a place; told: how many of its tokens were."""
+
+    row: Row
+    tell: Tell
+    told: int = 0
+    cancelled: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    """How busy: rows that wait and that sit, tokens told since the start, times the device failed."""
+
+    waiting: int
+    seated: int
+    tokens: int
+    failures: int
+
+
+class Closed(RuntimeError):
+    """The scheduler takes no more rows."""
+
+
+class Scheduler:
+    """The state of the device and its thread; `submit`, `cancel`, `load` and `close` may come from any."""
+
+    def __init__(self, places: Places) -> None:
+        """Compiles everything, then starts the thread."""
+        self._places = places
+        self._changed = threading.Condition()
+        self._waiting: collections.deque[Ticket] = collections.deque()
+        self._seated: list[Ticket | None] = [None] * places.count
+        self._closing = False
+        self._tokens = self._failures = 0
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._state: DecodeState = continuous.warm_up(places)
+        self._thread.start()
+
+    def submit(self, row: Row, tell: Tell) -> Ticket:
+        """Queue a row. UserError when no place holds it, Closed when it comes too late."""
+        continuous.check_row(self._places, row)
+        ticket = Ticket(row, tell)
+        with self._changed:
+            if self._closing:
+                raise Closed("the server is shutting down")
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forget a row: it is told nothing more. One that is done already stays so."""
+        with self._changed:
+            ticket.cancelled = True
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+
+    def load(self) -> Load:
+        with self._changed:
+            seated = sum(ticket is not None for ticket in self._seated)
+            return Load(len(self._waiting), seated, self._tokens, self._failures)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the device's thread runs."""
+        return self._thread.is_alive()
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Answer all that were submitted, then end the thread; wait for it so long."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                try:
+                    self._seat()
+                    self._state, seen = continuous.advance(self._places, self._state)
+                except Exception:  # whatever it is, those who sit must hear of it and the next are served
+                    LOG.exception("the device failed; its rows are given up and it begins again")
+                    self._begin_again()
+                else:
+                    self._deliver(seen)
+        finally:
+            self._give_up()
+
+    def _wait(self) -> bool:
+        """Until there is something to do; False when all is done and nothing more comes."""
+        with self._changed:
+            self._seated = [None if t is None or t.cancelled else t for t in self._seated]
+            while not self._waiting and not any(self._seated):
+                if self._closing:
+                    return False
+                self._changed.wait()
+        return True
+
+    def _seat(self) -> None:
+        """Those who have waited longest, in the free places."""
+        for place, held in enumerate(self._seated):
+            if held is not None:
+                continue
+            with self._changed:
+                if not self._waiting:
+                    return
+                ticket = self._seated[place] = self._waiting.popleft()
+            self._state = continuous.seat(self._places, self._state, ticket.row, place)
+
+    def _deliver(self, seen: Newest) -> None:
+        for place, ticket in enumerate(self._seated):
+            if ticket is None or ticket.cancelled:
+                continue
+            tokens = _told(ticket, seen, place)
+            ticket.told += len(tokens.ids)
+            with self._changed:
+                self._tokens += len(tokens.ids)
+                if tokens.done:
+                    self._seated[place] = None
+            if tokens.ids or tokens.done:
+                ticket.tell(tokens)
+
+    def _begin_again(self) -> None:
+        with self._changed:
+            lost, self._seated = [t for t in self._seated if t], [None] * self._places.count
+            self._failures += 1
+        _tell_failed(lost)
+        self._state = continuous.empty(self._places)
+
+    def _give_up(self) -> None:
+        """The thread ends: nobody may wait for it."""
+        with self._changed:
+            self._closing = True
+            lost = [*self._waiting, *(t for t in self._seated if t)]
+            self._waiting.clear()
+        _tell_failed(lost)
+
+
+def _tell_failed(tickets: list[Ticket]) -> None:
+    for ticket in tickets:
+        if not ticket.cancelled:
+            ticket.tell(Tokens((), (), FAILED))
+
+
+def _told(ticket: Ticket, seen: Newest, place: int) -> Tokens:
+    """What the row in a place has written since it was last told."""
+    length = int(seen.length[place])
+    new = slice(ticket.told - int(seen.first[place]), length - int(seen.first[place]))
+    done = None
+    if seen.finished[place]:
+        done = STOP
+    elif length >= ticket.row.max_new_tokens:
+        done = LENGTH
+    logps = np.asarray(seen.logp[place, new], float)
+    return Tokens(tuple(seen.tokens[place, new].tolist()), tuple(logps.tolist()), done)
