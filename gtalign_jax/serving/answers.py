@@ -20,13 +20,16 @@ Answers = Sequence[AsyncGenerator[Part]]
 
 @dataclasses.dataclass
 class Account:
-    """What a request has come to so far, for its log line and the counters."""
+    """What a request has come to so far, for its log line and the counters.
+
+    first_s: of the first text, on time.monotonic. texts: pieces of each answer, where they may be logged.
+    """
 
     usage: Usage = Usage()
-    first_s: float | None = None  # on time.monotonic, of the first text
+    first_s: float | None = None
     finishes: list[str] = dataclasses.field(default_factory=list)
     steering: Counter[str] = dataclasses.field(default_factory=Counter)
-    texts: list[str] = dataclasses.field(default_factory=list)
+    texts: dict[int, list[str]] | None = None
 
     def note(self, index: int, part: Part) -> None:
         self.usage += part.usage
@@ -36,7 +39,8 @@ class Account:
             self.finishes.append(part.finish)
         if part.steering:
             self.steering["steered" if part.steering["steered"] else "unsteered"] += 1
-        self.texts[index] += part.text
+        if self.texts is not None:
+            self.texts.setdefault(index, []).append(part.text)
 
 
 async def whole(ask: Ask, answers: Answers, model: str, account: Account) -> dict[str, Any]:
@@ -74,7 +78,6 @@ def _head(ask: Ask, model: str, kind: str) -> dict[str, Any]:
 
 async def _parts(answers: Answers, account: Account) -> AsyncIterator[tuple[int, Part]]:
     """(answer, part) in the order in which they come. When nobody reads on, every answer is given up."""
-    account.texts = [""] * len(answers)
     told = asyncio.Queue[tuple[int, Part | Exception | None]]()
 
     async def listen(i: int) -> None:
@@ -109,7 +112,7 @@ class _Choice:
 
     def __init__(self, ask: Ask, index: int) -> None:
         self._ask, self._index, self._view = ask, index, View(ask.reasoning)
-        self._shown, self._tokens = Shown(), list[Said]()
+        self._reasoning, self._content, self._tokens = list[str](), list[str](), list[Said]()
         self._finish: str | None = None
         self._steering: dict[str, Any] | None = None
         self._begun = False
@@ -126,17 +129,16 @@ class _Choice:
 
     def keep(self, part: Part) -> None:
         """Take a part into the whole answer."""
-        shown, old = self.add(part), self._shown
-        self._shown = Shown(old.reasoning + shown.reasoning, old.content + shown.content)
+        shown = self.add(part)
+        self._reasoning.append(shown.reasoning)
+        self._content.append(shown.content)
         self._tokens += part.tokens
 
     def whole(self) -> dict[str, Any]:
+        shown = Shown("".join(self._reasoning), "".join(self._content))
+        said: dict[str, Any] = self._text(shown)
         if self._ask.chat:
-            said: dict[str, Any] = {
-                "message": {"role": "assistant", **self._message(self._shown), "refusal": None}
-            }
-        else:
-            said = self._text(self._shown)
+            said = {"message": {"role": "assistant", **self._message(shown), "refusal": None}}
         return self._json(said, self._tokens)
 
     def chunks(self, part: Part) -> Iterator[dict[str, Any]]:

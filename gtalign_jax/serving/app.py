@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -106,18 +106,21 @@ class Completions:
         self._service, self._metrics, self._admission, self._chat = service, metrics, admission, chat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        entry = _Entry(scope["path"])
+        entry, place = _Entry(scope["path"]), ExitStack()
 
         async def counted(message: Any) -> None:
             if message["type"] == "http.response.start":
                 entry.status = message["status"]
                 message["headers"].append((b"x-request-id", entry.name.encode()))
+            elif not message.get("more_body"):
+                place.close()  # before the last byte: who has the answer may ask again at once
             await send(message)
 
         try:
             key = self._service.keys.find(wire.header(scope, "authorization"))
             entry.key = key.name
-            with self._admission.enter(key):
+            with place:
+                place.enter_context(self._admission.enter(key))
                 await self._serve(key, receive, counted, entry)
         except ApiError as error:
             entry.error = error.message
@@ -140,7 +143,7 @@ class Completions:
         found = service.backend.answers(ask)
         model = ask.model or service.backend.models[0]
         if service.log_prompts:
-            entry.prompts = list(ask.prompts)
+            entry.prompts, entry.account.texts = list(ask.prompts), {}
 
         async def work() -> None:
             if ask.stream:
@@ -197,5 +200,6 @@ class _Entry:
         if self.error is not None:
             line["error"] = self.error
         if self.prompts is not None:
-            line |= {"prompts": self.prompts, "answers": account.texts}
+            said = account.texts or {}
+            line |= {"prompts": self.prompts, "answers": ["".join(said[i]) for i in sorted(said)]}
         LOG.info(json.dumps(line, ensure_ascii=False))

@@ -87,6 +87,9 @@ async def send_events(send: Send, events: AsyncIterator[Any]) -> None:
                 started = True
                 await _start(send, 200, {"content-type": "text/event-stream", "cache-control": "no-cache"})
             await send(_event(json.dumps(event, ensure_ascii=False, allow_nan=False)))
+            await asyncio.sleep(
+                0
+            )  # sending to a client that left never waits, and others must have their turn
     except ApiError as error:
         if not started:
             raise
