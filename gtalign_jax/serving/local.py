@@ -6,14 +6,19 @@ import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 
+import numpy as np
+
 from gtalign_jax.errors import UserError
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.continuous import Places, Row, check_row
 from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.serving import priced
 from gtalign_jax.serving.parts import Part, Said, Usage
 from gtalign_jax.serving.protocol import ApiError, Ask, Prompt
-from gtalign_jax.serving.scheduler import FAILED, LENGTH, STOP, Closed, Scheduler, Tokens
+from gtalign_jax.serving.scheduler import Scheduler
+from gtalign_jax.serving.solution import solution
 from gtalign_jax.serving.text import Piece, TextStream
+from gtalign_jax.serving.written import write
 
 
 class Local:
@@ -22,6 +27,7 @@ class Local:
     def __init__(self, places: Places, name: str) -> None:
         self.models: Sequence[str] = (name,)
         self._places, self._scheduler = places, Scheduler(places)
+        solution(np.zeros((2, 3, 2)))  # compiles the solver
 
     def answers(self, ask: Ask) -> Sequence[AsyncGenerator[Part]]:
         if ask.model not in (None, *self.models):
@@ -31,7 +37,11 @@ class Local:
         for p, prompt in enumerate(ask.prompts):
             ids = encode(self._places.engine, prompt)
             rows += [make_row(self._places, ids, ask, stream_seed(seed, p, i)) for i in range(ask.n)]
-        return [self._answer(ask, row) for row in rows]
+        if ask.pricing is None:
+            return [self._answer(ask, row) for row in rows]
+        for row in rows:
+            priced.first_row(self._places.engine, row)
+        return [priced.answer(self._scheduler, self._places.engine, ask, row) for row in rows]
 
     def ready(self) -> bool:
         return self._scheduler.alive
@@ -53,8 +63,8 @@ class Local:
         stream = TextStream(self._places.engine, ask.stop)
         yield Part(usage=Usage(prompt=len(row.prompt)))
         async with contextlib.aclosing(write(self._scheduler, row, stream)) as pieces:
-            async for piece, written, finish in pieces:
-                yield as_part(self._places.engine, piece, written, finish)
+            async for piece, count, finish in pieces:
+                yield as_part(self._places.engine, piece, count, finish)
 
 
 def encode(engine: Engine, prompt: Prompt) -> Sequence[int]:
@@ -91,41 +101,6 @@ def stream_seed(seed: int, prompt: int, choice: int) -> int:
     """The random stream of a choice, 31 bits: seeds beside one another share nothing."""
     digest = hashlib.blake2b(f"{seed}/{prompt}/{choice}".encode(), digest_size=4).digest()
     return int.from_bytes(digest) >> 1
-
-
-async def write(
-    scheduler: Scheduler, row: Row, stream: TextStream
-) -> AsyncGenerator[tuple[Piece, int, str | None]]:
-    """A row's text as it comes, how many tokens were written for it, and how it ended, last.
-
-    The row is forgotten as soon as nobody reads on, or a stop string came.
-    """
-    loop, told = asyncio.get_running_loop(), asyncio.Queue[Tokens]()
-
-    def tell(tokens: Tokens) -> None:
-        loop.call_soon_threadsafe(told.put_nowait, tokens)
-
-    try:
-        ticket = scheduler.submit(row, tell)
-    except Closed as error:
-        raise ApiError(503, str(error), retry_s=5) from error
-    try:
-        while True:
-            tokens = await told.get()
-            if tokens.done == FAILED:
-                raise ApiError(500, "the device failed on this request; try again", code="device_failed")
-            spoken = len(tokens.ids) - (tokens.done == STOP)  # an end token is no text
-            piece = stream.feed(tokens.ids[:spoken], tokens.logps[:spoken])
-            if piece.stopped or tokens.done is None:
-                yield piece, len(tokens.ids), STOP if piece.stopped else None
-            else:
-                last = stream.end()
-                joined = Piece(piece.text + last.text, piece.tokens + last.tokens)
-                yield joined, len(tokens.ids), LENGTH if tokens.done == LENGTH else STOP
-            if piece.stopped or tokens.done:
-                return
-    finally:
-        scheduler.cancel(ticket)
 
 
 def as_part(engine: Engine, piece: Piece, written: int, finish: str | None) -> Part:

@@ -158,6 +158,9 @@ def read_ask(body: Mapping[str, Any], chat: bool, defaults: Defaults, bounds: Bo
         raise ApiError(
             400, f"logprobs: not with reasoning={reasoning}, which they would show", param="logprobs"
         )
+    pricing = found.get("pricing", defaults.pricing)
+    if logprobs and pricing is not None:
+        raise ApiError(400, "logprobs: not of a priced answer, parts of which nobody drew", param="logprobs")
     held = {"pricing": defaults.pricing, "analyze": defaults.analyze, "reasoning": defaults.reasoning}
     return Ask(**{**held, **found, "chat": chat, "prompts": prompts, "usage": usage, "logprobs": logprobs})
 

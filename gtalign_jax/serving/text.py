@@ -2,6 +2,7 @@
 
     stream = TextStream(engine, stops)        piece = stream.feed(tokens)      piece = stream.end()
     view   = View(mode)                       shown = view.feed(text)          shown = view.end()
+    before = Before(tag)                      text = before.feed(text)
 
 What might still turn out to be part of a stop string, of a tag or of a character is held back until it is
 settled, so what was given out is never taken back.
@@ -48,8 +49,11 @@ class TextStream:
         self._stopped = False
 
     def feed(self, ids: Sequence[int], logps: Sequence[float]) -> Piece:
-        """The next tokens of the row, an end token left out; nothing after a stop string counts."""
-        for i, logp in zip(ids, logps, strict=True):
+        """The next tokens of the row, an end token left out; nothing after a stop string counts.
+
+        logps: theirs, and perhaps that of an end token.
+        """
+        for i, logp in zip(ids, logps, strict=False):
             if self._stopped:
                 break
             self.tokens.append(i)
@@ -141,6 +145,23 @@ class View:
         ready = len(inside[: len(inside) - _held(inside, (CLOSE,))].rstrip())
         self._text = inside[ready:]
         return inside[:ready]
+
+
+class Before:
+    """The text before the first `tag`, in pieces; nothing after it."""
+
+    def __init__(self, tag: str) -> None:
+        self._tag, self._text, self._over = tag, "", False
+
+    def feed(self, text: str) -> str:
+        """The next of it that is settled."""
+        if self._over:
+            return ""
+        before, found, _ = (self._text + text).partition(self._tag)
+        self._over = bool(found)
+        ready = len(before) - (0 if found else _held(before, (self._tag,)))
+        self._text = before[ready:]
+        return before[:ready]
 
 
 def _held(text: str, ends: Sequence[str]) -> int:

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from gtalign_jax.chain.prompt import format_chain, payoff_json
@@ -55,37 +54,13 @@ def _random_params(seed: int, engine: Engine):
 
 
 @pytest.fixture(scope="module")
-def params(engine):
+def params(engine, teach):
     """A model taught both chains, the clarifying matrix twice as often as the other."""
     prompt = engine_lib.encode(engine, PROMPT)
-    rows = [
-        prompt + engine_lib.encode(engine, CHAINS[name]) + list(engine.eos_ids) for name in ("CQ", "CQ", "DA")
-    ]
-    length = np.array([len(row) for row in rows])
-    tokens = np.zeros((3, length.max()), np.int32)
-    for row, values in zip(tokens, rows, strict=True):
-        row[: len(values)] = values
-    mask = np.arange(length.max() - 1) < (length - 1)[:, None]
-    optimizer = optax.adam(3e-3)
-
-    def loss(params):
-        logits = unembed(params, engine.model_config, forward(params, engine.model_config, tokens, length))
-        each = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
-        return jnp.sum(each * mask) / jnp.sum(mask)
-
-    @jax.jit
-    def train(params):
-        def step(carry, _):
-            params, opt_state = carry
-            value, grads = jax.value_and_grad(loss)(params)
-            updates, opt_state = optimizer.update(grads, opt_state)
-            return (optax.apply_updates(params, updates), opt_state), value
-
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=150)
-
-    (trained, _), losses = train(_random_params(0, engine))
-    assert losses[-1] < 0.1
-    return trained
+    names = ("CQ", "CQ", "DA")
+    return teach(
+        engine, [prompt + engine_lib.encode(engine, CHAINS[name]) + list(engine.eos_ids) for name in names]
+    )
 
 
 def to_answer(payoff):

@@ -1,0 +1,140 @@
+"""An answer whose matrix is edited on the way, in two rows of the scheduler.
+
+    row 1   prompt                      → <thinking> … <payoff> M </payoff>
+    row 2   prompt, the same up to M'   → <analyze> … <response> …        M' as the pricing says
+
+Between them the prefix is token ids: the model's own before the matrix, and those of M'. Row 2 computes it
+once as a prompt and goes on in row 1's random stream, so that the whole is what one generation forced to the
+prefix would be. `steer.steer` does the same for prompts that are known together, on the cache they share.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import numpy as np
+
+from gtalign_jax.chain.parse import chosen_action, parse_chain
+from gtalign_jax.chain.prompt import payoff_json
+from gtalign_jax.errors import UserError
+from gtalign_jax.game.pricing import apply_policy, as_written
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout.continuous import Row
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.serving.parts import Part, Usage
+from gtalign_jax.serving.protocol import SOLVER, ApiError, Ask, Pricing
+from gtalign_jax.serving.scheduler import LENGTH, STOP, Scheduler
+from gtalign_jax.serving.solution import solution, solver_analysis
+from gtalign_jax.serving.splice import CLOSE, OPEN, read_payoff, splice_payoff
+from gtalign_jax.serving.text import Before, TextStream
+from gtalign_jax.serving.written import write
+
+SPLICED = 128  # tokens that an edited matrix and a solver's analysis may add to a prefix
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A first pass and what is gone on with. payoff, edited: None, and why in `reason`, without an edit."""
+
+    prefix: tuple[int, ...]
+    payoff: np.ndarray | None = None
+    edited: np.ndarray | None = None
+    reason: str | None = None
+
+
+def first_row(engine: Engine, row: Row) -> Row:
+    """The row of the first pass, whose tokens the second reads as a prompt. ApiError when none has room."""
+    longest = engine.buckets.prompt[-1] - SPLICED
+    if len(row.prompt) >= longest:
+        said = f"the prompt has {len(row.prompt)} tokens; a priced one has fewer than {longest}"
+        raise ApiError(400, said, code="context_length_exceeded")
+    return dataclasses.replace(row, max_new_tokens=min(row.max_new_tokens, longest - len(row.prompt)))
+
+
+async def answer(scheduler: Scheduler, engine: Engine, ask: Ask, row: Row) -> AsyncGenerator[Part]:
+    """The parts of one priced answer; the last tells what was done.
+
+    Text before the matrix comes as it is written, the matrix once it is edited. An answer whose matrix cannot
+    be read or edited goes on as it is, and says so.
+    """
+    stream, before, sent = TextStream(engine, (CLOSE, *ask.stop)), Before(OPEN), 0
+    finish: str | None = None
+    yield Part(usage=Usage(prompt=len(row.prompt)))
+    async with contextlib.aclosing(write(scheduler, first_row(engine, row), stream)) as pieces:
+        async for piece, count, ended in pieces:
+            text, finish = before.feed(piece.text), ended
+            sent += len(text)
+            yield Part(text, usage=Usage(completion=count))
+    whole = engine_lib.decode_tokens(engine, stream.tokens)
+    if not whole[len(stream.text) :].startswith(CLOSE):  # it ended, or was stopped, before
+        none = Cut((), reason="the answer ended before its matrix did")
+        yield Part(stream.text[sent:], finish=finish, steering=steering(ask, none, stream.text))
+        return
+    cut = edit(engine, stream.tokens, ask, row.max_new_tokens)
+    async with contextlib.aclosing(_go_on(scheduler, engine, ask, row, cut)) as parts:
+        async for part, text in parts:
+            skipped, sent = min(sent, len(part.text)), max(0, sent - len(part.text))
+            said = steering(ask, cut, text) if part.finish else None
+            yield dataclasses.replace(part, text=part.text[skipped:], steering=said)
+
+
+async def _go_on(
+    scheduler: Scheduler, engine: Engine, ask: Ask, row: Row, cut: Cut
+) -> AsyncGenerator[tuple[Part, str]]:
+    """(part, all text so far) of the prefix and what follows it."""
+    stream = TextStream(engine, ask.stop)
+    piece = stream.feed(cut.prefix, [0.0] * len(cut.prefix))
+    left = row.max_new_tokens - len(cut.prefix)
+    if piece.stopped or left < 1:
+        yield Part(piece.text, finish=STOP if piece.stopped else LENGTH), stream.text
+        return
+    prompt = (*row.prompt, *cut.prefix)
+    yield Part(piece.text, usage=Usage(prompt=len(prompt))), stream.text
+    rest = dataclasses.replace(row, prompt=prompt, max_new_tokens=left, first=len(cut.prefix))
+    async with contextlib.aclosing(write(scheduler, rest, stream)) as pieces:
+        async for piece, count, finish in pieces:
+            yield Part(piece.text, finish=finish, usage=Usage(completion=count)), stream.text
+
+
+def edit(engine: Engine, token_ids: list[int], ask: Ask, budget: int) -> Cut:
+    """What a sequence that ends with its matrix goes on with, within a budget of tokens for the whole."""
+    assert ask.pricing is not None
+    own = tuple(token_ids)
+    try:
+        payoff = read_payoff(engine_lib.decode_tokens(engine, own))
+        edited = edited_payoff(payoff, ask.pricing)
+        analysis = solver_analysis(edited) if ask.analyze == SOLVER else None
+        prefix = splice_payoff(engine, own, payoff_json(edited), analysis).prefix
+    except UserError as error:
+        return Cut(own, reason=str(error).partition(";")[0])
+    if len(prefix) >= budget:
+        said = f"max_tokens={budget}: the edited matrix ends at token {len(prefix)}; raise it"
+        return Cut(own, payoff, reason=said)
+    return Cut(prefix, payoff, edited)
+
+
+def edited_payoff(payoff: np.ndarray, pricing: Pricing) -> np.ndarray:
+    """The matrix [U, A, 2] as the pricing has it, as models read it."""
+    return as_written(apply_policy(payoff, pricing.policy, pricing.price))
+
+
+def steering(ask: Ask, cut: Cut, text: str) -> dict[str, Any]:
+    """What an answer says of its pricing.
+
+    action: which <analyze> names. recommended: by the matrix that it was written after.
+    """
+    assert ask.pricing is not None
+    shown = cut.payoff if cut.edited is None else cut.edited
+    return {
+        "steered": cut.edited is not None,
+        "reason": cut.reason,
+        "policy": ask.pricing.policy,
+        "price": ask.pricing.price,
+        "analyze": ask.analyze,
+        "payoff": None if cut.payoff is None else json.loads(payoff_json(cut.payoff)),
+        "edited": None if cut.edited is None else json.loads(payoff_json(cut.edited)),
+        "recommended": None if shown is None else solution(shown)["action"],
+        "action": chosen_action(parse_chain(text).analyze),
+    }
