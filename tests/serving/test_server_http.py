@@ -351,7 +351,7 @@ def test_two_thousand_half_open_connections_leave_room_and_are_dropped(address):
 
 
 def test_connections_beyond_the_bound_are_dropped_at_once(serving, backend, keys):
-    few = dataclasses.replace(PATIENCE, connections=5, idle_s=0.5)
+    few = dataclasses.replace(PATIENCE, connections=5, idle_s=2.0)
     with serving(Service(backend, keys, BOUNDS, LIMITS), few) as server:
         lines = [socket.create_connection(server.address, timeout=20) for _ in range(9)]
         until(lambda: len(server.server_state.connections) == 5)
