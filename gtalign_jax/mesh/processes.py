@@ -123,6 +123,21 @@ def from_main(make: Callable[[], Any]) -> Any:
     return value
 
 
+def on_each(make: Callable[[], Any]) -> Any:
+    """What `make` returns on this process; every process calls it. An exception on one is raised on all."""
+    if jax.process_count() == 1:
+        return make()
+    value, failure = None, None
+    try:
+        value = make()
+    except Exception as error:  # passed on, as in `from_main`
+        failure = error
+    failures = [error for error in all_gather(failure) if error is not None]
+    if failures:
+        raise failures[0]
+    return value
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set on any process."""
     return any(all_gather(bool(flag)))

@@ -1,6 +1,6 @@
 """Architecture of a decoder-only transformer, read from and written to a Hugging Face `config.json`.
 
-Covers the dense Qwen2 / Qwen2.5, Qwen3 and Llama 3 families. A field that would change the numbers
+Covers the dense Qwen2 / Qwen2.5, Qwen3, Llama 3 and Mistral families. A field that would change the numbers
 and is not understood is refused by name: a silently ignored setting is a wrong model.
 """
 
@@ -10,16 +10,21 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from gtalign_jax import jsonl
 from gtalign_jax.errors import INF, MAX_COUNT, UserError, in_range, naming, positive, within
+from gtalign_jax.models.fields import choice, number, size, truth, warn_of_metadata
 from gtalign_jax.models.rope import RopeConfig
 
 FAMILIES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
 }
 
 DTYPES = ("float32", "bfloat16", "float16")
+STORED = (*DTYPES, "float64")  # types of tensors in a folder
+_LAYERS = ("full_attention", "sliding_attention")
 REMAT = ("none", "dots", "full")
 DECODE_LAYOUTS = ("auto", "rows", "features", "gathered")  # see `models.layouts`
 ATTENTION = ("auto", "xla", "chunked", "splash", "cudnn")  # see `models.fused`
@@ -31,18 +36,37 @@ _CHOICES = {
     "attention": ATTENTION,
 }
 
-# Fields that are read below, and fields that cannot change a forward pass.
+# Fields that are read below, by all families or by one.
 _READ = set(
     """model_type architectures vocab_size hidden_size intermediate_size num_hidden_layers head_dim
-    num_attention_heads num_key_value_heads rope_theta rope_scaling rope_parameters rms_norm_eps
-    tie_word_embeddings attention_bias mlp_bias hidden_act use_sliding_window sliding_window
-    max_window_layers layer_types max_position_embeddings initializer_range""".split()
+    num_attention_heads num_key_value_heads rope_theta rope_scaling rope_parameters partial_rotary_factor
+    rms_norm_eps tie_word_embeddings hidden_act max_position_embeddings initializer_range dtype
+    torch_dtype""".split()
 )
+_WINDOW = {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}
+_READ_BY = {
+    "qwen2": _WINDOW,
+    "qwen3": {"attention_bias", *_WINDOW},
+    "llama": {"attention_bias", "mlp_bias"},
+    "mistral": {"sliding_window"},
+}
+# Fields of transformers that change no forward pass.
 _NEUTRAL = set(
-    """_name_or_path attention_dropout bos_token_id eos_token_id pad_token_id dtype torch_dtype use_cache
-    transformers_version pretraining_tp chunk_size_feed_forward id2label label2id return_dict
-    output_attentions output_hidden_states is_encoder_decoder problem_type""".split()
+    """_name_or_path name_or_path attention_dropout bos_token_id eos_token_id pad_token_id use_cache
+    transformers_version pretraining_tp chunk_size_feed_forward id2label label2id num_labels return_dict
+    output_attentions output_hidden_states problem_type _attn_implementation attn_implementation""".split()
 )
+# Fields that make another model of any family, unless they have this value.
+_REFUSED = {
+    **dict.fromkeys(
+        """quantization_config per_layer_config logit_softcap attn_logit_softcapping final_logit_softcapping
+        logit_scale logits_scaling embedding_multiplier residual_multiplier attention_multiplier
+        query_pre_attn_scalar clip_qkv num_experts num_local_experts""".split()
+    ),
+    "partial_rotary_factor": 1.0,
+    "is_causal": True,
+    "is_encoder_decoder": False,
+}
 _SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"),
     *("head_dim", "max_positions"),
@@ -120,51 +144,69 @@ class ModelConfig:
 def read_config(folder: str | pathlib.Path, runtime: RuntimeConfig = RuntimeConfig()) -> ModelConfig:
     """The model of an HF folder's `config.json`, to be computed as `runtime` says."""
     path = pathlib.Path(folder) / "config.json"
-    try:
-        fields = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; --model must be a Hugging Face model folder") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    return dataclasses.replace(from_hf(fields, str(path)), runtime=runtime)
+    if not path.exists():
+        raise UserError(f"{path}: not found; --model must be a Hugging Face model folder")
+    return dataclasses.replace(from_hf(jsonl.read_object(path), str(path)), runtime=runtime)
 
 
 def from_hf(fields: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
-    """ModelConfig from HF config fields. Raises UserError naming any field it cannot honour."""
-    family = fields.get("model_type")
-    if family not in FAMILIES:
-        raise UserError(f"{where}: model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
-    unknown = sorted(set(fields) - _READ - _NEUTRAL)
-    if unknown:
-        raise UserError(f"{where}: field {unknown[0]!r} is not understood and may change the numbers")
-    if fields.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{where}: hidden_act {fields['hidden_act']!r} is not supported; only silu is")
-    heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
-    attention_bias = fields.get("attention_bias", False)
-    window, window_layers = _sliding_window(fields, layers)
+    """ModelConfig from HF config fields, with the defaults of transformers.
+
+    A field that the family's class in transformers does not have is metadata: it is named in a warning, and
+    an export keeps it. Raises UserError naming a field that would change the numbers and is not understood,
+    or one that is missing or of the wrong type or range.
+    """
+    family = choice(fields, "model_type", where, FAMILIES)
+    metadata = _metadata(fields, family, where)
+    choice(fields, "hidden_act", where, ("silu",), "silu")
+    choice(fields, "dtype", where, STORED, None)
+    choice(fields, "torch_dtype", where, STORED, None)
+    hidden, heads, layers = (
+        size(fields, name, where) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    )
+    bias = "attention_bias" in _READ_BY[family] and truth(fields, "attention_bias", where, False)
+    window, window_layers = _sliding_window(fields, family, layers, where)
     with naming(f"{where}: "):
-        return ModelConfig(
+        config = ModelConfig(
             family=family,
-            vocab_size=fields["vocab_size"],
-            hidden_size=fields["hidden_size"],
-            intermediate_size=fields["intermediate_size"],
+            vocab_size=size(fields, "vocab_size", where),
+            hidden_size=hidden,
+            intermediate_size=size(fields, "intermediate_size", where),
             num_layers=layers,
             num_heads=heads,
-            num_kv_heads=fields.get("num_key_value_heads") or heads,
-            head_dim=fields.get("head_dim") or (128 if family == "qwen3" else fields["hidden_size"] // heads),
+            num_kv_heads=size(fields, "num_key_value_heads", where, heads),
+            head_dim=size(fields, "head_dim", where, 128 if family == "qwen3" else max(1, hidden // heads)),
             rope=RopeConfig.from_hf(fields, where),
-            rms_norm_eps=fields.get("rms_norm_eps", 1e-6),
-            tie_embeddings=fields.get("tie_word_embeddings", False),
-            qkv_bias=True if family == "qwen2" else attention_bias,
-            output_bias=False if family == "qwen2" else attention_bias,
-            mlp_bias=fields.get("mlp_bias", False) if family == "llama" else False,
+            rms_norm_eps=number(fields, "rms_norm_eps", where, 1e-6),
+            tie_embeddings=truth(fields, "tie_word_embeddings", where, False),
+            qkv_bias=family == "qwen2" or bias,
+            output_bias=bias,
+            mlp_bias=family == "llama" and truth(fields, "mlp_bias", where, False),
             qk_norm=family == "qwen3",
             window=window,
             window_layers=window_layers,
-            max_positions=fields.get("max_position_embeddings", 32768),
+            max_positions=size(fields, "max_position_embeddings", where, 32768),
             initializer_range=fields.get("initializer_range", 0.02),
             source=json.dumps(dict(fields)),
         )
+    warn_of_metadata(metadata, where)
+    return config
+
+
+def _metadata(fields: Mapping[str, Any], family: str, where: str) -> list[str]:
+    """Fields that neither we nor the family's class in transformers read; UserError for those it does."""
+    for name, harmless in _REFUSED.items():
+        if fields.get(name) not in (None, harmless):
+            raise UserError(f"{where}: field {name!r} changes the numbers and is not supported")
+    unknown = sorted(set(fields) - _READ - _READ_BY[family] - _NEUTRAL - set(_REFUSED))
+    if unknown:
+        from transformers import AutoConfig  # takes a second, and few folders need it
+
+        theirs = AutoConfig.for_model(family).to_dict()
+        for name in unknown:
+            if name in theirs:
+                raise UserError(f"{where}: field {name!r} is not understood and may change the numbers")
+    return unknown
 
 
 def to_hf(config: ModelConfig) -> dict[str, Any]:
@@ -196,13 +238,28 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
     return fields
 
 
-def _sliding_window(fields: Mapping[str, Any], layers: int) -> tuple[int, tuple[bool, ...]]:
+def _sliding_window(
+    fields: Mapping[str, Any], family: str, layers: int, where: str
+) -> tuple[int, tuple[bool, ...]]:
     """(window, which layers use it); older configs give a first layer, newer ones a list of types."""
-    window = fields.get("sliding_window") or 0
-    if not window or not fields.get("use_sliding_window", False):
+    if family == "llama":
         return 0, ()
+    # Null is no window, and no field at all the default of transformers.
+    window = size(fields, "sliding_window", where, 0, least=0) if "sliding_window" in fields else 4096
+    if family == "mistral":
+        return window, (True,) * layers if window else ()
+    wanted = truth(fields, "use_sliding_window", where, False)
     types = fields.get("layer_types")
-    if types:
-        return window, tuple(kind == "sliding_attention" for kind in types)
-    first = fields.get("max_window_layers", layers)
-    return window, tuple(i >= first for i in range(layers))
+    first = size(fields, "max_window_layers", where, 28, least=0)
+    inside = [i >= first and wanted and window > 0 for i in range(layers)]
+    if types is not None:
+        if not isinstance(types, list) or len(types) != layers or not set(map(str, types)) <= set(_LAYERS):
+            raise UserError(
+                f"{where}: layer_types must be a list of {layers} of {', '.join(_LAYERS)}, as many as layers"
+            )
+        inside = [kind == "sliding_attention" for kind in types]
+        if any(inside) and not (wanted and window):
+            raise UserError(
+                f"{where}: layer_types has sliding_attention, and use_sliding_window or sliding_window not"
+            )
+    return (window, tuple(inside)) if any(inside) else (0, ())

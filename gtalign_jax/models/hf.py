@@ -56,16 +56,17 @@ def load_params(folder: pathlib.Path, config: ModelConfig, shardings: PyTree | N
     """Parameters of an HF folder in `config.runtime.param_dtype`, laid out by `shardings` (a like tree).
 
     Without shardings they go to the first device of this process. Raises UserError naming a missing,
-    superfluous, misshapen or damaged tensor or file, before anything is put on a device.
+    superfluous, misshapen or damaged tensor or file, before anything is put on a device, and one that holds a
+    number that is not finite; on several processes all raise what one of them found.
     """
-    tensors = stored.read_headers(pathlib.Path(folder))
+    tensors = processes.on_each(lambda: stored.read_headers(pathlib.Path(folder)))
     table, shapes = name_table(config), abstract_params(config)
     _check_tensors(table, shapes, tensors, config)
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
     load = functools.partial(_load_leaf, tensors)
-    return jax.tree.map(load, table, shapes, shardings, is_leaf=is_entry)
+    return processes.on_each(lambda: jax.tree.map(load, table, shapes, shardings, is_leaf=is_entry))
 
 
 def _load_leaf(

@@ -12,21 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from gtalign_jax.errors import UserError, positive
+from gtalign_jax.models.fields import choice, nested, number, truth, warn_of_metadata
 
-_FIELDS = {
-    "default": set(),
-    "linear": {"factor"},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-    "yarn": {
-        "factor",
-        "original_max_position_embeddings",
-        "attention_factor",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
-    },
+# Kind → the fields that it must have, and those that it may have.
+_FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
+    "yarn": (
+        ("factor", "original_max_position_embeddings"),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
 }
 
 
@@ -43,20 +39,34 @@ class RopeConfig:
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any], where: str) -> RopeConfig:
-        """Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before)."""
-        nested = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-        theta = nested.pop("rope_theta", None) or fields.get("rope_theta") or 10000.0
-        kind = nested.pop("rope_type", None) or nested.pop("type", None) or "default"
-        nested.pop("type", None)
-        if kind not in _FIELDS:
-            raise UserError(f"{where}: rope_type {kind!r} is not supported; use one of {', '.join(_FIELDS)}")
-        unknown = sorted(set(nested) - _FIELDS[kind])
-        if unknown:
-            raise UserError(f"{where}: rope field {unknown[0]!r} is not understood for {kind!r}")
+        """Reads `rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (before).
+
+        Fields that the kind does not have are metadata, and named in a warning.
+        """
+        given = nested(fields, "rope_scaling", where) or nested(fields, "rope_parameters", where)
+        where = f"{where}: rope"
+        if any(isinstance(value, dict) for value in given.values()):
+            raise UserError(f"{where}: parameters for each type of layer are not supported")
+        theta = number(given if given.get("rope_theta") is not None else fields, "rope_theta", where, 10000.0)
+        kind = choice(given, "rope_type", where, _FIELDS, None) or choice(
+            given, "type", where, _FIELDS, "default"
+        )
         if kind == "yarn":
-            nested.setdefault("original_max_position_embeddings", fields.get("max_position_embeddings"))
-        values = tuple(sorted((k, v) for k, v in nested.items() if v is not None))
-        return cls(theta=float(theta), kind=kind, scaling=values)
+            given = {"original_max_position_embeddings": fields.get("max_position_embeddings"), **given}
+        must, may = _FIELDS[kind]
+        scaling = {name: number(given, name, f"{where} {kind}") for name in must}
+        for name in may:
+            if name == "truncate" and given.get(name) is not None:
+                scaling[name] = truth(given, name, where, True)
+            elif given.get(name) or (name == "attention_factor" and given.get(name) is not None):
+                scaling[name] = number(given, name, where)
+        if given.get("partial_rotary_factor") not in (None, 1.0):
+            raise UserError(
+                f"{where}: field 'partial_rotary_factor' changes the numbers and is not supported"
+            )
+        known = {"rope_theta", "rope_type", "type", "partial_rotary_factor", *must, *may}
+        warn_of_metadata(set(given) - known, where)
+        return cls(theta=theta, kind=kind, scaling=tuple(sorted(scaling.items())))
 
     def to_hf(self) -> dict[str, Any]:
         return {"rope_parameters": {"rope_theta": self.theta, "rope_type": self.kind, **dict(self.scaling)}}

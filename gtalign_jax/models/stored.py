@@ -6,6 +6,7 @@ writer wants every tensor of a file in memory twice. The bytes are those the lib
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
@@ -14,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -34,12 +38,16 @@ class Tensor:
 
 
 def read_headers(folder: pathlib.Path) -> dict[str, Tensor]:
-    """Every tensor of an HF folder by name, from the index or the single file; no data is read.
+    """Every tensor of an HF folder by name, from the single file or else from the index; no data is read.
 
     Raises UserError naming a file that is missing or damaged, or a tensor the index promises in vain.
     """
     index, single = folder / INDEX, folder / SINGLE
-    if index.is_file():
+    if single.is_file():
+        if index.exists():
+            log.warning("%s: %s is read and not the shards of %s, as in transformers", folder, SINGLE, INDEX)
+        return {t.name: t for t in _header(single)}
+    if index.exists():
         weight_map = _weight_map(index)
         found = [t for file in sorted(set(weight_map.values())) for t in _header(folder / file)]
         tensors = {t.name: t for t in found if weight_map.get(t.name) == t.file.name}
@@ -47,16 +55,17 @@ def read_headers(folder: pathlib.Path) -> dict[str, Tensor]:
         if lost:
             raise UserError(f"{folder / weight_map[lost[0]]}: {lost[0]} is not in it, but {INDEX} says so")
         return tensors
-    if single.is_file():
-        return {t.name: t for t in _header(single)}
     raise UserError(f"{folder}: neither {SINGLE} nor {INDEX}; other formats are not read")
 
 
 def _weight_map(index: pathlib.Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(index.read_text())["weight_map"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{index}: no index of tensors ({error}); fetch the file again") from error
+    names = jsonl.read_object(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise UserError(f"{index}: weight_map must name the file of each tensor; fetch the file again")
+    outside = [file for file in names.values() if pathlib.Path(file).name != file]
+    if outside:
+        raise UserError(f"{index}: {outside[0]!r} is not the name of a file beside it")
+    return names
 
 
 def _header(file: pathlib.Path) -> list[Tensor]:
@@ -86,10 +95,25 @@ def check(tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def read_slice(tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
-    """A part of a tensor in its stored type; only this part leaves the disk. index: a slice an axis."""
+    """A part of a tensor in its stored type; only this part leaves the disk. index: a slice an axis.
+
+    Raises UserError for a number in it that is not finite.
+    """
     # Opened anew each time: an open file would keep all pages ever read in this process's memory.
     with _opened(tensor.file) as file:
-        return file.get_slice(tensor.name)[index]
+        part = file.get_slice(tensor.name)[index]
+    if not _all_finite(part):
+        raise UserError(f"{tensor.file}: {tensor.name} holds NaN or infinity; fetch or train the model again")
+    return part
+
+
+def _all_finite(part: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite, by the bits, which are ordered as sizes are: no copy is made."""
+    width = 8 * part.itemsize
+    infinite = int(np.array(np.inf, part.dtype).view(f"u{part.itemsize}"))
+    bits = (part.view(f"i{part.itemsize}"), part.view(f"u{part.itemsize}"))  # positive and negative ones last
+    limits = (infinite, infinite | 1 << (width - 1))
+    return not part.size or all(int(x.max()) < limit for x, limit in zip(bits, limits, strict=True))
 
 
 def dtype_name(dtype: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import hypothesis
 import hypothesis.strategies as st
@@ -278,10 +279,67 @@ def test_a_damaged_file_is_named(tmp_path, damage, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}'])
-def test_a_damaged_index_is_named(tmp_path, text):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -np.float32(np.nan)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_a_number_that_is_not_finite_names_its_tensor(folder, tmp_path, dtype, value):
+    def change(t):
+        t.update({name: array.astype(dtype) for name, array in t.items()})
+        t[DOWN].reshape(-1)[7] = value
+
+    source = edit(folder(), tmp_path, change)
+    with pytest.raises(UserError, match=f"model.safetensors: {DOWN} holds NaN or infinity"):
+        hf.load_params(source, read_config(source))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_largest_and_smallest_numbers_are_finite(folder, tmp_path, dtype):
+    limits = jnp.finfo(dtype)
+
+    def change(t):
+        t.update({name: array.astype(dtype) for name, array in t.items()})
+        t[DOWN].reshape(-1)[:4] = [limits.max, limits.min, limits.smallest_subnormal, -0.0]
+
+    source = edit(folder(), tmp_path, change)
+    assert jax.tree.leaves(hf.load_params(source, read_config(source)))
+
+
+def test_tensors_that_share_bytes_are_damage(tmp_path):
+    """Also when the file is as long as all of them together."""
+    save_file({"a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}, tmp_path / "model.safetensors")
+    data = (tmp_path / "model.safetensors").read_bytes()
+    for ours, theirs in ((b"[8,16]", b"[0,8] "), (b"[8,16]", b"[4,12]"), (b"[0,8]", b"[0,9]")):
+        assert ours in data
+        (tmp_path / "model.safetensors").write_bytes(data.replace(ours, theirs))
+        with pytest.raises(UserError, match="model.safetensors: damaged"):
+            stored.read_headers(tmp_path)
+
+
+def test_a_single_file_goes_before_an_older_index_as_in_transformers(folder, tmp_path, caplog):
+    source = shutil.copytree(folder("qwen2_tied"), tmp_path / "both")
+    new = {name: array * 2 for name, array in tensors(source).items()}
+    assert (source / "model.safetensors.index.json").is_file()
+    save_file(new, source / "model.safetensors", metadata={"format": "pt"})
+    config = read_config(source, RuntimeConfig(param_dtype="bfloat16"))
+    ours = hf.load_params(source, config)["embedding"]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(source).get_input_embeddings().weight
+    np.testing.assert_array_equal(ours.astype(np.float32), theirs.detach().float().numpy())
+    np.testing.assert_array_equal(ours, new["model.embed_tokens.weight"])
+    assert "model.safetensors is read and not the shards of model.safetensors.index.json" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "must be a JSON object"),
+        ('{"weight_map": 3}', "weight_map must name the file of each tensor"),
+        ('{"weight_map": {"a": 3}}', "weight_map must name the file of each tensor"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "is not the name of a file beside it"),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path, text, message):
     (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(UserError, match="index.json: no index of tensors"):
+    with pytest.raises(UserError, match=f"index.json: .*{message}"):
         stored.read_headers(tmp_path)
     with pytest.raises(UserError, match="other formats are not read"):
         stored.read_headers(pathlib.Path(tmp_path, "absent"))

@@ -57,6 +57,8 @@ CASES = {
             mlp_bias=True,
         ),
     ),
+    "mistral": ("Mistral", dict(sliding_window=None, rope_theta=500.0)),
+    "mistral_window": ("Mistral", dict(sliding_window=5)),
 }
 
 
