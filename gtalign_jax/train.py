@@ -65,7 +65,7 @@ def _train(config: ml_collections.ConfigDict, job: Job) -> dict[str, list[dict[s
         aligned = run_align(job, sft, session)
         if settings.align.steps:
             rows["aligned"] = evaluate_once(job, "aligned", aligned, settings.align.steps)
-        save_model(aligned, job.model, workdir / "hf", job.engine.tokenizer)
+        save_model(aligned, job.model, workdir / "hf", job.engine.tokenizer, job.model_folder)
         save_adapters(aligned, settings, job.model, workdir / "adapter", job.model_folder)
         examples = steer_examples(job, aligned)
     if processes.is_main():

@@ -12,7 +12,7 @@ from typing import Any
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import INF, MAX_COUNT, UserError, in_range, naming, positive, within
-from gtalign_jax.models.fields import choice, number, size, truth, warn_of_metadata
+from gtalign_jax.models.fields import choice, number, size, token_ids, truth, warn_of_metadata
 from gtalign_jax.models.rope import RopeConfig
 
 FAMILIES = {
@@ -161,6 +161,8 @@ def from_hf(fields: Mapping[str, Any], where: str = "config.json") -> ModelConfi
     choice(fields, "hidden_act", where, ("silu",), "silu")
     choice(fields, "dtype", where, STORED, None)
     choice(fields, "torch_dtype", where, STORED, None)
+    vocab_size = size(fields, "vocab_size", where)
+    token_ids(fields, "eos_token_id", where, vocab_size)
     hidden, heads, layers = (
         size(fields, name, where) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     )
@@ -169,7 +171,7 @@ def from_hf(fields: Mapping[str, Any], where: str = "config.json") -> ModelConfi
     with naming(f"{where}: "):
         config = ModelConfig(
             family=family,
-            vocab_size=size(fields, "vocab_size", where),
+            vocab_size=vocab_size,
             hidden_size=hidden,
             intermediate_size=size(fields, "intermediate_size", where),
             num_layers=layers,

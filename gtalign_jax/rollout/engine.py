@@ -7,19 +7,20 @@ keys are arguments of what it is given to, first of all of `generate.rollout`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import datetime
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import jax
-import jinja2
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gtalign_jax.chain.grammar import chain_grammar
 from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.rollout import grammar
+from gtalign_jax.rollout import chat, grammar
 from gtalign_jax.rollout.buckets import BucketConfig, bucket
+from gtalign_jax.rollout.chat import Messages
 from gtalign_jax.rollout.grammar import BlockLimits, Constraint
 from gtalign_jax.rollout.request import Ending
 from gtalign_jax.rollout.sampling import SamplingConfig
@@ -30,8 +31,6 @@ from gtalign_jax.types import Completions, PromptBatch
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Messages = Sequence[Mapping[str, str]]
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Engine:
@@ -41,6 +40,8 @@ class Engine:
     so many decode steps (0: never; the whole generation is then one program without a pause). rows: at most
     so many rows are decoded at a time, rounded up to the devices they are spread over; the others of a call
     wait for the place of a row that is done, and batch buckets do not bound the call (0: all at once).
+    eos_ids: the tokens that end a completion; the first is the one that ends a turn. date: what a chat
+    template that asks for today is told (None: today).
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -51,20 +52,19 @@ class Engine:
     mesh: Mesh | None = None
     compact_every: int = 0
     rows: int = 0
+    date: datetime.date | None = None
 
 
 def encode(engine: Engine, prompt: str | Messages) -> list[int]:
-    """Token ids of a plain text, or of chat messages through the chat template, ready to be answered."""
+    """Token ids of a plain text, or of chat messages through the chat template, ready to be answered.
+
+    A tokenizer may begin a text with a token of its own; one that the text begins with is not doubled.
+    """
     if isinstance(prompt, str):
-        return list(engine.tokenizer(prompt)["input_ids"])
-    if not engine.tokenizer.chat_template:
-        raise UserError("the model's tokenizer has no chat template; give plain text or token ids instead")
-    try:
-        text = engine.tokenizer.apply_chat_template(
-            [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
-        )
-    except jinja2.TemplateError as error:
-        raise UserError(f"the chat template refuses these messages ({error})") from error
+        ids, begin = list(engine.tokenizer(prompt)["input_ids"]), engine.tokenizer.bos_token
+        doubled = begin and prompt.startswith(begin) and ids[:2] == [engine.tokenizer.bos_token_id] * 2
+        return ids[1:] if doubled else ids
+    text = chat.render(engine.tokenizer, prompt, engine.date)
     return list(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -102,8 +102,8 @@ def make_ending(engine: Engine, stops: Sequence[str] = ()) -> Ending:
 
 def token_texts(engine: Engine) -> list[str]:
     """The text of every token id of the model, "" for ids the tokenizer does not have."""
-    known, vocab = len(engine.tokenizer), engine.model_config.vocab_size
-    return [engine.tokenizer.decode([i]) if i < known else "" for i in range(vocab)]
+    known, vocab = set(engine.tokenizer.get_vocab().values()), engine.model_config.vocab_size
+    return [engine.tokenizer.decode([i]) if i in known else "" for i in range(vocab)]
 
 
 def make_constraint(engine: Engine, limits: BlockLimits | None = None) -> Constraint:

@@ -52,7 +52,7 @@ def export_checkpoint(
         if found is not None:
             meta, state = found
             params = _whole(state.policy.params, settings, model, folder)
-            save_model(params, model, out, load_tokenizer(folder, chat=True))
+            save_model(params, model, out, load_tokenizer(folder, chat=True), folder)
             save_adapters(params, settings, model, adapter, folder)
             return f"{meta['phase']} step {meta['step']}"
     there = ", ".join(f"{phase} {k}" for phase in PHASES for k in checkpoint.steps_in(checkpoints / phase))

@@ -35,10 +35,12 @@ from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
 from gtalign_jax.rewards.tasks.task import Tasks
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.buckets import bucket
+from gtalign_jax.rollout.chat import asks_for_date
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.rollout.folder import EngineOptions, folder_engine
+from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_fields
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
+from gtalign_jax.run.record import start_date
 from gtalign_jax.run.settings import DataConfig, Settings, check_batches, make_settings, run_tasks
 from gtalign_jax.types import PyTree
 
@@ -98,6 +100,8 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     if not settings.start.path:
         _make_model(folder, config.model, settings, train_items, chains)
     engine = load_folder_engine(folder, settings, mesh)
+    if asks_for_date(engine.tokenizer):
+        engine = dataclasses.replace(engine, date=start_date(workdir))
     encode = functools.partial(engine_lib.encode, engine)
     fits = functools.partial(engine_lib.fits, engine)
     test = loader.encode_prompts(test_items, encode, fits)
@@ -227,15 +231,17 @@ def _make_model(
     tokenizer = train_tokenizer(texts, settings.start.vocab_size)
     config = config_lib.build(ModelConfig, {**model, "vocab_size": len(tokenizer)}, "model")
     params = jax.jit(transformer.init_params, static_argnums=1)(jax.random.key(settings.seed), config)
-    save_model(params, config, folder, tokenizer)
+    save_model(params, config, folder, tokenizer, folder)
 
 
-def save_model(params: PyTree, config: ModelConfig, folder: pathlib.Path, tokenizer: Any) -> None:
-    """An HF folder with its tokenizer and end and padding tokens in the generation config.
+def save_model(
+    params: PyTree, config: ModelConfig, folder: pathlib.Path, tokenizer: Any, start: pathlib.Path
+) -> None:
+    """An HF folder with its tokenizer and the generation config of `start`, the folder the model came from.
 
     Adapters are merged into it.
     """
-    generation = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    generation = generation_fields(start, tokenizer, config.vocab_size)
     hf.save_params(lora.merged(params), config, folder, tokenizer=tokenizer, generation=generation)
 
 
@@ -245,10 +251,11 @@ def _demonstrations(
     """Tokenised chains of every training prompt; those over max_new_tokens are dropped with a count."""
     if not chains:
         return []
-    end = engine.eos_ids[0]
+    end = engine.eos_ids[0]  # what the chat template ends a turn with
     kept, dropped = [], 0
     for item, prompt in zip(train.items, train.tokens, strict=True):
-        rows = [ids + [end] for ids in engine.tokenizer(chains[item.id])["input_ids"]]
+        encoded = engine.tokenizer(chains[item.id], add_special_tokens=False)["input_ids"]
+        rows = [ids + [end] for ids in encoded]
         if all(len(row) <= settings.max_new_tokens for row in rows):
             kept.append(Demonstration(prompt, rows))
         else:

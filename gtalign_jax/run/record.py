@@ -3,6 +3,7 @@
 A work directory holds a run from its first step or evaluation on; until then its config may be mended.
 """
 
+import datetime
 import json
 import pathlib
 import shutil
@@ -67,6 +68,24 @@ def has_steps(workdir: pathlib.Path) -> bool:
     return any(path.is_file() or path.name.isdigit() for path in found) or (
         metrics.is_file() and metrics.stat().st_size > 0
     )
+
+
+def start_date(workdir: pathlib.Path) -> datetime.date:
+    """The day a run was started on, kept in `date.txt`: prompts that name a date stay the same over midnight.
+
+    Only a run whose chat template asks for it has one. Every process calls this.
+    """
+    path = workdir / "date.txt"
+
+    def recorded() -> datetime.date:
+        if not path.exists():
+            jsonl.write_atomic(path, f"{datetime.date.today().isoformat()}\n")
+        try:
+            return datetime.date.fromisoformat(path.read_text(encoding="utf-8").strip())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: must be the day the run was started on, as 2026-01-31") from error
+
+    return processes.from_main(recorded)
 
 
 def _changed(config: ml_collections.ConfigDict, path: pathlib.Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import pathlib
+import re
 
 import pytest
 import transformers
@@ -168,6 +170,12 @@ def test_a_published_config_loads_as_transformers_reads_it_and_is_kept(name, tmp
         expected.rope_parameters["rope_type"],
     )
     assert (ours.window or None) == getattr(expected, "sliding_window", None)
+
+
+def test_the_page_about_models_lists_these_configs():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert rows == [(name, fields["model_type"]) for name, fields in REAL.items()]
 
 
 METADATA = {

@@ -24,7 +24,7 @@ def folder(tmp_path_factory, tokenizer):
     """A random Qwen2 whose weights are large enough for varied greedy text."""
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
-        vocab_size=304,
+        vocab_size=384,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
