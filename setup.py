@@ -84,6 +84,7 @@ setup(
         "serve": SERVE,
         "test": SERVE + pins("test"),
         "dev": pins("dev"),
+        "real": [*pins("real"), *(line for line in pins("test") if line.startswith("torch=="))],
         "oldest": [line.partition(",")[0].replace(">=", "==") for line in RUNTIME + SERVE],
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],

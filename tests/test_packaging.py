@@ -46,7 +46,7 @@ def test_every_range_has_a_lower_and_an_upper_bound(section):
 
 
 def test_torch_and_the_tools_are_for_tests_and_development_alone():
-    apart = pins("test") | pins("dev")
+    apart = pins("test") | pins("dev") | pins("real")
     assert {"torch", "pytest", "ruff", "mypy"} < set(apart)
     assert not set(apart) & set(bounds())
 
@@ -56,7 +56,7 @@ def test_every_import_is_required(package):
     known = packages_distributions()
     required = set(bounds()) | {"wandb"}  # which a run that needs it asks for
     if package == "experiments":
-        required.add("torch")  # of the benchmarks, which stand beside it
+        required |= {"torch", *pins("real")}  # of benchmarks and real models, beside it
     server = REPO / "gtalign_jax/serving"
     for path in (REPO / package).rglob("*.py"):
         if path.parent.name == "peers":  # these run in environments of their own
