@@ -1,28 +1,124 @@
-"""The published datasets: parquet files of one folder per task, read into items."""
+"""The items of a run: records of the embedded tasks, the published files or a source of one's own, read.
+
+A record that is not as it must be is one line that names file, row and field. A task leaves out what is not
+for it (an empty last message, an easier level); that is counted.
+"""
 
 import dataclasses
+import json
+import logging
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gtalign_jax.data.item import Item, Readable, Record
+from gtalign_jax.data import synthetic
+from gtalign_jax.data.config import DataConfig, FieldNames
+from gtalign_jax.data.item import Item, Readable, Record, shown
+from gtalign_jax.data.records import KINDS, Row
 from gtalign_jax.errors import UserError, naming
 
-# What an item needs; the other columns differ in type between files.
+log = logging.getLogger(__name__)
+# What an item of the published files needs; the other columns differ in type between files.
 _COLUMNS = ["prompt", "data_source", "reward_model", "extra_info"]
+TRAIN, TEST = "train", "test"
+
+
+class Known(Readable, synthetic.Embedded, Protocol):
+    """What data needs to know of a task."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """items, in file order; empty: rows dropped because their last message is empty."""
+    """items, in the order of their source; empty: records that their task left out. bad: lines about
+    records that are not as they must be, where they were to be collected."""
 
     items: list[Item]
     empty: int
+    bad: tuple[str, ...] = ()
 
 
-def read_split(root: str, tasks: Iterable[Readable], split: str) -> Loaded:
+def load_items(config: DataConfig, tasks: Mapping[str, Known], split: str) -> list[Item]:
+    """The items of a split, `*_per_task` of each task; test items are marked where they were trained on."""
+    limit = config.train_per_task if split == TRAIN else config.test_per_task
+    loaded = read_source(config, tasks, split, limit)
+    if loaded.empty:
+        log.warning("%d records of %s are not for their task or empty, and left out", loaded.empty, split)
+    items = loaded.items
+    if config.decontaminate and split == TRAIN:
+        items = _unseen(items, read_source(config, tasks, TEST, 0).items)
+    if not items:
+        raise UserError(f"config.data.source={config.source}: no item in split {config.split_name(split)!r}")
+    return _mark_seen(config, tasks, items) if split == TEST else items
+
+
+def read_source(
+    config: DataConfig, tasks: Mapping[str, Known], split: str, limit: int, keep_going: bool = False
+) -> Loaded:
+    """At most `limit` items of each task (0: all) of a split, read from the source of the config.
+
+    keep_going: collect what is wrong with records in `bad` instead of raising UserError at the first.
+    """
+    if config.source == "synthetic":
+        made = synthetic.make_records(list(tasks.values()), split, limit, config.seed)
+        embedded = (Row(f"embedded tasks, row {i}", record) for i, record in enumerate(made))
+        return read_rows(embedded, _published_reader(tasks), keep_going=keep_going)
+    if config.source == "gtalign":
+        loaded = read_split(config.root, tasks.values(), config.split_name(split), keep_going)
+        kept = _first_of_each(loaded.items, tasks, limit) if limit else loaded.items
+        return dataclasses.replace(loaded, items=kept)
+    _, rows_of = KINDS[config.kind]
+    rows, read = rows_of(config.place, config.split_name(split)), _own_reader(config, tasks)
+    limits = dict.fromkeys(tasks, limit) if limit else {}
+    return read_rows(rows, read, limits, keep_going, _in_split(split, config.test_share))
+
+
+def read_rows(
+    rows: Iterable[Row],
+    read: Callable[[Row], Item | None],
+    limits: Mapping[str, int] | None = None,
+    keep_going: bool = False,
+    belongs: Callable[[Row, Item], bool] = lambda row, item: True,
+) -> Loaded:
+    """The items of rows that belong to the split, numbered as they come; with limits, at most so many of each
+    task, and no row more is read than that takes."""
+    items: list[Item] = []
+    bad: list[str] = []
+    empty, left = 0, Counter(limits or {})
+    for row in rows:
+        try:
+            item = _read(row, read)
+        except UserError as error:
+            if not keep_going:
+                raise
+            bad.append(str(error))
+            continue
+        if item is None:
+            empty += 1
+        elif belongs(row, item) and (not limits or left[item.task] > 0):
+            left[item.task] -= 1
+            items.append(dataclasses.replace(item, id=len(items)))
+            if limits and not +left:
+                break
+    return Loaded(items, empty, tuple(bad))
+
+
+def _read(row: Row, read: Callable[[Row], Item | None]) -> Item | None:
+    """The item of a row; UserError says where the row stands and what is wrong with it."""
+    try:
+        with naming(f"{row.where}: "):
+            return read(row)
+    except KeyError as error:
+        raise UserError(f"{row.where}: {error.args[0]}: missing") from error
+    except (TypeError, AttributeError) as error:  # of a reader that met another type than it was made for
+        raise UserError(f"{row.where}: cannot be read ({error}); mend or remove the row") from error
+
+
+def read_split(root: str, tasks: Iterable[Readable], split: str, keep_going: bool = False) -> Loaded:
     """Items of `root/TASK/SPLIT.parquet` for each task that has the split.
 
     Raises UserError for a missing root, a task without any file, or a row of another task.
@@ -30,50 +126,136 @@ def read_split(root: str, tasks: Iterable[Readable], split: str) -> Loaded:
     folder, tasks = pathlib.Path(root), list(tasks)
     if not root or not folder.is_dir():
         raise UserError(f"config.data.root={root!r}: no such folder; give the folder of the parquet files")
-    items: list[Item] = []
-    empty = 0
+    rows: list[Row] = []
     for task in tasks:
         path = folder / task.name / f"{split}.parquet"
         if not path.is_file():
             raise UserError(
                 f"{path}: not found; leave {task.name!r} out of config.data.tasks or add the file"
             )
-        rows = read_rows(path)
-        kept = [item for i, row in enumerate(rows) if (item := item_of(row, tasks, i, str(path))) is not None]
-        items += kept
-        empty += len(rows) - len(kept)
-    return Loaded([dataclasses.replace(item, id=i) for i, item in enumerate(items)], empty)
+        rows += [Row(f"{path}, row {i}", record) for i, record in enumerate(_published_rows(path))]
+    return read_rows(rows, _published_reader({task.name: task for task in tasks}), keep_going=keep_going)
 
 
-def item_of(record: Record, tasks: Sequence[Readable], id: int, where: str) -> Item | None:
-    """The item of a published row by the task that reads its data_source; None when it is not for that task.
+def prompt_key(item: Item) -> tuple[str, ...]:
+    """What makes two prompts the same: all that was said, whatever the instruction before it."""
+    return tuple(message["content"] for message in item.messages if message["role"] != "system")
 
-    Raises UserError naming the file, the row and the column that is not as it must be.
+
+def mark_seen(test: list[Item], trained: Iterable[Item]) -> list[Item]:
+    """Test items with `seen` set where the prompt also stands among the training items.
+
+    The published math split leaks: its numbers measure memory in part, so unseen rows are reported apart.
     """
-    where = f"{where}, row {id}"
-    known: Mapping[str, Readable] = {task.source: task for task in tasks}
-    source = record["data_source"]
-    if source not in list(known):
-        raise UserError(f"{where}: data_source {source!r} is not a known task; known: {', '.join(known)}")
-    with naming(f"{where}: "):
-        item = known[source].read(record)
-    return item and dataclasses.replace(item, id=id, task=known[source].name, source=source)
+    seen = {prompt_key(item) for item in trained}
+    return [dataclasses.replace(item, seen=prompt_key(item) in seen) for item in test]
 
 
-def read_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of one parquet file as plain dictionaries."""
+def _mark_seen(config: DataConfig, tasks: Mapping[str, Known], test: list[Item]) -> list[Item]:
+    """`mark_seen` by what a run of this config could train on; nothing where the splits never meet."""
+    if config.source == "synthetic":
+        return test
+    if config.source == "gtalign":
+        names, split = dict.fromkeys(item.task for item in test), config.split_name(TRAIN)
+        has_split = [n for n in names if (pathlib.Path(config.root) / n / f"{split}.parquet").is_file()]
+        trained = read_split(config.root, [tasks[name] for name in has_split], split).items
+    else:
+        trained = read_source(config, tasks, TRAIN, config.train_per_task).items
+    return mark_seen(test, _unseen(trained, test) if config.decontaminate else trained)
+
+
+def _unseen(train: list[Item], test: list[Item]) -> list[Item]:
+    """Training items whose prompt does not stand in the test split."""
+    held_out = {prompt_key(item) for item in test}
+    kept = [item for item in train if prompt_key(item) not in held_out]
+    if len(kept) < len(train):
+        log.warning("%d training rows stand in the test split and are left out", len(train) - len(kept))
+    return kept
+
+
+def _first_of_each(items: list[Item], tasks: Mapping[str, Known], limit: int) -> list[Item]:
+    return [item for task in tasks for item in [i for i in items if i.task == task][:limit]]
+
+
+def _published_rows(path: pathlib.Path) -> list[dict]:
+    """The rows of one published file as plain dictionaries."""
     try:
         return pq.read_table(path, columns=_COLUMNS).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
 
 
-def mark_seen(test: list[Item], root: str, tasks: Mapping[str, Readable]) -> list[Item]:
-    """Test items with `seen` set where the prompt stands in the task's training file, if there is one.
+def _published_reader(tasks: Mapping[str, Readable]) -> Callable[[Row], Item | None]:
+    """Reads a row of the published schema by the task that its data_source belongs to."""
+    known = {task.source: task for task in tasks.values()}
 
-    The published math split leaks: its numbers measure memory in part, so unseen rows are reported apart.
-    """
-    names = dict.fromkeys(item.task for item in test)
-    trained = [tasks[name] for name in names if (pathlib.Path(root) / name / "train.parquet").is_file()]
-    seen = {item.messages[-1]["content"] for item in read_split(root, trained, "train").items}
-    return [dataclasses.replace(item, seen=item.messages[-1]["content"] in seen) for item in test]
+    def read(row: Row) -> Item | None:
+        source = row.record["data_source"]
+        if source not in list(known):
+            raise ValueError(f"data_source {source!r} is not a known task; known: {', '.join(known)}")
+        item = known[source].read(row.record)
+        return item and dataclasses.replace(item, task=known[source].name, source=source)
+
+    return read
+
+
+def _own_reader(config: DataConfig, tasks: Mapping[str, Readable]) -> Callable[[Row], Item | None]:
+    """Reads a record of a source of one's own, in the fields that it has there."""
+
+    def read(row: Row) -> Item | None:
+        record = renamed(row.record, config.fields)
+        task = _task_of(record, row.task, tasks)
+        item = task.read(record)
+        if item is None:
+            return None
+        if task.needs_truth and not item.ground_truth.strip():
+            raise ValueError(
+                f"truth: missing or empty, and task {task.name!r} needs one; give it, or map it with "
+                "config.data.fields.truth"
+            )
+        if config.system and item.messages[0]["role"] != "system":
+            system = {"role": "system", "content": config.system}
+            item = dataclasses.replace(item, messages=(system, *item.messages))
+        return dataclasses.replace(item, task=task.name, source=task.source)
+
+    return read
+
+
+def renamed(record: Record, fields: FieldNames) -> Record:
+    """The record under the names that we read; ValueError for a field that the config names and it lacks."""
+    names = dataclasses.asdict(fields)
+    changed = {ours: theirs for ours, theirs in names.items() if theirs != ours}
+    for ours, theirs in changed.items():
+        if theirs not in record:
+            raise ValueError(f"{theirs}: missing; config.data.fields.{ours} names it")
+    return {**record, **{ours: record[theirs] for ours, theirs in changed.items()}}
+
+
+def _task_of(record: Record, folder: str, tasks: Mapping[str, Readable]) -> Readable:
+    """The task that a record names, or its data_source, or its folder; else the run's only one."""
+    name = record.get("task")
+    if name is None and record.get("data_source") is not None:
+        by_source = {task.source: task.name for task in tasks.values()}
+        name = record["data_source"]
+        name = by_source.get(name, name) if isinstance(name, str) else name
+    if name is None:
+        name = folder or (next(iter(tasks)) if len(tasks) == 1 else None)
+    if name is None:
+        raise ValueError(
+            f"task: missing; the run has several ({', '.join(tasks)}), so each row names its own"
+        )
+    if name not in list(tasks):
+        raise ValueError(f"task {shown(name)}: is not one of config.data.tasks ({', '.join(tasks)})")
+    return tasks[name]
+
+
+def _in_split(split: str, test_share: float) -> Callable[[Row, Item], bool]:
+    """Whether an item belongs to a split; in a file that holds both a hash of the prompt says so."""
+
+    def belongs(row: Row, item: Item) -> bool:
+        if not row.whole:
+            return True
+        held_out = zlib.crc32(json.dumps(prompt_key(item)).encode()) % 1000 < test_share * 1000
+        return held_out == (split == TEST)
+
+    return belongs

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gtalign_jax import config as config_lib
-from gtalign_jax.data import loader, sources, synthetic, teacher
+from gtalign_jax.data import loader, sources, teacher
 from gtalign_jax.data.item import Item
 from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import train_tokenizer
@@ -41,7 +41,7 @@ from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
 from gtalign_jax.run.record import start_date
-from gtalign_jax.run.settings import DataConfig, Settings, check_batches, make_settings, run_tasks
+from gtalign_jax.run.settings import Settings, check_batches, make_settings, run_tasks
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
@@ -93,8 +93,8 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     tasks = run_tasks(settings.data)
     judge, consistency = _judges(settings, stats, tasks)
     trains = settings.sft.steps or settings.align.steps
-    train_items = load_items(settings.data, tasks, "train") if trains else []
-    test_items = load_items(settings.data, tasks, "test")
+    train_items = sources.load_items(settings.data, tasks, sources.TRAIN) if trains else []
+    test_items = sources.load_items(settings.data, tasks, sources.TEST)
     chains = _write_chains(train_items, tasks, settings)
     folder = start_folder(settings, workdir)
     if not settings.start.path:
@@ -106,6 +106,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     fits = functools.partial(engine_lib.fits, engine)
     test = loader.encode_prompts(test_items, encode, fits)
     train = loader.encode_prompts(train_items, encode, fits) if trains else PromptSet([], [], 0)
+    _check_rows(settings, train)
     _check_budget(settings, train, batch_shards(mesh))
     for name, part in (("train", train), ("test", test)):
         if part.dropped:
@@ -127,22 +128,6 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         untrained=_block_tables(engine, settings.align.untrained_blocks),
         generator=make_generator(settings.engine, engine, workdir),
     )
-
-
-def load_items(config: DataConfig, tasks: Tasks, split: str) -> list[Item]:
-    """The items of a split, `*_per_task` of each task."""
-    limit = config.train_per_task if split == "train" else config.test_per_task
-    if config.source == "synthetic":
-        given = list(tasks.values())
-        records = synthetic.make_records(given, split, limit, config.seed)
-        return [item for i, r in enumerate(records) if (item := sources.item_of(r, given, i, "embedded"))]
-    loaded = sources.read_split(config.root, tasks.values(), split)
-    if loaded.empty:
-        log.warning("%d rows of %s have an empty last message and are dropped", loaded.empty, split)
-    kept = loaded.items
-    if limit:
-        kept = [i for task in tasks for i in [i for i in kept if i.task == task][:limit]]
-    return sources.mark_seen(kept, config.root, tasks) if split == "test" else kept
 
 
 def _judges(settings: Settings, stats: Counters, tasks: Tasks) -> tuple[Judge, ConsistencyJudge | None]:
@@ -171,6 +156,16 @@ def _warn(settings: Settings) -> None:
     trains_all = (settings.sft.steps or settings.align.steps) and not settings.lora.rank
     if settings.start.param_dtype == "bfloat16" and trains_all:
         log.warning("config.start.param_dtype: small updates are lost in bfloat16; set config.lora.rank")
+
+
+def _check_rows(settings: Settings, train: PromptSet) -> None:
+    """A batch that holds a prompt twice is no batch that anybody wants."""
+    for name, phase in (("sft", settings.sft), ("align", settings.align)):
+        if phase.steps and len(train.items) < phase.prompts:
+            raise UserError(
+                f"config.{name}.prompts={phase.prompts}: there are only {len(train.items)} training prompts; "
+                "lower it or give more"
+            )
 
 
 def _check_budget(settings: Settings, train: PromptSet, shards: int) -> None:

@@ -22,6 +22,13 @@ from gtalign_jax.remote.client import redacted_value
 RETIRED = {"model": ("attention", "decode_layout", "param_dtype")}
 # Section → fields that runs of before do not have, with the value they then had or have now.
 ADDED = {
+    "data": {
+        "splits": ["train", "test"],
+        "test_share": 0.2,
+        "fields": {name: name for name in ("question", "messages", "truth", "task", "id")},
+        "instruction": "short",
+        "decontaminate": False,
+    },
     "engine": {"patience_s": 300.0},
     "health": {"gap_limit": 0.02, "gap_growth": 100.0, "sft_growth": 2.0},
 }

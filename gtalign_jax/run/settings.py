@@ -7,6 +7,7 @@ import ml_collections
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.chain.parse import BLOCKS
+from gtalign_jax.data.config import DataConfig
 from gtalign_jax.errors import INF, MAX_COUNT, MAX_SEED, UserError, in_range
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
@@ -26,34 +27,6 @@ from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.run.health import HealthConfig
 from gtalign_jax.run.log import MetricsConfig
 from gtalign_jax.run.phase import CheckpointConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """source: `synthetic` (the embedded tasks) or `gtalign` (parquet files under root).
-
-    tasks: names, or module:NAME of a `Task` of one's own (docs/tasks.md).
-    train_per_task, test_per_task: items of each task (0: all there are, real data only). seed: of the
-    embedded items, the demonstrations and the order of batches.
-    """
-
-    source: str = "synthetic"
-    root: str = ""
-    tasks: tuple[str, ...] = ("math", "medium", "ambig_qa", "wildguard")
-    train_per_task: int = 512
-    test_per_task: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.source not in ("synthetic", "gtalign"):
-            raise ValueError(f"source={self.source!r}: must be synthetic or gtalign")
-        counts = (0, MAX_COUNT)
-        in_range(self, train_per_task=counts, test_per_task=counts, seed=(0, MAX_SEED))
-        if isinstance(self.tasks, str) or len(self.tasks) > 1 and all(len(name) == 1 for name in self.tasks):
-            name = "".join(self.tasks)
-            raise ValueError(f"tasks={name}: write several names, or one with a comma: ('{name}',)")
-        if not self.tasks or len(set(self.tasks)) != len(self.tasks):
-            raise ValueError(f"tasks={self.tasks}: name one task or more, each once")
 
 
 @dataclasses.dataclass(frozen=True)

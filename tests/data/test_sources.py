@@ -5,8 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from gtalign_jax.data import sources
+from gtalign_jax.data.config import DataConfig
 from gtalign_jax.errors import UserError
-from gtalign_jax.rewards.tasks import TASKS
+from gtalign_jax.rewards.tasks import TASKS, resolve_tasks
 
 
 def write(folder, task, split, rows):
@@ -141,8 +142,26 @@ def test_the_published_files_are_read_whole(shared):
         assert {item.task for item in loaded.items} == {task}
 
 
-def test_the_math_split_leaks_as_documented(shared):
+def published(shared, tasks, **fields):
+    """(config, tasks) of a run on the published files, all rows."""
     root = str(shared / "data" / "gtalign")
-    items = sources.mark_seen(read(root, ["math", "advbench"], "test").items, root, TASKS)
+    config = DataConfig(source="gtalign", root=root, tasks=tasks, train_per_task=0, test_per_task=0, **fields)
+    return config, resolve_tasks(tasks)
+
+
+def test_the_math_split_leaks_as_documented(shared):
+    items = sources.load_items(*published(shared, ("math", "advbench")), "test")
     assert sum(item.task == "math" and not item.seen for item in items) == 79
     assert not any(item.seen for item in items if item.task == "advbench")  # it has no training file
+
+
+def test_training_rows_that_stand_in_test_can_be_left_out(shared):
+    whole = sources.load_items(*published(shared, ("math",)), "train")
+    config, tasks = published(shared, ("math",), decontaminate=True)
+    kept = sources.load_items(config, tasks, "train")
+    test = sources.load_items(config, tasks, "test")
+    held_out = {item.messages[-1]["content"] for item in test}
+    assert [item.messages for item in kept] == [
+        item.messages for item in whole if item.messages[-1]["content"] not in held_out
+    ]
+    assert 0 < len(kept) < len(whole) and not any(item.seen for item in test)

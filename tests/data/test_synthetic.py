@@ -7,7 +7,8 @@ import pytest
 
 from gtalign_jax.chain.parse import chosen_action, parse_chain, payoff_array
 from gtalign_jax.data import synthetic, teacher
-from gtalign_jax.data.sources import item_of
+from gtalign_jax.data.config import DataConfig
+from gtalign_jax.data.sources import read_source
 from gtalign_jax.errors import UserError
 from gtalign_jax.rewards.judges.base import JudgeRequest
 from gtalign_jax.rewards.judges.rules import judge_by_rules
@@ -20,8 +21,7 @@ IDEAL = teacher.TeacherConfig(1.0, 1.0, 0.0, 0.0, 1)  # right, whole and brief
 
 
 def items(split="train", per_task=40, seed=0):
-    records = synthetic.make_records(TASKS, split, per_task, seed)
-    return [item_of(record, TASKS, i, "here") for i, record in enumerate(records)]
+    return read_source(DataConfig(seed=seed), EMBEDDED, split, per_task).items
 
 
 def test_records_follow_the_published_schema_and_the_seed():

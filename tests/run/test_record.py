@@ -87,7 +87,7 @@ def test_credentials_of_an_old_run_are_not_repeated(tmp_path):
 
 
 def test_a_run_from_before_a_field_was_added_goes_on_with_its_default(tmp_path):
-    fields = config().to_dict()
+    fields = json.loads(config_lib.to_json(config()))
     for section, values in ADDED.items():
         assert values == {name: fields[section].pop(name) for name in values}
     (tmp_path / "config.json").write_text(json.dumps(fields))

@@ -140,8 +140,10 @@ def _turn(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def _read_coqa(record: Record) -> Item | None:
     """CoQA's own records, as published or by `datasets`: the last question of each, and its answer."""
-    questions = [_said(one, "questions") for one in record["questions"]]
-    answers = record["answers"]
+    asked, answers = record["questions"], record["answers"]
+    if not isinstance(asked, list):
+        raise ValueError(f"questions {shown(asked)}: must be a list")
+    questions = [_said(one, "questions") for one in asked]
     listed = answers.get("input_text") if isinstance(answers, Mapping) else answers
     if not isinstance(listed, list) or len(listed) != len(questions) or not questions:
         raise ValueError(f"answers {shown(answers)}: must be one each of {len(questions)} questions")

@@ -1,0 +1,118 @@
+"""Records of other people's data, one at a time, each with where it stands.
+
+A kind of source is a function `(place, split) → Iterator[Row]`. A place of files is one file, which holds
+both splits, or a folder with a file of each split, `SPLIT.jsonl` or `TASK/SPLIT.jsonl`.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gtalign_jax import jsonl
+from gtalign_jax.data.item import Record, shown
+from gtalign_jax.errors import UserError
+
+_BATCH = 256  # rows of a parquet file in memory at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """where: file and row, for messages. whole: it stands in a file that holds both splits. task: the folder
+    of its file, where that names one."""
+
+    where: str
+    record: Record
+    whole: bool = False
+    task: str = ""
+
+
+Rows = Callable[[str, str], Iterator[Row]]
+
+
+def jsonl_rows(place: str, split: str) -> Iterator[Row]:
+    """Lines of JSON-lines files; `.json` files hold a list, or an object whose `data` is one."""
+    for path, whole, task in _files(place, split, (".jsonl", ".json")):
+        if path.suffix == ".json":
+            for i, record in enumerate(_listed(path)):
+                yield Row(f"{path}, row {i}", record, whole, task)
+        else:
+            for number, record in jsonl.stream(path):
+                yield Row(f"{path}:{number}", record, whole, task)
+
+
+def parquet_rows(place: str, split: str) -> Iterator[Row]:
+    """Rows of parquet files, in flat memory."""
+    for path, whole, task in _files(place, split, (".parquet",)):
+        try:
+            with pq.ParquetFile(path) as file:
+                records = (row for batch in file.iter_batches(_BATCH) for row in batch.to_pylist())
+                for i, record in enumerate(records):
+                    yield Row(f"{path}, row {i}", record, whole, task)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def hub_rows(place: str, split: str) -> Iterator[Row]:
+    """Rows of a data set of the hub, or of a local folder of one, streamed: it need not fit in memory."""
+    import datasets
+
+    name, _, subset = place.partition(":")
+    try:
+        if any((pathlib.Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
+            saved = datasets.load_from_disk(name)
+            rows = saved[split] if isinstance(saved, dict) else saved
+        else:
+            rows = datasets.load_dataset(name, subset or None, split=split, streaming=True)
+        for i, record in enumerate(rows):
+            yield Row(f"hub:{place} {split}, row {i}", record)
+    except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"config.data.source=hub:{place}: split {split!r} cannot be read ({reason})"
+        ) from error
+
+
+# What comes before the colon of config.data.source → (what comes after it, how its rows are read).
+KINDS: dict[str, tuple[str, Rows]] = {
+    "jsonl": ("PATH", jsonl_rows),
+    "parquet": ("PATH", parquet_rows),
+    "hub": ("NAME", hub_rows),
+}
+
+
+def _files(place: str, split: str, endings: tuple[str, ...]) -> list[tuple[pathlib.Path, bool, str]]:
+    """(file, whether it holds both splits, the task its folder names) of each file of a split."""
+    path = pathlib.Path(place).expanduser()
+    if path.is_file():
+        return [(path, True, "")]
+    if not path.is_dir():
+        raise UserError(f"config.data.source: {path}: no such file or folder")
+    found = [(path / f"{split}{end}", False, "") for end in endings]
+    found += [(p, False, p.parent.name) for end in endings for p in sorted(path.glob(f"*/{split}{end}"))]
+    kept = [one for one in found if one[0].is_file()]
+    if not kept:
+        wanted = " or ".join(f"{split}{end}" for end in endings)
+        raise UserError(f"{path}: holds no {wanted}; add it, or name the split in config.data.splits")
+    return kept
+
+
+def _listed(path: pathlib.Path) -> list[Any]:
+    """The records of a JSON file; UserError when it is not UTF-8, not JSON, or holds no list."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    records = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(records, list):
+        raise UserError(f"{path}: must hold a list of records, or an object whose data is one")
+    for i, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, row {i}: {shown(record)}: must be an object")
+    return records
