@@ -32,6 +32,7 @@ from gtalign_jax.train import evaluate_model
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "--config=configs/quickstart.py:tiny"
+MATH = ["--config.data.tasks=('math',)"]
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +224,14 @@ def test_another_config_in_the_same_folder_is_refused_untouched(run):
         (["--config.data.source=gtalign", "--config.data.root=/nowhere"], "config.data.root='/nowhere'"),
         (["--config.data.tasks=('math','poetry')"], "'poetry' is not a task; known: math"),
         (["--config.buckets.prompt=(8,)"], "raise the last of config.buckets.prompt"),
+        (
+            [*MATH, "--config.data.train_per_task=1"],
+            "config.align.prompts=2: there are only 1 training prompts",
+        ),
+        (
+            [*MATH, "--config.data.train_per_task=3"],
+            "config.sft.prompts=4: there are only 3 training prompts",
+        ),
         (["--config.max_new_tokens=20"], "config.max_new_tokens=20: no demonstration fits"),
         (["--config.align.algorithm=reinforce"], "'reinforce': use one of"),
         (["--config.reward.fn=fame"], "config.reward.fn='fame'"),

@@ -41,7 +41,14 @@ from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
 from gtalign_jax.run.record import start_date
-from gtalign_jax.run.settings import Settings, check_batches, make_settings, run_tasks
+from gtalign_jax.run.settings import (
+    AlignConfig,
+    Settings,
+    SftConfig,
+    check_batches,
+    make_settings,
+    run_tasks,
+)
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
@@ -106,7 +113,9 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     fits = functools.partial(engine_lib.fits, engine)
     test = loader.encode_prompts(test_items, encode, fits)
     train = loader.encode_prompts(train_items, encode, fits) if trains else PromptSet([], [], 0)
-    _check_rows(settings, train)
+    demonstrations = _demonstrations(engine, train, chains, settings)
+    _check_rows("align", settings.align, len(train.items))
+    _check_rows("sft", settings.sft, len(demonstrations))
     _check_budget(settings, train, batch_shards(mesh))
     for name, part in (("train", train), ("test", test)):
         if part.dropped:
@@ -120,7 +129,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         engine=engine,
         train=train,
         test=test,
-        demonstrations=_demonstrations(engine, train, chains, settings),
+        demonstrations=demonstrations,
         judge=judge,
         consistency=consistency,
         judge_stats=stats,
@@ -158,14 +167,14 @@ def _warn(settings: Settings) -> None:
         log.warning("config.start.param_dtype: small updates are lost in bfloat16; set config.lora.rank")
 
 
-def _check_rows(settings: Settings, train: PromptSet) -> None:
-    """A batch that holds a prompt twice is no batch that anybody wants."""
-    for name, phase in (("sft", settings.sft), ("align", settings.align)):
-        if phase.steps and len(train.items) < phase.prompts:
-            raise UserError(
-                f"config.{name}.prompts={phase.prompts}: there are only {len(train.items)} training prompts; "
-                "lower it or give more"
-            )
+def _check_rows(section: str, phase: SftConfig | AlignConfig, rows: int) -> None:
+    """A batch that holds a prompt twice is no batch that anybody wants; packed rows hold no prompt each."""
+    packed = isinstance(phase, SftConfig) and phase.pack
+    if phase.steps and not packed and rows < phase.prompts:
+        raise UserError(
+            f"config.{section}.prompts={phase.prompts}: there are only {rows} training prompts; lower it or "
+            "give more"
+        )
 
 
 def _check_budget(settings: Settings, train: PromptSet, shards: int) -> None:
