@@ -18,7 +18,7 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -141,6 +141,13 @@ def _messages(flags: argparse.Namespace, prompt: str) -> Messages:
     ]
 
 
+def _prompt(flags: argparse.Namespace, line: Mapping[str, Any]) -> Messages:
+    """A line's messages as they are, or its text under the system message."""
+    where = f"{flags.prompts}:{line['line']}"
+    name, value = lines.prompt_field(line, where, allowed=("prompt", "messages"))
+    return value if name == "messages" else _messages(flags, value)
+
+
 def _steer_prompts(
     flags: argparse.Namespace,
     sampling: SamplingConfig,
@@ -177,7 +184,7 @@ def _steer_one(flags: argparse.Namespace, pricing: Pricing, sampling: SamplingCo
 def _steer_all(flags: argparse.Namespace, pricing: Pricing, sampling: SamplingConfig) -> None:
     points = [sweep.read_point(text.strip(), "--prices") for text in flags.prices.split(",")]
     given = lines.read_lines(flags.prompts)
-    prompts = [line["messages"] if "messages" in line else _messages(flags, line["prompt"]) for line in given]
+    prompts = [_prompt(flags, line) for line in given]
     edits = [sweep.point_edit(pricing, point) for point in points]
     written: list[dict[str, Any]] = []
 
