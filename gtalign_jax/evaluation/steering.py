@@ -44,7 +44,7 @@ def _columns(line: Mapping[str, Any]) -> list[float]:
         return [float("nan")] * (len(SHARES) + len(MEANS))
     said = [float(line["action"] == action) for action in ACTIONS]
     means = [float("nan") if line[name] is None else float(line[name]) for name in MEANS]
-    return [1.0, *said, float(line["action"] == line["recommended"]), float(line["obeys"]), *means]
+    return [1.0, *said, float(line["follows"]), float(line["obeys"]), *means]
 
 
 def format_curve(curve: Curve) -> str:

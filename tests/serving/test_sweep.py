@@ -47,6 +47,10 @@ def test_a_line_says_what_was_recommended_said_and_paid():
     free, dear = lines_of(FLIPS, ["DA", "DA"], [0.0, 4.0], 7)
     assert (free["recommended"], free["action"], free["cost"], free["n_tokens"]) == ("DA", "DA", 0.0, 3)
     assert free["obeys"] and dear["obeys"]
+    assert free["follows"] and not dear["follows"]
+    tied = np.full((2, 3, 2), 1.0)
+    (line,) = lines_of(tied, ["AQ"], [0.0], 8)
+    assert (line["recommended"], line["action"], line["follows"]) == ("DA", "AQ", True)
     assert (dear["recommended"], dear["action"], dear["cost"]) == ("CQ", "DA", 4.0)
     assert free["welfare"] == pytest.approx(np.sqrt(7 * 8)) and dear["welfare"] == pytest.approx(
         np.sqrt(7 * 4)
