@@ -18,7 +18,7 @@ import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -51,7 +51,10 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, help="Hugging Face folder")
     parser.add_argument("--prompt", help="what the user asks")
-    parser.add_argument("--prompts", help="JSON lines with prompt (text) or messages, and optionally id")
+    parser.add_argument(
+        "--prompts",
+        help="JSON lines with prompt (text) or messages, and optionally id; or a run's rollout file",
+    )
     parser.add_argument("--out", help="JSON lines to write, of --prompts; the figure goes to OUT.svg")
     parser.add_argument("--policy", default="per_token", help=f"{', '.join(POLICIES)}, or module:function")
     parser.add_argument("--price", type=float, default=6.0, help="price of the text of a direct answer")
@@ -141,6 +144,24 @@ def _messages(flags: argparse.Namespace, prompt: str) -> Messages:
     ]
 
 
+def _questions(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Prompt lines; of a rollout file, whose `input` is what the user asked, each question once."""
+    asked: dict[Any, dict[str, Any]] = {}
+    for line in given:
+        if isinstance(line.get("input"), str) and "output" in line:
+            asked.setdefault(line["input"], {**line, "prompt": line["input"]})
+        else:
+            asked[line["line"]] = line
+    return list(asked.values())
+
+
+def _prompt(flags: argparse.Namespace, line: Mapping[str, Any]) -> Messages:
+    """A line's messages as they are, or its text under the system message."""
+    where = f"{flags.prompts}:{line['line']}"
+    name, value = lines.prompt_field(line, where, allowed=("prompt", "messages"))
+    return value if name == "messages" else _messages(flags, value)
+
+
 def _steer_prompts(
     flags: argparse.Namespace,
     sampling: SamplingConfig,
@@ -176,8 +197,8 @@ def _steer_one(flags: argparse.Namespace, pricing: Pricing, sampling: SamplingCo
 
 def _steer_all(flags: argparse.Namespace, pricing: Pricing, sampling: SamplingConfig) -> None:
     points = [sweep.read_point(text.strip(), "--prices") for text in flags.prices.split(",")]
-    given = lines.read_lines(flags.prompts)
-    prompts = [line["messages"] if "messages" in line else _messages(flags, line["prompt"]) for line in given]
+    given = _questions(lines.read_lines(flags.prompts))
+    prompts = [_prompt(flags, line) for line in given]
     edits = [sweep.point_edit(pricing, point) for point in points]
     written: list[dict[str, Any]] = []
 

@@ -13,7 +13,7 @@ from gtalign_jax.game.moves import ACTIONS
 
 COLORS = dict(zip(ACTIONS, ("#4a4f9c", "#b0701a", "#23797c"), strict=True))
 MARKS = dict(zip(ACTIONS, "os^", strict=True))
-SHARES = ("steered", *ACTIONS, "follows")
+SHARES = ("steered", *ACTIONS, "follows", "obeys")
 MEANS = ("welfare", "n_tokens", "cost")
 Curve = dict[str | float, dict[str, Estimate]]
 
@@ -22,7 +22,8 @@ def steering_curve(lines: Sequence[Mapping[str, Any]]) -> Curve:
     """{point: {column: estimate}} of the lines that `serving.sweep` makes, in their order.
 
     steered: share of prompts with an edited matrix. Of those, DA, CQ, AQ: the share that said so; follows:
-    the share that said what the matrix recommends; welfare, n_tokens, cost: means where there is one.
+    the share that said what the matrix recommends; obeys: whose response did what was said; welfare,
+    n_tokens, cost: means where there is one.
     """
     points: dict[str | float, list[Mapping[str, Any]]] = {}
     for line in lines:
@@ -43,7 +44,7 @@ def _columns(line: Mapping[str, Any]) -> list[float]:
         return [float("nan")] * (len(SHARES) + len(MEANS))
     said = [float(line["action"] == action) for action in ACTIONS]
     means = [float("nan") if line[name] is None else float(line[name]) for name in MEANS]
-    return [1.0, *said, float(line["action"] == line["recommended"]), *means]
+    return [1.0, *said, float(line["follows"]), float(line["obeys"]), *means]
 
 
 def format_curve(curve: Curve) -> str:

@@ -1,6 +1,6 @@
 """JSON lines of prompts and token rows, with errors that name the line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gtalign_jax import jsonl
@@ -18,12 +18,20 @@ def read_lines(path: str) -> list[dict[str, Any]]:
 def prompt_ids(engine: Engine, fields: Mapping[str, Any], path: str) -> list[int]:
     """Token ids of a prompt line, which holds one of `prompt`, `messages` and `token_ids`."""
     where = f"{path}:{fields['line']}"
-    given = [name for name in PROMPT_FIELDS if name in fields]
-    if len(given) != 1:
-        raise UserError(f"{where}: give one of {', '.join(PROMPT_FIELDS)}, got {given or 'none'}")
-    value = fields[given[0]]
-    if given[0] == "token_ids":
+    name, value = prompt_field(fields, where)
+    if name == "token_ids":
         return token_ids(value, engine.model_config.vocab_size, where)
+    return encode(engine, value)
+
+
+def prompt_field(
+    fields: Mapping[str, Any], where: str, allowed: Sequence[str] = PROMPT_FIELDS
+) -> tuple[str, Any]:
+    """(name, value) of the one field that holds a line's prompt, its texts checked."""
+    given = [name for name in allowed if name in fields]
+    if len(given) != 1:
+        raise UserError(f"{where}: give one of {', '.join(allowed)}, got {given or 'none'}")
+    value = fields[given[0]]
     is_messages = isinstance(value, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
         for m in value
@@ -32,9 +40,10 @@ def prompt_ids(engine: Engine, fields: Mapping[str, Any], path: str) -> list[int
         raise UserError(f"{where}: prompt must be a string")
     if given[0] == "messages" and not (is_messages and value):
         raise UserError(f"{where}: messages must be a list of objects with role and content")
-    for text in [value] if isinstance(value, str) else [part for m in value for part in m.values()]:
-        check_text(text, f"{where}: {given[0]}")
-    return encode(engine, value)
+    if given[0] != "token_ids":
+        for text in [value] if isinstance(value, str) else [part for m in value for part in m.values()]:
+            check_text(text, f"{where}: {given[0]}")
+    return given[0], value
 
 
 def check_text(text: Any, where: str) -> None:

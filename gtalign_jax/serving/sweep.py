@@ -1,15 +1,17 @@
 """A data set steered at several prices: what each does to choice, welfare, length and bill."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gtalign_jax.chain.parse import parse_chain
 from gtalign_jax.config import load_symbol
 from gtalign_jax.errors import UserError
 from gtalign_jax.game.break_even import break_even
-from gtalign_jax.game.moves import ACTIONS, GTALIGN
+from gtalign_jax.game.moves import ACTIONS, AQ, CQ, DA, GTALIGN
 from gtalign_jax.game.payoff import cell_welfare
 from gtalign_jax.game.pricing import POLICIES, TYPICAL, Amounts, Policy, as_written
 from gtalign_jax.serving.solution import solution
@@ -75,8 +77,9 @@ def point_edit(pricing: Pricing, point: Point) -> Edit:
 def point_lines(steered: Steered, pricing: Pricing, points: Sequence[Point]) -> Iterator[dict[str, Any]]:
     """A line a point: what the edited matrix recommends, what the model then did, and what it costs.
 
-    action: said in <analyze>; recommended: by the edited matrix; welfare: of the said action's best cell
-    there; cost: price x tokens of that action; n_tokens: of the whole sequence. Both None without an action.
+    action: said in <analyze>; recommended: by the edited matrix; follows: whether what was said is that, or
+    exactly as good; obeys: whether the response does what was said; welfare: of the said action's best cell;
+    cost: price x tokens of that action, both None without one; n_tokens: of the whole sequence.
     """
     written = steered.original.payoff
     for number, point in enumerate(points):
@@ -86,24 +89,42 @@ def point_lines(steered: Steered, pricing: Pricing, points: Sequence[Point]) -> 
             continue
         branch, price = steered.edited[number], price_of(pricing, point, written)
         assert branch.payoff is not None  # an edited branch has the matrix it was edited to
+        best = solution(branch.payoff)
         yield {
             "at": point,
             "price": price,
             "payoff": branch.payoff.tolist(),
-            "recommended": solution(branch.payoff)["action"],
-            **_outcome(branch, pricing, price),
+            "recommended": best["action"],
+            **_outcome(branch, branch.payoff[GTALIGN.cell(best["cell"])], pricing, price),
             "n_tokens": len(branch.token_ids),
             "text": branch.text,
         }
 
 
-def _outcome(branch: Branch, pricing: Pricing, price: float | None) -> dict[str, Any]:
+def _outcome(branch: Branch, best: np.ndarray, pricing: Pricing, price: float | None) -> dict[str, Any]:
+    """best [2]: the payoffs of the recommended cell; an action with such a cell is as good as it."""
     if branch.action is None or branch.payoff is None:
-        return {"action": None, "welfare": None, "cost": None}
+        return {"action": None, "follows": False, "obeys": False, "welfare": None, "cost": None}
     action = ACTIONS.index(branch.action)
     welfare = float(np.max(cell_welfare(branch.payoff)[:, action]))
     cost = None if price is None else price * pricing.amounts.tokens[action]
-    return {"action": branch.action, "welfare": welfare, "cost": cost}
+    did = action_of_response(parse_chain(branch.text).response or "")
+    return {
+        "action": branch.action,
+        "follows": bool(np.any(np.all(branch.payoff[:, action] == best, axis=-1))),
+        "obeys": did == branch.action,
+        "welfare": welfare,
+        "cost": cost,
+    }
+
+
+def action_of_response(response: str) -> str | None:
+    """What a response does, by its sentences: a question alone is CQ, one after an answer AQ, none DA."""
+    sentences = re.findall(r"[^.!?]*[.!?]+|[^.!?]+$", response.strip())
+    if not sentences:
+        return None
+    questions = [sentence.rstrip().endswith("?") for sentence in sentences]
+    return DA if not questions[-1] else CQ if all(questions) else AQ
 
 
 def learn_amounts(lines: Iterable[Mapping[str, Any]], path: str, tokens_per_s: float) -> Amounts:

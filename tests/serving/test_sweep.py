@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gtalign_jax.chain.prompt import format_chain
 from gtalign_jax.errors import UserError
 from gtalign_jax.evaluation.steering import format_curve, save_curve, steering_curve
 from gtalign_jax.game.moves import ACTIONS
@@ -16,12 +17,14 @@ from gtalign_jax.serving.sweep import Pricing
 PRICING = Pricing("per_token", per_token, Amounts(tokens=(1.0, 0.25, 1.25)))
 FLIPS = np.full((2, 3, 2), -5.0)
 FLIPS[1, 0], FLIPS[1, 1] = (2.0, 3.0), (2.0, 2.0)  # an answer, until a question is the better for its price
+SAYS = {"DA": "At 9.", "CQ": "Which one?", "AQ": "At 9. Which one?"}
 NEVER = np.full((2, 3, 2), -5.0)
 NEVER[1, 1] = (4.0, 4.0)
 
 
 def branch(payoff, action):
-    return Branch(payoff, action, f"I choose {action}.", (1, 2, 3), Splice((1,), 1), 0.5)
+    text = format_chain("Why?", payoff, f"I choose {action}.", SAYS[action]) if action else ""
+    return Branch(payoff, action, text, (1, 2, 3), Splice((1,), 1), 0.5)
 
 
 def lines_of(payoff, actions, points, number):
@@ -43,6 +46,11 @@ def test_just_below_and_just_above_its_break_even_a_matrix_recommends_another_ac
 def test_a_line_says_what_was_recommended_said_and_paid():
     free, dear = lines_of(FLIPS, ["DA", "DA"], [0.0, 4.0], 7)
     assert (free["recommended"], free["action"], free["cost"], free["n_tokens"]) == ("DA", "DA", 0.0, 3)
+    assert free["obeys"] and dear["obeys"]
+    assert free["follows"] and not dear["follows"]
+    tied = np.full((2, 3, 2), 1.0)
+    (line,) = lines_of(tied, ["AQ"], [0.0], 8)
+    assert (line["recommended"], line["action"], line["follows"]) == ("DA", "AQ", True)
     assert (dear["recommended"], dear["action"], dear["cost"]) == ("CQ", "DA", 4.0)
     assert free["welfare"] == pytest.approx(np.sqrt(7 * 8)) and dear["welfare"] == pytest.approx(
         np.sqrt(7 * 4)
@@ -82,6 +90,20 @@ def test_amounts_are_learned_from_what_a_run_wrote():
     assert amounts.tokens == pytest.approx((0.2, 0.05, 0.4))
     assert amounts.characters == pytest.approx((0.5, 0.1, 0.8))
     assert amounts.seconds == pytest.approx((4.0, 1.0, 8.0))
+
+
+@pytest.mark.parametrize(
+    ("response", "action"),
+    [
+        *((text, action) for action, text in SAYS.items()),
+        (" ", None),
+        ("a 1.5", "DA"),
+        ("Who? Why?", "CQ"),
+        ("Yes! No", "DA"),
+    ],
+)
+def test_a_response_is_read_by_its_sentences(response, action):
+    assert sweep.action_of_response(response) == action
 
 
 @pytest.mark.parametrize("text", ["", "dear", "nan", "inf"])
