@@ -21,6 +21,7 @@ RUNTIME = [
     "tokenizers>=0.22.1,<0.24",
     "datasets>=4.0.0,<6",
     "tensorflow-datasets>=4.9.9,<4.10",
+    "datasketch>=1.10.0,<3",
     "grain>=0.2.16,<0.3",
     "ml-collections>=1.0.0,<2",
     "absl-py>=2.3.0,<3",

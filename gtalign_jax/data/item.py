@@ -23,6 +23,7 @@ class Item:
     task: our task name. ground_truth: label, reference or answer. intent: the question a judge sees.
     slots: what an embedded task was written from; None for real data. seen: a test item whose prompt also
     stands in the training split. name: the `id` of its record, "" where there is none.
+    turn: which turn of its conversation a published row is of; 0 where it does not say.
     """
 
     id: int
@@ -34,6 +35,7 @@ class Item:
     slots: Mapping[str, Any] | None = None
     seen: bool = False
     name: str = ""
+    turn: int = 0
 
 
 Read = Callable[[Record], Item | None]
@@ -76,7 +78,10 @@ def read_published(record: Record) -> Item | None:
         raise ValueError(f"extra_info {shown(extra)}: must be an object or null")
     truth, extra = truth_text(model["ground_truth"], "reward_model.ground_truth"), extra or {}
     item = make_item(messages, truth, str(extra.get("single_turn_prompt") or ""))
-    return item and dataclasses.replace(item, slots=extra.get("slots"))
+    turn = record.get("turn_id")
+    return item and dataclasses.replace(
+        item, slots=extra.get("slots"), turn=turn if isinstance(turn, int) else 0
+    )
 
 
 def read_question(record: Record, several: str = "\n") -> Item | None:

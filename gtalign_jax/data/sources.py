@@ -25,6 +25,7 @@ from gtalign_jax.errors import UserError, naming
 log = logging.getLogger(__name__)
 # What an item of the published files needs; the other columns differ in type between files.
 _COLUMNS = ["prompt", "data_source", "reward_model", "extra_info"]
+_TURN = "turn_id"  # where a file has it
 TRAIN, TEST = "train", "test"
 
 
@@ -156,12 +157,20 @@ def _mark_seen(config: DataConfig, tasks: Mapping[str, Known], test: list[Item])
     if config.source == "synthetic":
         return test
     if config.source == "gtalign":
-        names, split = dict.fromkeys(item.task for item in test), config.split_name(TRAIN)
-        has_split = [n for n in names if (pathlib.Path(config.root) / n / f"{split}.parquet").is_file()]
-        trained = read_split(config.root, [tasks[name] for name in has_split], split).items
+        asked = {name: tasks[name] for name in dict.fromkeys(item.task for item in test)}
+        there = with_split(config, asked, TRAIN)
+        trained = read_split(config.root, there.values(), config.split_name(TRAIN)).items
     else:
         trained = read_source(config, tasks, TRAIN, config.train_per_task).items
     return mark_seen(test, _unseen(trained, test) if config.decontaminate else trained)
+
+
+def with_split(config: DataConfig, tasks: Mapping[str, Known], split: str) -> dict[str, Known]:
+    """The tasks that have a split; of the published ones some are for evaluation alone."""
+    if config.source != "gtalign":
+        return dict(tasks)
+    file = f"{config.split_name(split)}.parquet"
+    return {name: task for name, task in tasks.items() if (pathlib.Path(config.root) / name / file).is_file()}
 
 
 def _unseen(train: list[Item], test: list[Item]) -> list[Item]:
@@ -180,7 +189,8 @@ def _first_of_each(items: list[Item], tasks: Mapping[str, Known], limit: int) ->
 def _published_rows(path: pathlib.Path) -> list[dict]:
     """The rows of one published file as plain dictionaries."""
     try:
-        return pq.read_table(path, columns=_COLUMNS).to_pylist()
+        has_turns = _TURN in pq.read_schema(path).names
+        return pq.read_table(path, columns=[*_COLUMNS, *[_TURN] * has_turns]).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
 

@@ -15,6 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.data import loader, sources, teacher
@@ -102,7 +103,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     trains = settings.sft.steps or settings.align.steps
     train_items = sources.load_items(settings.data, tasks, sources.TRAIN) if trains else []
     test_items = sources.load_items(settings.data, tasks, sources.TEST)
-    chains = _write_chains(train_items, tasks, settings)
+    chains = write_chains(train_items, tasks, settings)
     folder = start_folder(settings, workdir)
     if not settings.start.path:
         _make_model(folder, config.model, settings, train_items, chains)
@@ -211,7 +212,7 @@ def start_folder(settings: Settings, workdir: pathlib.Path) -> pathlib.Path:
     return hf.resolve_folder(settings.start.path) if settings.start.path else workdir / "init"
 
 
-def _write_chains(items: Sequence[Item], tasks: Tasks, settings: Settings) -> dict[int, list[str]]:
+def write_chains(items: Sequence[Item], tasks: Tasks, settings: Settings) -> dict[int, list[str]]:
     """Item id → its cold-start chains; none when there is no SFT phase."""
     if not settings.sft.steps:
         return {}
@@ -230,12 +231,19 @@ def _make_model(
     """Write a random model and a tokenizer trained on the run's text as an HF folder, once."""
     if processes.from_main((folder / "config.json").is_file):
         return
-    texts = [message["content"] for item in items for message in item.messages]
-    texts += [chain for group in chains.values() for chain in group]
-    tokenizer = train_tokenizer(texts, settings.start.vocab_size)
+    tokenizer = make_tokenizer(settings, items, chains)
     config = config_lib.build(ModelConfig, {**model, "vocab_size": len(tokenizer)}, "model")
     params = jax.jit(transformer.init_params, static_argnums=1)(jax.random.key(settings.seed), config)
     save_model(params, config, folder, tokenizer, folder)
+
+
+def make_tokenizer(
+    settings: Settings, items: Sequence[Item], chains: dict[int, list[str]]
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that is made here, trained on the run's text."""
+    texts = [message["content"] for item in items for message in item.messages]
+    texts += [chain for group in chains.values() for chain in group]
+    return train_tokenizer(texts, settings.start.vocab_size)
 
 
 def save_model(

@@ -1,0 +1,100 @@
+"""The data of a config, described: read whole, tokenised as the run would, counted by `data.report`."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from gtalign_jax.data import report, sources
+from gtalign_jax.data.config import DataConfig
+from gtalign_jax.data.item import Item
+from gtalign_jax.data.sources import TEST, TRAIN, Loaded
+from gtalign_jax.errors import UserError
+from gtalign_jax.rewards.tasks.task import Tasks
+from gtalign_jax.rollout import chat
+from gtalign_jax.rollout.folder import load_tokenizer
+from gtalign_jax.run.job import make_tokenizer, write_chains
+from gtalign_jax.run.settings import Settings, run_tasks
+
+SHOWN = 20  # lines about bad records
+_ROWS = 256  # tokenised at a time
+
+
+def describe_data(settings: Settings) -> report.Report:
+    """The report of a run's data, as JSON values.
+
+    Files are read whole, whatever `train_per_task` and `test_per_task` take of them; embedded questions, and
+    a data set of the hub, which may have no end, as far as the run would. Records that cannot be read are
+    counted, and the first SHOWN said.
+    """
+    config, tasks = settings.data, run_tasks(settings.data)
+    loaded = {split: _whole(config, tasks, split) for split in (TRAIN, TEST)}
+    bad = list(dict.fromkeys(line for found in loaded.values() for line in found.bad))
+    if not any(found.items for found in loaded.values()):
+        raise UserError(bad[0] if bad else f"config.data.source={config.source}: no item in either split")
+    tokenizer, name = _tokenizer(settings, tasks, loaded)
+    lengths = {split: token_lengths(tokenizer, found.items) for split, found in loaded.items()}
+    return {
+        "source": config.source,
+        "tokenizer": name,
+        "tasks": {task: _task(settings, tasks, task, loaded, lengths) for task in tasks},
+        "left_out": {split: found.empty for split, found in loaded.items()},
+        "bad": {"rows": len(bad), "lines": bad[:SHOWN]},
+    }
+
+
+def token_lengths(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[int]:
+    """Tokens of each item's prompt [rows], through the chat template."""
+    lengths: list[int] = []
+    for first in range(0, len(items), _ROWS):
+        texts = [chat.render(tokenizer, item.messages) for item in items[first : first + _ROWS]]
+        lengths += map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return lengths
+
+
+def _whole(config: DataConfig, tasks: Tasks, split: str) -> Loaded:
+    """All items of a split of those tasks that have it."""
+    there = sources.with_split(config, tasks, split)
+    limit = 0
+    if config.source == "synthetic" or config.kind == "hub":
+        limit = config.train_per_task if split == TRAIN else config.test_per_task
+    return sources.read_source(config, there, split, limit, keep_going=True) if there else Loaded([], 0)
+
+
+def _tokenizer(
+    settings: Settings, tasks: Tasks, loaded: Mapping[str, Loaded]
+) -> tuple[PreTrainedTokenizerBase, str]:
+    """(the tokenizer of the starting model, its name); one that is made here is trained on the run's text."""
+    path = settings.start.path
+    if path:
+        return load_tokenizer(pathlib.Path(path), chat=True), path
+    config = settings.data
+    items = loaded[TRAIN].items or loaded[TEST].items
+    if config.train_per_task:
+        items = [i for task in tasks for i in [i for i in items if i.task == task][: config.train_per_task]]
+    items = [dataclasses.replace(item, id=number) for number, item in enumerate(items)]
+    tokenizer = make_tokenizer(settings, items, write_chains(items, tasks, settings))
+    return tokenizer, f"a tokenizer of {len(tokenizer)} made of the run's text"
+
+
+def _task(
+    settings: Settings,
+    tasks: Tasks,
+    name: str,
+    loaded: Mapping[str, Loaded],
+    lengths: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """The numbers of one task: of each split that it has, and of what both share."""
+    mine: dict[str, list[Item]] = {}
+    splits = {}
+    for split, found in loaded.items():
+        rows = [i for i, item in enumerate(found.items) if item.task == name]
+        mine[split] = [found.items[i] for i in rows]
+        if rows:
+            tokens = [lengths[split][i] for i in rows]
+            action, buckets = tasks[name].right_action, settings.buckets.prompt
+            splits[split] = report.split_report(mine[split], tokens, buckets, action)
+    both = mine[TRAIN] and mine[TEST]
+    return {"splits": splits, "leaks": report.leak_report(mine[TRAIN], mine[TEST]) if both else None}
