@@ -1,1 +1,1 @@
-"""What is asked: items and where they come from, the order of batches, packing, tokenizers, the teacher."""
+"""What is asked: items, their sources, a report of them, the order of batches, packing, tokenizers."""
