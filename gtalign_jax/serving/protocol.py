@@ -33,6 +33,7 @@ ABSENT: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": (None, "none"),
     "tools": (None, []),
 }
+_OF_CHATS = {"max_completion_tokens", "top_logprobs", "continue_final_message", "add_generation_prompt"}
 Messages = tuple[dict[str, str], ...]
 Prompt = str | tuple[int, ...] | Messages
 
@@ -88,8 +89,11 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """One request. prompts: each answered n times. max_tokens: None for all there is room for. logprobs: of
-    the tokens written. usage: streamed too."""
+    """One request.
+
+    prompts: each answered n times. max_tokens: None for all there is room for. go_on: the last message is the
+    beginning of the answer. usage: streamed too. logprobs: of the tokens written.
+    """
 
     chat: bool
     prompts: tuple[Prompt, ...]
@@ -101,6 +105,7 @@ class Ask:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     stream: bool = False
+    go_on: bool = False
     usage: bool = False
     logprobs: bool = False
     pricing: Pricing | None = None
@@ -133,7 +138,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
 def read_ask(body: Mapping[str, Any], chat: bool, defaults: Defaults, bounds: Bounds) -> Ask:
     """The request in a body; every field is checked before anything is computed."""
     known = {"messages" if chat else "prompt", "logprobs", *_FIELDS, *LABELS, *ABSENT}
-    known |= {"max_completion_tokens", "top_logprobs"} if chat else set()
+    known |= _OF_CHATS if chat else set()
     for name in body:
         if name not in known:
             raise ApiError(400, f"{name}: no such field here", param=name, code="unknown_parameter")
@@ -148,7 +153,8 @@ def read_ask(body: Mapping[str, Any], chat: bool, defaults: Defaults, bounds: Bo
         found["max_tokens"] = _tokens("max_completion_tokens", body["max_completion_tokens"], bounds)
     usage = found.pop("stream_options", False)
     logprobs = _logprobs(body, chat)
-    prompts = _messages(body) if chat else _prompts(body.get("prompt"))
+    go_on = chat and _continues(body, bounds)
+    prompts = _messages(body, go_on) if chat else _prompts(body.get("prompt"))
     n = found.get("n", 1)
     if len(prompts) * n > bounds.choices:
         said = f"{len(prompts)} prompts × n={n}: at most {bounds.choices} answers a request"
@@ -159,10 +165,14 @@ def read_ask(body: Mapping[str, Any], chat: bool, defaults: Defaults, bounds: Bo
             400, f"logprobs: not with reasoning={reasoning}, which they would show", param="logprobs"
         )
     pricing = found.get("pricing", defaults.pricing)
+    if go_on and (pricing is not None or reasoning != SHOWN):
+        said = "continue_final_message: an answer that was begun is gone on with as it is; leave out ours"
+        raise ApiError(400, said, param="continue_final_message")
     if logprobs and pricing is not None:
         raise ApiError(400, "logprobs: not of a priced answer, parts of which nobody drew", param="logprobs")
     held = {"pricing": defaults.pricing, "analyze": defaults.analyze, "reasoning": defaults.reasoning}
-    return Ask(**{**held, **found, "chat": chat, "prompts": prompts, "usage": usage, "logprobs": logprobs})
+    made = {"chat": chat, "prompts": prompts, "go_on": go_on, "usage": usage, "logprobs": logprobs}
+    return Ask(**{**held, **found, **made})
 
 
 def _kind(value: Any) -> str:
@@ -292,11 +302,24 @@ def _logprobs(body: Mapping[str, Any], chat: bool) -> bool:
     return True
 
 
-def _messages(body: Mapping[str, Any]) -> tuple[Messages]:
+def _continues(body: Mapping[str, Any], bounds: Bounds) -> bool:
+    """Whether the last message is to be gone on with; as vLLM and SGLang have it, not OpenAI."""
+    go_on = _flag("continue_final_message", body.get("continue_final_message", False), bounds)
+    if _flag("add_generation_prompt", body.get("add_generation_prompt", not go_on), bounds) == go_on:
+        said = "add_generation_prompt: must be false with continue_final_message, and true without"
+        raise ApiError(400, said, param="add_generation_prompt")
+    return go_on
+
+
+def _messages(body: Mapping[str, Any], go_on: bool) -> tuple[Messages]:
     value = body.get("messages")
     if not isinstance(value, list) or not value:
         raise ApiError(400, "messages: must be a list of at least one message", param="messages")
-    return (tuple(_message(f"messages[{i}]", one) for i, one in enumerate(value)),)
+    found = tuple(_message(f"messages[{i}]", one) for i, one in enumerate(value))
+    if go_on and (len(found) < 2 or found[-1]["role"] != "assistant"):
+        said = "continue_final_message: the last message must be the assistant's, after others"
+        raise ApiError(400, said, param="messages")
+    return (found,)
 
 
 def _message(name: str, value: Any) -> dict[str, str]:
