@@ -27,10 +27,10 @@ from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.folder import EngineOptions, load_engine
 from gtalign_jax.serving.access import Limits, read_keys
 from gtalign_jax.serving.app import Service, make_app
+from gtalign_jax.serving.ask import Bounds
 from gtalign_jax.serving.connections import Patience, allow_files, bind, make_server
 from gtalign_jax.serving.local import Local
 from gtalign_jax.serving.parts import Backend
-from gtalign_jax.serving.protocol import Bounds
 from gtalign_jax.serving.upstream import Upstream, find_models
 
 SHORTEST_PROMPT = 64  # slots of the smallest program for prompts

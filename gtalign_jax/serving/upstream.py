@@ -20,10 +20,10 @@ import openai
 from gtalign_jax.chain.prompt import payoff_json
 from gtalign_jax.errors import UserError
 from gtalign_jax.serving import priced
+from gtalign_jax.serving.ask import SOLVER, ApiError, Ask, Messages, Prompt
 from gtalign_jax.serving.events import events
 from gtalign_jax.serving.parts import Part, Said, Usage
 from gtalign_jax.serving.priced import Cut
-from gtalign_jax.serving.protocol import SOLVER, ApiError, Ask, Messages, Prompt
 from gtalign_jax.serving.scheduler import LENGTH, STOP
 from gtalign_jax.serving.solution import solution, solver_analysis
 from gtalign_jax.serving.splice import CLOSE, OPEN, read_payoff, splice_text

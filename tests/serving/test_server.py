@@ -25,8 +25,8 @@ from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
 from gtalign_jax.serving import priced
 from gtalign_jax.serving.access import Keys
 from gtalign_jax.serving.app import Service
+from gtalign_jax.serving.ask import ApiError, Ask, Bounds, Pricing
 from gtalign_jax.serving.local import Local, make_row, stream_seed
-from gtalign_jax.serving.protocol import ApiError, Ask, Bounds, Pricing
 from gtalign_jax.serving.solution import solver_analysis
 from gtalign_jax.serving.upstream import Upstream
 

@@ -15,7 +15,7 @@ from gtalign_jax.chain.prompt import format_chain, payoff_json
 from gtalign_jax.remote.client import open_client
 from gtalign_jax.serving.access import Keys, Limits
 from gtalign_jax.serving.app import Service
-from gtalign_jax.serving.protocol import Bounds
+from gtalign_jax.serving.ask import Bounds
 from gtalign_jax.serving.upstream import Upstream
 
 PRICE = {"policy": "per_token", "price": 4}
