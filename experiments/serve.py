@@ -9,29 +9,38 @@ end. Logs go to stderr, one JSON object a request, without prompts unless --log_
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import pathlib
+import ssl
 import sys
+from collections.abc import Sequence
 
-from gtalign_jax.errors import UserError, exit_on_user_error
+import openai
+
+from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.models.config import RuntimeConfig
+from gtalign_jax.remote.client import api_key, check_urls, open_client
 from gtalign_jax.rollout import continuous
 from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.folder import EngineOptions, load_engine
 from gtalign_jax.serving.access import Limits, read_keys
 from gtalign_jax.serving.app import Service, make_app
-from gtalign_jax.serving.connections import Patience, allow_files, make_server
+from gtalign_jax.serving.ask import Bounds
+from gtalign_jax.serving.connections import Patience, allow_files, bind, make_server
 from gtalign_jax.serving.local import Local
 from gtalign_jax.serving.parts import Backend
-from gtalign_jax.serving.protocol import Bounds
+from gtalign_jax.serving.upstream import Upstream, find_models
 
 SHORTEST_PROMPT = 64  # slots of the smallest program for prompts
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="Hugging Face folder")
+    parser.add_argument("--model", help="Hugging Face folder that is served here")
+    parser.add_argument("--upstream", help="or a server that writes: its URL, such as http://host:8000/v1")
+    parser.add_argument("--upstream_key_env", default="", help="environment variable with the upstream's key")
     parser.add_argument("--name", default="", help="what clients call the model (default: its folder's name)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
@@ -73,18 +82,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     patience = Patience()
     allow_files(patience.connections)
-    app = make_app(Service(open_backend(flags), keys, bounds, limits, flags.log_prompts))
-    server = make_server(app, flags.host, flags.port, patience, flags.drain_s)
-    try:
-        server.run()
-    except SystemExit as error:  # uvicorn has logged why it could not listen
-        raise UserError(
-            f"--host={flags.host} --port={flags.port}: cannot listen there; name another"
-        ) from error
+    address = bind(flags.host, flags.port)
+    backend = open_backend(flags)
+    app = make_app(Service(backend, keys, bounds, limits, flags.log_prompts))
+    host, port = address.getsockname()[:2]
+    print(f"serving {', '.join(backend.models)} at http://{host}:{port}/v1", file=sys.stderr)
+    make_server(app, patience, flags.drain_s).run(sockets=[address])
 
 
 def check_flags(flags: argparse.Namespace) -> None:
     """UserError for a number that no server can work with."""
+    if (flags.model is None) == (flags.upstream is None):
+        raise UserError("give --model=DIR, or --upstream=URL")
     whole = (
         "rows",
         "max_prompt_tokens",
@@ -104,6 +113,28 @@ def check_flags(flags: argparse.Namespace) -> None:
 
 
 def open_backend(flags: argparse.Namespace) -> Backend:
+    """What writes the answers."""
+    return open_model(flags) if flags.upstream is None else open_upstream(flags)
+
+
+def open_upstream(flags: argparse.Namespace) -> Backend:
+    """The server behind this one, asked once for its models."""
+    with naming("--"):
+        check_urls((flags.upstream,), "upstream", "http://host:8000/v1")
+    key = api_key(flags.upstream_key_env, "--upstream_key_env")
+    trust, url = ssl.create_default_context(), flags.upstream.rstrip("/").removesuffix("/v1") + "/v1"
+
+    def client(timeout_s: float) -> openai.AsyncOpenAI:
+        return open_client(url, key, flags.max_requests * flags.max_choices, timeout_s, trust)
+
+    async def models() -> Sequence[str]:
+        async with client(30.0) as asked:
+            return await find_models(asked, url)
+
+    return Upstream(client(flags.request_s), asyncio.run(models()))
+
+
+def open_model(flags: argparse.Namespace) -> Backend:
     """The model on the device, compiled for every request that may come."""
     buckets = BucketConfig(prompt=prompt_buckets(flags.max_prompt_tokens), completion=(flags.max_new_tokens,))
     runtime = RuntimeConfig(compute_dtype=flags.compute_dtype)

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.serving.protocol import ApiError, Bounds, Defaults, read_defaults
+from gtalign_jax.serving.ask import ApiError, Bounds, Defaults
+from gtalign_jax.serving.protocol import read_defaults
 
 VARIABLE = "GTALIGN_API_KEYS"  # as the file, or keys divided by commas
 RETRY_S = 1
@@ -129,7 +130,7 @@ class Admission:
         """One more in work. ApiError 429 when there are too many."""
         if self.total >= self._limits.total:
             raise ApiError(429, "the server has enough to do; come again", code="busy", retry_s=RETRY_S)
-        if self._held[key.digest] >= self._limits.per_key:
+        if key is not ANYBODY and self._held[key.digest] >= self._limits.per_key:
             said = f"{self._limits.per_key} requests of this key are in work; wait for one"
             raise ApiError(429, said, code="too_many_requests", retry_s=RETRY_S)
         self._held[key.digest] += 1

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import Any
 
+from gtalign_jax.serving.ask import Ask
 from gtalign_jax.serving.parts import Part, Said, Usage
-from gtalign_jax.serving.protocol import Ask
 from gtalign_jax.serving.text import APART, Shown, View
 
 NEVER = -9999.0  # the protocol's logarithm of nothing

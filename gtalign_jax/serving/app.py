@@ -24,9 +24,10 @@ from starlette.types import Receive, Scope, Send
 from gtalign_jax.serving import answers, wire
 from gtalign_jax.serving.access import Admission, Key, Keys, Limits
 from gtalign_jax.serving.answers import Account
+from gtalign_jax.serving.ask import ApiError, Bounds
 from gtalign_jax.serving.metrics import Metrics
 from gtalign_jax.serving.parts import Backend
-from gtalign_jax.serving.protocol import ApiError, Bounds, parse_json, read_ask
+from gtalign_jax.serving.protocol import parse_json, read_ask
 from gtalign_jax.serving.wire import ClientGone
 
 LOG = logging.getLogger("gtalign_jax.serving.requests")
@@ -93,7 +94,7 @@ def make_app(service: Service) -> Starlette:
 async def _on_error(request: Request, error: Exception) -> Response:
     """Whatever went wrong outside of a completion, in the protocol's shape."""
     if isinstance(error, HTTPException):
-        error = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        error = ApiError(error.status_code, f"{request.method} {request.url.path!r}: {error.detail}")
     if not isinstance(error, ApiError):
         error = ApiError(500, "the server failed; its log says why")
     return JSONResponse(error.body(), error.status)

@@ -8,10 +8,13 @@ import asyncio
 import dataclasses
 import functools
 import resource
+import socket
 from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gtalign_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +73,11 @@ class Connection(H11Protocol):
             self.transport.abort()
 
 
-def make_server(app: Any, host: str, port: int, patience: Patience, drain_s: float) -> uvicorn.Server:
+def make_server(app: Any, patience: Patience, drain_s: float) -> uvicorn.Server:
     """A server that is not started. drain_s: what is in work at SIGTERM has so long to end."""
     made = functools.partial(Connection, patience=patience)
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=cast(type[asyncio.Protocol], made),
         ws="none",
         lifespan="on",
@@ -87,6 +88,18 @@ def make_server(app: Any, host: str, port: int, patience: Patience, drain_s: flo
         timeout_graceful_shutdown=int(drain_s),
     )
     return uvicorn.Server(config)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket for `Server.run(sockets=[...])` to listen on. UserError when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise UserError(f"--host={host} --port={port}: {error.strerror}; name another address") from error
+    return bound
 
 
 def allow_files(connections: int) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -13,8 +14,8 @@ from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.continuous import Places, Row, check_row
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.serving import priced
+from gtalign_jax.serving.ask import ApiError, Ask, Messages, Prompt
 from gtalign_jax.serving.parts import Part, Said, Usage
-from gtalign_jax.serving.protocol import ApiError, Ask, Prompt
 from gtalign_jax.serving.scheduler import Scheduler
 from gtalign_jax.serving.solution import solution
 from gtalign_jax.serving.text import Piece, TextStream
@@ -35,7 +36,7 @@ class Local:
         seed = secrets.randbits(63) if ask.seed is None else ask.seed
         rows = []
         for p, prompt in enumerate(ask.prompts):
-            ids = encode(self._places.engine, prompt)
+            ids = encode(self._places.engine, prompt, ask.go_on)
             rows += [make_row(self._places, ids, ask, stream_seed(seed, p, i)) for i in range(ask.n)]
         if ask.pricing is None:
             return [self._answer(ask, row) for row in rows]
@@ -67,19 +68,31 @@ class Local:
                 yield as_part(self._places.engine, piece, count, finish)
 
 
-def encode(engine: Engine, prompt: Prompt) -> Sequence[int]:
-    """A prompt's token ids; ApiError when it has none, or some that the model lacks."""
+def encode(engine: Engine, prompt: Prompt, go_on: bool = False) -> Sequence[int]:
+    """A prompt's token ids; ApiError when it has none, or some that the model lacks.
+
+    go_on: the last message is the beginning of the answer.
+    """
     try:
-        if not isinstance(prompt, str) and isinstance(prompt[0], int):
-            ids: Sequence[int] = prompt  # type: ignore[assignment]
-        else:
-            ids = engine_lib.encode(engine, prompt)  # type: ignore[arg-type]
+        ids = _ids(engine, prompt, go_on)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from error
     vocab = engine.model_config.vocab_size
     if not all(i < vocab for i in ids):
         raise ApiError(400, f"prompt: token ids are below {vocab}", param="prompt")
     return ids
+
+
+def _ids(engine: Engine, prompt: Prompt, go_on: bool) -> Sequence[int]:
+    if isinstance(prompt, str):
+        return engine_lib.encode(engine, prompt)
+    if isinstance(prompt[0], int):
+        return cast(tuple[int, ...], prompt)
+    messages = cast(Messages, prompt)
+    if not go_on:
+        return engine_lib.encode(engine, messages)
+    begun = engine.tokenizer(messages[-1]["content"], add_special_tokens=False)["input_ids"]
+    return [*engine_lib.encode(engine, messages[:-1]), *begun]
 
 
 def make_row(places: Places, ids: Sequence[int], ask: Ask, seed: int) -> Row:

@@ -23,8 +23,8 @@ from gtalign_jax.game.pricing import apply_policy, as_written
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.continuous import Row
 from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.serving.ask import SOLVER, ApiError, Ask, Pricing
 from gtalign_jax.serving.parts import Part, Usage
-from gtalign_jax.serving.protocol import SOLVER, ApiError, Ask, Pricing
 from gtalign_jax.serving.scheduler import LENGTH, STOP, Scheduler
 from gtalign_jax.serving.solution import solution, solver_analysis
 from gtalign_jax.serving.splice import CLOSE, OPEN, read_payoff, splice_payoff

@@ -45,18 +45,24 @@ def splice_payoff(
     <analyze> says, up to the opening of <response> (None: the model goes on after the matrix).
     """
     text = engine_lib.decode_tokens(engine, token_ids)
-    close = text.index(CLOSE)
-    inside = text.rindex(OPEN, 0, close) + len(OPEN)
-    block = text[inside:close]
-    first = inside + len(block) - len(block.lstrip())
-    after = inside + len(block.rstrip())
+    first, following = splice_text(text, matrix, analysis)
     kept = len(token_ids)
     while not text[:first].startswith(head := engine_lib.decode_tokens(engine, token_ids[:kept])):
         kept -= 1
     if kept == 0:
         raise UserError("the matrix begins inside the first token, so there is no sequence to resume")
-    rest = text[after:]
-    if analysis is not None:
-        rest = f"{text[after : close + len(CLOSE)]}\n<analyze>\n{analysis}\n</analyze>\n<response>\n"
-    made = engine.tokenizer(text[len(head) : first] + matrix + rest, add_special_tokens=False)["input_ids"]
+    made = engine.tokenizer(text[len(head) : first] + following, add_special_tokens=False)["input_ids"]
     return Splice((*map(int, token_ids[:kept]), *made), kept)
+
+
+def splice_text(text: str, matrix: str, analysis: str | None = None) -> tuple[int, str]:
+    """`splice_payoff` of text: how many of its characters are kept, and what stands after them."""
+    close = text.index(CLOSE)
+    inside = text.rindex(OPEN, 0, close) + len(OPEN)
+    block = text[inside:close]
+    first = inside + len(block) - len(block.lstrip())
+    after = inside + len(block.rstrip())
+    if analysis is None:
+        return first, matrix + text[after:]
+    tags = text[after : close + len(CLOSE)]
+    return first, f"{matrix}{tags}\n<analyze>\n{analysis}\n</analyze>\n<response>\n"

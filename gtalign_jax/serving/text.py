@@ -2,7 +2,7 @@
 
     stream = TextStream(engine, stops)        piece = stream.feed(tokens)      piece = stream.end()
     view   = View(mode)                       shown = view.feed(text)          shown = view.end()
-    before = Before(tag)                      text = before.feed(text)
+    before = Before(tag)                      text = before.feed(text)        text = before.end()
 
 What might still turn out to be part of a stop string, of a tag or of a character is held back until it is
 settled, so what was given out is never taken back.
@@ -148,20 +148,26 @@ class View:
 
 
 class Before:
-    """The text before the first `tag`, in pieces; nothing after it."""
+    """The text before the first of `tags`, in pieces; nothing after it. found: whether one came."""
 
-    def __init__(self, tag: str) -> None:
-        self._tag, self._text, self._over = tag, "", False
+    def __init__(self, *tags: str) -> None:
+        self._tags, self._text, self.found = tags, "", False
 
     def feed(self, text: str) -> str:
         """The next of it that is settled."""
-        if self._over:
+        if self.found:
             return ""
-        before, found, _ = (self._text + text).partition(self._tag)
-        self._over = bool(found)
-        ready = len(before) - (0 if found else _held(before, (self._tag,)))
-        self._text = before[ready:]
-        return before[:ready]
+        text = self._text + text
+        starts = [i for tag in self._tags if (i := text.find(tag)) >= 0]
+        self.found = bool(starts)
+        ready = min(starts) if starts else len(text) - _held(text, self._tags)
+        self._text = "" if starts else text[ready:]
+        return text[:ready]
+
+    def end(self) -> str:
+        """What was held back."""
+        text, self._text = self._text, ""
+        return text
 
 
 def _held(text: str, ends: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from gtalign_jax.serving.protocol import ApiError
+from gtalign_jax.serving.ask import ApiError
 
 DONE = "[DONE]"
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from gtalign_jax.rollout.continuous import Row
-from gtalign_jax.serving.protocol import ApiError
+from gtalign_jax.serving.ask import ApiError
 from gtalign_jax.serving.scheduler import FAILED, LENGTH, STOP, Closed, Scheduler, Tokens
 from gtalign_jax.serving.text import Piece, TextStream
 

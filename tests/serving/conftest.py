@@ -12,18 +12,18 @@ import pytest
 
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.serving.app import make_app
-from gtalign_jax.serving.connections import Patience, make_server
+from gtalign_jax.serving.connections import Patience, bind, make_server
 
 
 @contextlib.contextmanager
 def _serving(service, patience=None, drain_s=10):
-    server = make_server(make_app(service), "127.0.0.1", 0, patience or Patience(), drain_s)
-    thread = threading.Thread(target=server.run)
+    server, listening = make_server(make_app(service), patience or Patience(), drain_s), bind("127.0.0.1", 0)
+    thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     while not server.started:
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.01)
-    server.address = server.servers[0].sockets[0].getsockname()
+    server.address = listening.getsockname()
     try:
         yield server
     finally:

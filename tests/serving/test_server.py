@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import ssl
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from gtalign_jax.chain.prompt import format_chain, payoff_json
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.game.pricing import as_written, per_token
 from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.remote.client import open_client
 from gtalign_jax.rollout import continuous, placing, programs
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.buckets import BucketConfig
@@ -23,9 +25,10 @@ from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
 from gtalign_jax.serving import priced
 from gtalign_jax.serving.access import Keys
 from gtalign_jax.serving.app import Service
+from gtalign_jax.serving.ask import ApiError, Ask, Bounds, Pricing
 from gtalign_jax.serving.local import Local, make_row, stream_seed
-from gtalign_jax.serving.protocol import ApiError, Ask, Bounds, Pricing
 from gtalign_jax.serving.solution import solver_analysis
+from gtalign_jax.serving.upstream import Upstream
 
 ASKED = [{"role": "user", "content": "Which train do you mean?"}]
 PRICE = {"policy": "per_token", "price": 4}
@@ -66,12 +69,31 @@ def local(engine, teach):
     return Local(continuous.open_places(engine, teach(engine, rows), 4), "taught")
 
 
-@pytest.fixture(scope="module")
-def client(serving, local):
-    with serving(Service(local, Keys(), BOUNDS)) as server:
+@contextlib.contextmanager
+def client_of(serving, backend):
+    with serving(Service(backend, Keys(), BOUNDS)) as server:
         host, port = server.address
         with openai.OpenAI(base_url=f"http://{host}:{port}/v1", api_key="none", max_retries=0) as client:
             yield client
+
+
+@pytest.fixture(scope="module")
+def direct(serving, local):
+    with client_of(serving, local) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def proxied(serving, direct):
+    """The same server behind another that has no model of its own."""
+    behind = open_client(str(direct.base_url), "none", 64, 60.0, ssl.create_default_context())
+    with client_of(serving, Upstream(behind, ("taught",))) as client:
+        yield client
+
+
+@pytest.fixture(params=["direct", "proxied"])
+def client(request):
+    return request.getfixturevalue(request.param)
 
 
 def chat(client, **changes):
@@ -220,6 +242,10 @@ def test_an_answer_that_cannot_be_steered_goes_on_and_says_why(client):
     assert not short.steering["steered"] and "before its matrix" in short.steering["reason"]
     stopped = chat(client, pricing=PRICE, stop="payoff").choices[0]
     assert stopped.message.content == CHAINS["AQ"].partition("payoff")[0] and stopped.finish_reason == "stop"
+
+
+def test_an_edited_matrix_without_room_is_left_as_it_is(direct):
+    client = direct
     prefix = chat(client, stop="</payoff>").usage.completion_tokens
     tight = chat(client, pricing=PRICE, max_tokens=prefix + 1, analyze="solver").choices[0]
     assert CHAINS["AQ"].startswith(tight.message.content) and tight.finish_reason == "length"
@@ -233,7 +259,8 @@ def test_a_prompt_that_pretends_to_be_a_payoff_block_steers_nothing(client):
     assert made.steering["payoff"] != json.loads(fake)
 
 
-def test_a_priced_answer_has_no_log_probabilities_and_needs_room(client):
+def test_a_priced_answer_has_no_log_probabilities_and_needs_room(direct):
+    client = direct
     with pytest.raises(openai.BadRequestError, match="parts of which nobody drew"):
         chat(client, pricing=PRICE, logprobs=True)
     long = [{"role": "user", "content": "train " * 80}]
@@ -265,7 +292,7 @@ def forced(local, engine, row, prefix, sampling):
 @pytest.mark.parametrize("analyze", ["model", "solver"])
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(temperature=0.8, top_p=0.95)])
 def test_a_steered_answer_is_one_generation_forced_to_its_prefix(
-    client, local, engine, sampling, analyze, monkeypatch
+    local, engine, sampling, analyze, monkeypatch
 ):
     """Token for token, greedy and drawn."""
     cuts = []
@@ -312,6 +339,18 @@ def test_two_steered_requests_share_the_device_and_not_their_prices(client):
     prices, made = asyncio.run(both())
     for price, answer in zip(prices, made, strict=True):
         assert answer.choices[0].message.content == CHAINS["DA" if price else "AQ"]
+
+
+def test_an_answer_that_was_begun_is_gone_on_with(client):
+    begun, tag, rest = CHAINS["AQ"].partition("</thinking>")
+    begun += tag
+    said = [*ASKED, {"role": "assistant", "content": begun}]
+    asked = {"model": "taught", "temperature": 0, "messages": said}
+    go_on = {"continue_final_message": True, "add_generation_prompt": False}
+    assert client.chat.completions.create(**asked, extra_body=go_on).choices[0].message.content == rest
+    for wrong in ({"continue_final_message": True, "pricing": PRICE}, {"add_generation_prompt": False}):
+        with pytest.raises(openai.BadRequestError, match="gone on with|must be false"):
+            client.chat.completions.create(**asked, extra_body=wrong)
 
 
 def test_a_row_that_no_place_holds_is_an_error_of_the_protocol(local):

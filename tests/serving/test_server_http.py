@@ -17,9 +17,9 @@ import pytest
 from gtalign_jax.errors import UserError
 from gtalign_jax.serving.access import VARIABLE, Limits, read_keys
 from gtalign_jax.serving.app import Service
+from gtalign_jax.serving.ask import ApiError, Bounds
 from gtalign_jax.serving.connections import Patience
 from gtalign_jax.serving.parts import Part, Usage
-from gtalign_jax.serving.protocol import ApiError, Bounds
 
 BOUNDS = Bounds(tokens=1000, choices=8, policies=("per_token", "subscription"))
 LIMITS = Limits(total=8, per_key=4, body_bytes=10_000, read_s=0.5, request_s=20.0)
@@ -164,11 +164,11 @@ def test_a_key_has_defaults_that_a_request_may_change(address, backend):
         {"prompt": "hi", "reasoning": "shown", "pricing": {"policy": "subscription", "price": 1}},
         key="sk-2",
     )
-    ask(address, {"prompt": "hi", "analyze": "solver"})
+    ask(address, {"prompt": "hi", "analyze": "solver"}, key="sk-2")
     one, two, three = backend.asked[-3:]
     assert (one.pricing.policy, one.pricing.price, one.reasoning) == ("per_token", 2.0, "hidden")
     assert (two.pricing.policy, two.reasoning) == ("subscription", "shown")
-    assert three.pricing is None and three.analyze == "solver"
+    assert (three.pricing, three.analyze) == (one.pricing, "solver")
 
 
 HOSTILE = {
@@ -215,6 +215,7 @@ HOSTILE = {
     "hidden logprobs": b'{"prompt": "hi", "logprobs": 1, "reasoning": "hidden"}',
     "a penalty": b'{"prompt": "hi", "frequency_penalty": 0.5}',
     "tools": b'{"prompt": "hi", "tools": [{"type": "function"}]}',
+    "an analysis without a price": b'{"prompt": "hi", "analyze": "solver"}',
     "no such analysis": b'{"prompt": "hi", "analyze": "oracle"}',
     "no such reasoning": b'{"prompt": "hi", "reasoning": {}}',
 }

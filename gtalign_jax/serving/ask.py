@@ -1,0 +1,85 @@
+"""What clients may ask for: an `Ask`; and what they are told instead: an `ApiError`."""
+
+import dataclasses
+from typing import Any
+
+from gtalign_jax.serving.text import SHOWN
+
+ANALYZE = MODEL, SOLVER = ("model", "solver")
+Messages = tuple[dict[str, str], ...]
+Prompt = str | tuple[int, ...] | Messages
+
+
+class ApiError(Exception):
+    """An answer that is an error. status: HTTP's. param: the field at fault. retry_s: when to come again."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_s: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param = status, message, param
+        self.code, self.retry_s = code, retry_s
+
+    def body(self) -> dict[str, Any]:
+        """The JSON that the protocol's clients read."""
+        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pricing:
+    """Who pays and how much: a policy of `game.pricing` and its price."""
+
+    policy: str
+    price: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What holds where a request says nothing: of a key, or of the server."""
+
+    pricing: Pricing | None = None
+    analyze: str = MODEL
+    reasoning: str = SHOWN
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """The most that one request may ask for."""
+
+    tokens: int
+    choices: int
+    policies: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """One request.
+
+    prompts: each answered n times. max_tokens: None for all there is room for. go_on: the last message is the
+    beginning of the answer. usage: streamed too. logprobs: of the tokens written.
+    """
+
+    chat: bool
+    prompts: tuple[Prompt, ...]
+    model: str | None = None
+    n: int = 1
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    stream: bool = False
+    go_on: bool = False
+    usage: bool = False
+    logprobs: bool = False
+    pricing: Pricing | None = None
+    analyze: str = MODEL
+    reasoning: str = SHOWN
