@@ -195,9 +195,12 @@ def test_a_sample_that_did_not_come_back_is_in_no_mean(taught):
 def test_one_switch_holds_sampler_and_trainer_to_the_grammar(job, tmp_path):
     config = dataclasses.replace(job.settings.engine, grammar=True)
     generator = generator_lib.make_generator(config, job.engine, tmp_path)
-    limit = generator_lib.trainer_limit(generator, 77)
+    limit = generator_lib.trainer_limit(generator, job.settings.sampling, 77)
     assert generator.server is None and int(limit.states.args[0].budget) == 77
-    assert generator_lib.trainer_limit(job.generator, 77) is None and job.generator.constraint is None
+    assert (
+        generator_lib.trainer_limit(job.generator, job.settings.sampling, 77) is None
+        and job.generator.constraint is None
+    )
     with pytest.raises(ValueError, match="^grammar: needs kind='embedded'"):
         dataclasses.replace(config, kind="vllm")
 
@@ -208,7 +211,7 @@ def test_limits_of_blocks_come_from_the_config(job, tmp_path):
     settings = make_settings(config_lib.parse_command(command, {"workdir": ""})[0])
     generator = generator_lib.make_generator(settings.engine, job.engine, tmp_path)
     assert np.asarray(generator.constraint.limit).tolist() == [7, *[UNLIMITED] * 4]
-    limit = generator_lib.trainer_limit(generator, 77)
+    limit = generator_lib.trainer_limit(generator, job.settings.sampling, 77)
     assert limit.states.args[0].limit[0] == 7
     with pytest.raises(ValueError, match="^limits: only the grammar knows blocks"):
         dataclasses.replace(settings.engine, grammar=False)
