@@ -13,6 +13,7 @@ from gtalign_jax import config as config_lib
 from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning.state import init_state
+from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.rollout import generator as generator_lib
 from gtalign_jax.rollout.grammar import UNLIMITED
@@ -20,7 +21,7 @@ from gtalign_jax.rollout.servers import EMBEDDED
 from gtalign_jax.run import checkpoint, groups
 from gtalign_jax.run.job import make_job
 from gtalign_jax.run.layout import restored, stored
-from gtalign_jax.run.score import rollout_lines, score
+from gtalign_jax.run.score import judge_share, rollout_lines, score
 from gtalign_jax.run.settings import make_settings
 from gtalign_jax.run.states import no_completions
 from gtalign_jax.run.step_metrics import rollout_metrics
@@ -187,6 +188,22 @@ def test_a_sample_that_did_not_come_back_is_in_no_mean(taught):
     assert metrics["length/mean"] == pytest.approx(written.length[~lost].mean())
     outputs = [line["output"] for line in rollout_lines(cut, scored, 0)]
     assert outputs == [t for t, gone in zip(whole.texts, lost.reshape(-1), strict=True) if not gone]
+
+
+def test_a_judge_that_refuses_one_host_stops_all(job, monkeypatch):
+    prompts = groups.step_prompts(job, 0)
+    rollout = Teacher(job)(None, 1.0, types.SimpleNamespace(prompts=prompts.batch))
+    refusal = UserError("config.judge: all 9 requests were refused (http 401)")
+
+    def refuse(requests):
+        raise refusal
+
+    refused = dataclasses.replace(job, judge=refuse)
+    for mine, theirs in ((job, refused), (refused, job)):
+        other = judge_share(theirs, rollout, prompts.items)
+        monkeypatch.setattr(processes, "all_gather", lambda share, other=other: [share, other])
+        with pytest.raises(UserError, match="all 9 requests were refused"):
+            score(mine, rollout, prompts.items)
 
 
 # --- the switch --------------------------------------------------------------------------------------
