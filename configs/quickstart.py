@@ -4,9 +4,12 @@
 """
 
 from configs import base
+from gtalign_jax.errors import UserError
 
 
 def get_config(variant: str = ""):
+    if variant not in ("", "tiny"):
+        raise UserError(f"config variant {variant!r}: use tiny, or leave it out")
     config = base.get_config()
     config.max_new_tokens = 128
     config.buckets.prompt = (64,)

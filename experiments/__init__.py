@@ -1,5 +1,6 @@
 """Commands; each is run with python -m experiments.NAME."""
 
+import logging
 import sys
 from types import TracebackType
 
@@ -13,3 +14,13 @@ def _quiet(kind: type[BaseException], error: BaseException, trace: TracebackType
 
 
 sys.excepthook = _quiet
+
+
+def _first_line(record: logging.LogRecord) -> bool:
+    """What Orbax logs of a save that failed is raised too, where it is waited for: no second traceback."""
+    record.exc_info = None
+    return True
+
+
+logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").addFilter(_first_line)

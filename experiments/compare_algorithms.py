@@ -24,6 +24,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from experiments.fields import explain
 from gtalign_jax import jsonl
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
@@ -40,7 +41,7 @@ Interval = dict[str, float]
 def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     optional = {"presets": "names, or module:function, after commas", "seeds": "numbers after commas"}
-    config, flags = parse_command(argv, {"workdir": "folder of all runs"}, optional)
+    config, flags = parse_command(argv, {"workdir": "folder of all runs"}, optional, explain)
     presets = flags["presets"].split(",") if flags["presets"] else list(PRESETS)
     _refuse_twice(presets, "presets")
     for name in presets:

@@ -11,6 +11,7 @@ import logging
 import pathlib
 import sys
 
+from experiments.fields import explain
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import exit_on_user_error
 from gtalign_jax.mesh import cluster
@@ -21,7 +22,7 @@ def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     required = {"model": "HF folder or checkpoints folder", "workdir": "folder for the results"}
     optional = {"name": "the model's name in the table", **cluster.FLAGS}
-    config, flags = parse_command(argv, required, optional)
+    config, flags = parse_command(argv, required, optional, explain)
     workdir = writable_directory(flags["workdir"], "workdir")
     cluster.initialize_from(flags)
     from gtalign_jax.train import evaluate_model

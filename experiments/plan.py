@@ -10,6 +10,7 @@ import json
 import os
 import sys
 
+from experiments.fields import explain
 from gtalign_jax.config import parse_command
 from gtalign_jax.errors import exit_on_user_error
 
@@ -20,6 +21,7 @@ def main(argv: list[str]) -> None:
     config, flags = parse_command(
         [arg for arg in argv if arg != "--json"],
         {"topology": "TPU chips to plan for, such as v5e:16x16 or v5p:4x4x4"},
+        explain=explain,
     )
     os.environ["JAX_PLATFORMS"] = "cpu"  # plans are made on the host, also where there is a TPU
     from gtalign_jax.planning.plan import make_plan

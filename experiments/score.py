@@ -6,6 +6,9 @@ extra_info. Each output line is the input line with the reward fields of a rollo
 one are judged by rules. A missing verdict leaves score, answer, U, L and W null, with the reason in `judge`.
 --tasks=module:NAME adds a task of one's own (docs/tasks.md).
 
+The lines may be a run's (RUN/rollouts/SPLIT_STEP.jsonl): then the verdict is the recorded one, and reward and
+features are those of the run, so that the numbers come out as they are recorded; --reward changes the reward.
+
 --reference gives what the published code computes, its defects included, on host float64: zeros where
 it raises, and a number that is not finite as "nan", "inf" or "-inf". It reads P from pareto_judge_text; our
 own definition computes P from <analyze> and the matrix.
@@ -24,12 +27,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.recorded import DEFAULT, ScoreConfig, of_rollout, reward_of_run
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.evaluation.published.reward import VARIANTS
 from gtalign_jax.evaluation.published.score import score_lines
 from gtalign_jax.files import drafts
-from gtalign_jax.rewards.features import FeatureBatch, FeatureConfig, extract
+from gtalign_jax.rewards.features import FeatureBatch, extract
 from gtalign_jax.rewards.judges.base import JudgeRequest, Verdict
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.judges.verdict import read_verdict
@@ -48,7 +52,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("input", metavar="IN.jsonl", help="JSON lines to read")
     parser.add_argument("output", metavar="OUT.jsonl", help="JSON lines to write")
     names = f"one of {', '.join(REWARDS)}, or module:function (with --reference: {', '.join(VARIANTS)})"
-    parser.add_argument("--reward", default="cobb_douglas", help=names)
+    parser.add_argument("--reward", default="", help=f"{names}; default: a run's own, else {DEFAULT}")
     parser.add_argument("--reference", action="store_true", help="as the published code computes it")
     parser.add_argument("--tasks", default="", help="tasks of one's own beside ours, module:NAME by comma")
     parser.add_argument("--batch_size", type=int, default=1024, help="lines in memory at a time")
@@ -61,15 +65,16 @@ def main(argv: list[str] | None = None) -> None:
     if flags.batch_size < 1:
         raise UserError(f"--batch_size={flags.batch_size}: must be at least 1")
     tasks = TASKS if flags.reference else {**TASKS, **own_tasks(flags.tasks)}
-    scorer = reference(flags.reward) if flags.reference else corrected(flags.reward, tasks)
+    config = reward_of_run(flags.input, flags.reward)
+    scorer = reference(config.fn) if flags.reference else corrected(config, tasks)
     lines = checked_lines(flags.input, needs_judge=flags.reference, tasks=tasks)
     by_rules = 0
     drafts.check(flags.output, "OUT.jsonl", flags.input)
     with jsonl.draft(flags.output) as sink:
         for batch in progress.counted(progress.batches(lines, flags.batch_size), "score"):
-            for line, fields in zip(batch, scorer(batch), strict=True):
+            for (line, seen), fields in zip(batch, scorer([seen for _, seen in batch]), strict=True):
                 sink.write(jsonl.encode({**line, **fields}) + "\n")
-                by_rules += line.get("judge_text") is None
+                by_rules += seen.get("judge_text") is None and "verdict" not in seen
     if by_rules:
         print(f"score: {by_rules} lines have no judge_text and were judged by rules", file=sys.stderr)
 
@@ -79,10 +84,12 @@ def own_tasks(names: str) -> dict[str, Task]:
     return resolve_tasks([name for name in names.split(",") if name], {}, "--tasks")
 
 
-def checked_lines(path: str, needs_judge: bool, tasks: Tasks = TASKS) -> Iterator[dict[str, Any]]:
-    """The lines of a file, each with the fields of the right type; UserError names line and field."""
-    for number, line in jsonl.stream(path):
+def checked_lines(path: str, needs_judge: bool, tasks: Tasks = TASKS) -> Iterator[tuple[Line, Line]]:
+    """Each line of a file, and it as it is scored, with the fields of the right type; UserError names line
+    and field."""
+    for number, whole in jsonl.stream(path):
         where = f"{path}:{number}"
+        line = of_rollout(whole, where) if "output" in whole and "completion" not in whole else whole
         if line.get("task") not in list(tasks):
             raise UserError(
                 f"{where}: task={str(line.get('task'))[:40]!r}: must be one of {', '.join(tasks)}"
@@ -97,7 +104,7 @@ def checked_lines(path: str, needs_judge: bool, tasks: Tasks = TASKS) -> Iterato
             raise UserError(f"{where}: extra_info must be an object, null or left out")
         if needs_judge and line.get("judge_text") is None:
             raise UserError(f"{where}: judge_text is missing; --reference needs the judge's recorded text")
-        yield line
+        yield whole, line
 
 
 def reference(name: str) -> Scorer:
@@ -128,10 +135,14 @@ class RecordedItem:
 
 
 def recorded_judge(lines: Sequence[Line], tasks: Tasks, requests: Sequence[JudgeRequest]) -> list[Verdict]:
-    """Verdicts read from the judge_text of the lines that the requests name; by rules where there is none."""
+    """The verdicts that stand in the lines that the requests name, or that their judge_text holds; by rules
+    where there is none."""
     verdicts = []
     for request in requests:
         line = lines[int(request.question)]
+        if "verdict" in line:
+            verdicts.append(line["verdict"])
+            continue
         if line.get("judge_text") is not None:
             verdicts.append(read_verdict(line["judge_text"], request.task, tasks))
             continue
@@ -140,17 +151,20 @@ def recorded_judge(lines: Sequence[Line], tasks: Tasks, requests: Sequence[Judge
     return verdicts
 
 
-def corrected(name: str, tasks: Tasks = TASKS) -> Scorer:
-    """Our definitions: the jitted reward of this name on the features of the lines of these tasks."""
-    reward_fn = resolve_reward(name, "--reward")
+def corrected(config: ScoreConfig, tasks: Tasks = TASKS) -> Scorer:
+    """Our definitions: the jitted reward of this config on the features of the lines of these tasks."""
+    reward_fn = resolve_reward(config.fn, "--reward")
 
     def scorer(lines: Sequence[Line]) -> list[dict[str, Any]]:
         items = [RecordedItem(line["task"], str(i), line["ground_truth"]) for i, line in enumerate(lines)]
         completions = [line["completion"] for line in lines]
         judge = functools.partial(recorded_judge, lines, tasks)
-        batch = extract(completions, items, judge, FeatureConfig(), tasks=tasks)
+        batch = extract(completions, items, judge, config.features, tasks=tasks)
+        if config.features.frontier == "judge":  # whose verdict stands in the line
+            found = np.array([line.get("pareto_score") or 0.0 for line in lines], np.float32)
+            batch = dataclasses.replace(batch, features=batch.features.replace(frontier=found))
         features = jax.tree.map(_padded, batch.features)
-        return fields_of(batch, jax.device_get(compute(reward_fn, features, RewardConfig())))
+        return fields_of(batch, jax.device_get(compute(reward_fn, features, config.reward)))
 
     return scorer
 
@@ -184,7 +198,7 @@ def fields_of(batch: FeatureBatch, reward: Reward) -> list[dict[str, Any]]:
             "utility": math.sqrt(user * llm) if user * llm >= 0 else None,
             "reward_gap": abs(user - llm),
         }
-        if verdict.score is None:
+        if not features.valid[i]:
             needs_verdict = dict.fromkeys(needs_verdict)
         rows.append(
             needs_verdict

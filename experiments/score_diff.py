@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments import score
+from experiments.recorded import ScoreConfig
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.evaluation.published.reward import FRONTIER, VARIANTS
 from gtalign_jax.evaluation.published.score import PublishedError, PublishedLine, read_line
@@ -47,8 +48,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IN.jsonl")
     parser.add_argument("--reward", default="cobb_douglas", help=f"one of {', '.join(VARIANTS)}")
     flags = parser.parse_args(argv)
-    published, ours = score.reference(flags.reward), score.corrected(flags.reward)
-    lines = [line for path in flags.inputs for line in score.checked_lines(path, needs_judge=True)]
+    published, ours = score.reference(flags.reward), score.corrected(ScoreConfig(flags.reward))
+    lines = [line for path in flags.inputs for _, line in score.checked_lines(path, needs_judge=True)]
     if not lines:
         raise UserError(f"{flags.inputs[0]}: no lines to compare")
     rows: dict[str, list[tuple[float, float]]] = {name: [] for name in ROWS}

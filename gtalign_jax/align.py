@@ -47,7 +47,7 @@ def run_align(job: Job, start: PyTree, session: Session) -> PyTree:
     settings = job.settings
     if not settings.align.steps:
         return start
-    limit = generator.trainer_limit(job.generator, settings.max_new_tokens)
+    limit = generator.trainer_limit(job.generator, settings.sampling, settings.max_new_tokens)
     learner = make_learner(settings, job.model, limit)
     reference, base = lora.split(start)
     phase = Phase(

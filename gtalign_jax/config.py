@@ -10,9 +10,11 @@ import importlib
 import json
 import pathlib
 import re
+import sysconfig
 import tempfile
+import traceback
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import ml_collections
@@ -31,7 +33,9 @@ class _Dataclass(Protocol):
 T = TypeVar("T", bound=_Dataclass)
 V = TypeVar("V")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([\w.]+)")
-_REFUSALS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)  # of absl and the file
+# Where the frames of a traceback are not the user's own.
+_LIBRARIES = ("<", str(pathlib.Path(__file__).parent), *sysconfig.get_paths().values())
+Explain = Callable[[ml_collections.ConfigDict | None], str]
 
 
 def section(cls: type, **overrides: Any) -> ml_collections.ConfigDict:
@@ -97,13 +101,17 @@ def _loaded(path: str, where: str, what: str) -> Any:
 
 
 def parse_command(
-    argv: Sequence[str], required: Mapping[str, str], optional: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    required: Mapping[str, str],
+    optional: Mapping[str, str] | None = None,
+    explain: Explain | None = None,
 ) -> tuple[ml_collections.ConfigDict, dict[str, str]]:
     """Read `--config=FILE[:variant] --config.a.b=v` and the named string flags.
 
-    required, optional: flag name to help text. Returns the locked config and the flags' values
-    (optional ones default to ""). Raises UserError with one line on an unknown flag or field, a wrong
-    type, a missing flag or a config file that is not there.
+    required, optional: flag name to help text. explain: what `--help` says of a config's fields. Returns the
+    locked config and the flags' values (optional ones default to ""). Raises UserError with one line on an
+    unknown flag or field, a wrong type, a missing flag, or a config file that is not there or fails, with the
+    line where it does.
     """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
@@ -116,12 +124,12 @@ def parse_command(
     try:
         rest = values(list(argv))
         config = values.config
-        if config is not None:
-            config.lock()
-    except _REFUSALS as error:
-        raise UserError(_unknown_field(argv) or _one_line(error)) from error
+        if values["config"].present:
+            _check_kind(config)
+    except Exception as error:  # a config file may raise anything
+        raise UserError(_fault_of_file(error, argv) or _unknown_field(argv) or _one_line(error)) from error
     if values.help:
-        print(values.get_help())
+        print(_help({**required, **optional}, explain, config))
         raise SystemExit(0)
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
@@ -131,9 +139,43 @@ def parse_command(
     return config, {name: values[name].value or "" for name in (*required, *optional)}
 
 
+def _help(texts: Mapping[str, str], explain: Explain | None, config: ml_collections.ConfigDict | None) -> str:
+    """What `--help` prints: the flags, and the fields of the config that was named, else of the defaults."""
+    lines = ["--config=FILE.py[:variant]  --config.SECTION.FIELD=VALUE"]
+    lines += [f"--{name}=...  {text}" for name, text in texts.items()]
+    return "\n".join([*lines, "", explain(config)] if explain else lines)
+
+
 def to_json(config: ml_collections.ConfigDict) -> str:
     """The config as stable JSON, the text of `config.json`."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True) + "\n"
+
+
+def _fault_of_file(error: BaseException, argv: Sequence[str]) -> str | None:
+    """`FILE:LINE: what` of an error that a config file made, itself or in a module of the user's that it
+    imports; what a UserError says; None when the file is not at fault."""
+    chain = list(_chain(error))
+    for found in reversed(chain):
+        if isinstance(found, UserError):
+            return str(found)
+    for found in chain:
+        text = f"{type(found).__name__}: {_one_line(found)}"
+        if isinstance(found, SyntaxError) and found.filename:
+            return f"{found.filename}:{found.lineno}: {text}"
+        frames = traceback.extract_tb(found.__traceback__)
+        theirs = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+        if theirs:
+            return f"{theirs[-1].filename}:{theirs[-1].lineno}: {text}"
+    file = next((arg for arg in argv if arg.startswith(("--config=", "-config="))), "--config")
+    about = [found for found in chain if "get_config" in str(found)]  # none there, or of another kind
+    return f"{file}: {_one_line(about[-1])}" if about else None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it, the first to be raised last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _unknown_field(argv: Sequence[str]) -> str | None:
@@ -142,7 +184,10 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
     config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=[])
     try:
         values([arg for arg in argv if not _OVERRIDE.match(arg)], known_only=True)
-    except _REFUSALS:
+        _check_kind(values.config)
+    except UserError:
+        raise
+    except Exception:
         return None  # the file itself is wrong
     for match in filter(None, map(_OVERRIDE.match, argv)):
         section, path = values.config, "config"
@@ -154,6 +199,13 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
                 return f"--{path}: no such field; known: {', '.join(sorted(section))}"
             section = section[name]
     return None
+
+
+def _check_kind(config: Any) -> None:
+    """UserError for what a file gave that is no config; raises what kept the file from being read."""
+    getattr(config, "lock", None)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"--config: get_config() returned {type(config).__name__} and no ConfigDict")
 
 
 def _one_line(error: BaseException) -> str:

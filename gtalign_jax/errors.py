@@ -81,23 +81,42 @@ def naming(prefix: str) -> Iterator[None]:
 
 
 def _lost_output(error: OSError) -> str:
-    """The line about a full disk or a pipe that nobody reads, where no writer of a file has named it."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE):
+    """The line about a full disk, where no writer of a file has named it."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         raise error
-    try:
-        sys.stdout.flush()
-    except OSError:  # it is stdout, then, and Python would try again at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _let_go_of_stdout()
     where = error.filename or "output"
     return f"{where}: writing failed ({error.strerror}); free some space or name another place"
 
 
-def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Turn a `UserError` raised by a script's main into one line on stderr and exit status 2, and Ctrl-C into
-    130.
+def _let_go_of_stdout() -> None:
+    """Where nothing can be written to stdout any more, have Python not try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    What a terminal or file cannot show (half a surrogate pair, any letter beyond ASCII in the C locale) is
-    printed as its escape.
+
+def _no_memory(error: MemoryError | RuntimeError) -> str:
+    """The line about memory that a device or the host does not have."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in text:
+        raise error
+    first = text.partition("RESOURCE_EXHAUSTED:")[2] or text
+    said = next(iter(first.strip().splitlines()), "no more is to be had")
+    return (
+        f"out of memory ({said}); compute less at a time: shorter sequences, smaller batches, or in a run "
+        "more algorithm.microbatches and sft.microbatches, fewer align.rollout_prompts, start.remat"
+    )
+
+
+def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
+    """Turn a `UserError` raised by a script's main, a full disk or memory into one line on stderr and exit
+    status 2, and Ctrl-C into 130.
+
+    A pipe whose reader has gone (`| head`) is no fault: the status is 141, as of other commands, and nothing
+    is printed. What a terminal or file cannot show (half a surrogate pair, any letter beyond ASCII in the C
+    locale) is printed as its escape.
     """
 
     @functools.wraps(main)
@@ -110,8 +129,14 @@ def exit_on_user_error(main: Callable[..., None]) -> Callable[..., None]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except BrokenPipeError:
+            _let_go_of_stdout()
+            sys.exit(141)
         except OSError as error:
             print(f"error: {_lost_output(error)}", file=sys.stderr)
+            sys.exit(2)
+        except (MemoryError, RuntimeError) as error:
+            print(f"error: {_no_memory(error)}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:
             print("stopped by Ctrl-C", file=sys.stderr)

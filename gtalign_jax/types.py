@@ -59,7 +59,7 @@ class Rollout(flax.struct.PyTreeNode):
 
 
 class Limit(NamedTuple):
-    """What tokens were drawn from when not all were open, as when decoding is held to a grammar.
+    """What tokens were drawn from when not all were open: a grammar, or top-k and the like.
 
     states: Completions → a pytree of [P, G, N] integers, where each token was chosen. logits: (states [...],
     logits [..., V]) → logits far below all others, and finite, where a token was not open.

@@ -26,9 +26,9 @@ from gtalign_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 Path = str | pathlib.Path
-# What a disk answers that is full or gone, and a pipe that nobody reads any more.
+# What a disk answers that is full or gone.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_LOST = (*_NO_ROOM, errno.EIO, errno.EROFS, errno.EPIPE)
+_LOST = (*_NO_ROOM, errno.EIO, errno.EROFS)
 # Names for what a process holds open: they are written through even where a plain file is behind them.
 _OPEN_ALREADY = ("/dev/", "/proc/")
 # How the name of a draft ends, and the file that says that a folder is one of ours.

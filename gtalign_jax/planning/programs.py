@@ -227,9 +227,8 @@ def planned_rules(settings: Settings, model: ModelConfig, mesh: Mesh) -> Rules:
 
 
 def planned_learner(settings: Settings, model: ModelConfig) -> Learner:
-    """The trainer's learner, under the grammar with the tables of `planned_constraint`."""
-    constraint = planned_constraint(settings, model)
-    limit = None if constraint is None else limit_of(constraint, settings.max_new_tokens)
+    """The trainer's learner, under the filters and the grammar with the tables of `planned_constraint`."""
+    limit = limit_of(planned_constraint(settings, model), settings.sampling, settings.max_new_tokens)
     return make_learner(settings, model, limit)
 
 

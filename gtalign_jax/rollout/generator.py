@@ -20,8 +20,9 @@ from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine, make_constraint, prompt_batch
 from gtalign_jax.rollout.grammar import BlockLimits, Constraint
 from gtalign_jax.rollout.request import Request
+from gtalign_jax.rollout.sampling import SamplingConfig, drawn_tokens, filtered_logits
 from gtalign_jax.rollout.servers import EMBEDDED, Server, ServerConfig
-from gtalign_jax.types import Limit, PyTree, Rollout
+from gtalign_jax.types import Array, Completions, Limit, PyTree, Rollout
 
 Write = Callable[[Engine, PyTree, Request], Rollout]
 
@@ -112,17 +113,36 @@ def hand_over(generator: Generator, engine: Engine, params: PyTree, due: bool = 
         external.push_weights(generator.server, params, engine, generator.folder)
 
 
-def trainer_limit(generator: Generator, max_new_tokens: int) -> Limit | None:
-    """What holds the trainer's distributions to the grammar, as it held the sampler's; None without one."""
-    return None if generator.constraint is None else limit_of(generator.constraint, max_new_tokens)
+def trainer_limit(generator: Generator, sampling: SamplingConfig, max_new_tokens: int) -> Limit | None:
+    """What holds the trainer's distributions to the grammar and the filters, as it held the sampler's."""
+    return limit_of(generator.constraint, sampling, max_new_tokens)
 
 
-def limit_of(constraint: Constraint, max_new_tokens: int) -> Limit:
-    """A constraint as the trainer is held to it."""
-    # Host copies, which every program that is compiled with them takes as constants of a few megabytes.
-    tables = processes.fetch(constraint)._replace(budget=np.int32(max_new_tokens))
-    states, logits = (functools.partial(f, tables) for f in (grammar.action_states, grammar.limited_logits))
-    return Limit(states, logits)
+def limit_of(constraint: Constraint | None, sampling: SamplingConfig, max_new_tokens: int) -> Limit | None:
+    """A grammar, and then the filters of `sampling`, as the trainer is held to them; None without either."""
+    limits = []
+    if constraint is not None:
+        # Host copies, which every program that is compiled with them takes as constants of a few megabytes.
+        tables = processes.fetch(constraint)._replace(budget=np.int32(max_new_tokens))
+        states, logits = (
+            functools.partial(f, tables) for f in (grammar.action_states, grammar.limited_logits)
+        )
+        limits.append(Limit(states, logits))
+    if sampling.filters:
+        limits.append(Limit(drawn_tokens, functools.partial(filtered_logits, sampling)))
+    if len(limits) < 2:
+        return limits[0] if limits else None
+    return Limit(functools.partial(_all_states, limits), functools.partial(_all_limited, limits))
+
+
+def _all_states(limits: Sequence[Limit], completions: Completions) -> tuple[PyTree, ...]:
+    return tuple(limit.states(completions) for limit in limits)
+
+
+def _all_limited(limits: Sequence[Limit], at: tuple[PyTree, ...], logits: Array) -> Array:
+    for limit, state in zip(limits, at, strict=True):
+        logits = limit.logits(state, logits)
+    return logits
 
 
 def numbers(generator: Generator) -> dict[str, float]:

@@ -25,10 +25,10 @@ import numpy as np
 from gtalign_jax.chain.grammar import Grammar
 from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.errors import UserError
+from gtalign_jax.rollout.sampling import FAR_BELOW
 from gtalign_jax.types import Array, Completions
 
 UNLIMITED = 2**30
-FAR_BELOW = -1e30
 _FORBIDDEN = 255
 _FAR = np.int32(2**29)
 

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from gtalign_jax.errors import INF, MAX_COUNT, in_range
-from gtalign_jax.types import Array
+from gtalign_jax.types import Array, Completions
 
 BLOCK = 128
 # What logits are divided by stays where float32 logits do not overflow or vanish.
 EXTREMES = (1e-5, 1e5)
 
+# Stands for minus infinity where its product with a probability of zero must be zero and not undefined.
+FAR_BELOW = -1e30
 MIN_TEMPERATURE = 1e-6  # logits over a smaller one are past float32
 
 
@@ -67,6 +69,11 @@ class SamplingConfig:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def filters(self) -> bool:
+        """Whether top-k, top-p or min-p leave tokens out."""
+        return bool(self.top_k or self.top_p < 1 or self.min_p)
+
 
 GREEDY = SamplingConfig(temperature=0.0)
 
@@ -86,6 +93,25 @@ def processed_logits(logits: Array, config: SamplingConfig, seen: Array | None =
     logits = logits / config.temperature
     threshold = _threshold(logits, config)
     return logits if threshold is None else jnp.where(logits >= threshold, logits, -jnp.inf)
+
+
+def drawn_tokens(completions: Completions) -> Array:
+    """What `filtered_logits` is told [P, G, N] int32: 1 + the token of an action, 0 where none was drawn."""
+    return jnp.where(completions.action_mask, completions.tokens + 1, 0)
+
+
+def filtered_logits(config: SamplingConfig, drawn: Array, logits: Array) -> Array:
+    """The filters of `processed_logits` for a loss, on logits [..., V] that the temperature has divided.
+
+    drawn [...]: of `drawn_tokens`. A token that was drawn stays, be it that rounding, or an update since, put
+    it below the threshold: its probability is then small, and not zero. Nothing is left out where none was.
+    """
+    token = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) + 1
+    threshold = _threshold(logits, config)
+    if threshold is None:  # as with a top_k beyond the vocabulary
+        return logits
+    kept = (logits >= threshold) | (token == drawn[..., None]) | (drawn[..., None] == 0)
+    return jnp.where(kept, logits, FAR_BELOW)
 
 
 def _threshold(logits: Array, config: SamplingConfig) -> Array | None:

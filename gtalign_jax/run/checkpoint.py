@@ -7,11 +7,14 @@ here, on a folder that all of them see. Checksums of its files stand in it befor
 checked before it is read; one without them (of 0.1.0) is read all the same.
 """
 
+import contextlib
+import errno
 import functools
 import logging
 import math
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +28,7 @@ from gtalign_jax.run import checksums
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
+_NO_ROOM = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
 def open_manager(
@@ -59,6 +63,24 @@ def open_manager(
         ),
     )
     return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+@contextlib.contextmanager
+def naming_lost_saves(folder: pathlib.Path, state: PyTree) -> Iterator[None]:
+    """A save of `state` that the disk has no room for as a UserError; Orbax raises when it is awaited."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds, with the system's words in them
+        reason = next((words for words in _NO_ROOM if words in str(error)), "")
+        if not reason:
+            raise
+        size = sum(x.nbytes for x in jax.tree.leaves(_unwrap_keys(state)))
+        raise UserError(
+            f"{folder}: a checkpoint cannot be written ({reason}); it takes about {size:,} bytes: free some "
+            "space and run the same command, which goes on from the one before"
+        ) from error
 
 
 def check_folder(folder: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from gtalign_jax.data import loader
 from gtalign_jax.data.item import Item
+from gtalign_jax.errors import UserError
 from gtalign_jax.learning.advantages import informative_groups
 from gtalign_jax.learning.experience import reward_components
 from gtalign_jax.mesh import processes
@@ -89,7 +90,9 @@ def generate_ahead(job: Job, params: PyTree, k: int) -> Completions | None:
 
 
 @contextlib.contextmanager
-def judging(job: Job, rollout: Rollout, items: Sequence[Item]) -> Iterator[concurrent.futures.Future[Share]]:
+def judging(
+    job: Job, rollout: Rollout, items: Sequence[Item]
+) -> Iterator[concurrent.futures.Future[Share | UserError]]:
     """This host's share of a rollout is judged on a thread while the block runs; it uses no device."""
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="judge") as thread:
         yield thread.submit(judge_share, job, rollout, items)

@@ -213,7 +213,7 @@ def _gap(first: Sequence[Record], window: Sequence[Record], config: HealthConfig
         cause += "--logprobs-mode processed_logprobs, or set algorithm.is_cap"
     else:
         cause = "the sampler is not the policy: with align.overlap use a smaller learning rate or "
-        cause += "algorithm.is_cap, and without sampling filters such as top_k"
+        cause += "algorithm.is_cap"
     return f"sampler/gap went from {start:.2g} to {now:.2g} nats per token: {cause}"
 
 

@@ -113,9 +113,11 @@ def run_phase(session: Session, phase: Phase, state: TrainState) -> TrainState:
     A stop that was asked for by a signal saves the state and ends the process with status 128 + its number.
     """
     state = spread(state, session.mesh)
-    with contextlib.closing(
-        open_manager(session.workdir / "checkpoints" / phase.name, session.checkpoint)
-    ) as manager:
+    folder = session.workdir / "checkpoints" / phase.name
+    with (
+        checkpoint.naming_lost_saves(folder, stored(state)),
+        contextlib.closing(open_manager(folder, session.checkpoint)) as manager,
+    ):
         later = [session.workdir / "checkpoints" / name for name in phase.following]
         again = processes.from_main(lambda: any(map(checkpoint.has_steps, later)))
         found = checkpoint.restore_latest(manager, stored(state), needed=not again)

@@ -1,13 +1,15 @@
-"""The config of a run as it stands in its work directory: written once, refused when it is another's.
+"""The config of a run as it stands in its work directory, refused when it is another's.
 
-A work directory holds a run from its first step or evaluation on; until then its config may be mended.
+A work directory holds a run from its first step or evaluation on; until then its config may be mended. From
+then on what does not touch the steps behind may change (`changes`), and `history` in `config.json` says what
+did, after which steps.
 """
 
+import dataclasses
 import datetime
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import ml_collections
@@ -15,9 +17,13 @@ import ml_collections
 from gtalign_jax import config as config_lib
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning.algorithm import resolve_algorithm
 from gtalign_jax.mesh import processes
 from gtalign_jax.remote.client import redacted_value
+from gtalign_jax.run import changes
 
+HISTORY = "history"  # what changed in mid-run
+RESOLVED = "resolved_algorithm"  # what an algorithm that is module:function gave, for those who only read
 # Section → fields that runs once recorded, that nothing was read from, and that no longer exist.
 RETIRED = {"model": ("attention", "decode_layout", "param_dtype")}
 # Section → fields that runs of before do not have, with the value they then had or have now.
@@ -43,28 +49,44 @@ def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
                 f"{workdir}: holds a run without its config.json; name a new --workdir or remove this folder"
             )
         return
-    for field in _changed(config, path):
-        if has_steps(workdir) or any(workdir.glob("rollouts/*.jsonl")):
+    changed = _changed(config, path)
+    if not changed or not _holds_a_run(workdir):
+        return
+    recorded, done = _recorded(path), changes.steps_done(workdir)
+    for change in changed:
+        reason = changes.refusal(change, recorded, done)
+        if reason:
+            old, new = redacted_value(change.old), redacted_value(change.new)
             raise UserError(
-                f"{path}: holds a run with another {field}; "
+                f"{path}: holds a run with another config.{change.field} ({old!r}, now {new!r}): {reason}; "
                 f"name a new --workdir or remove the folder {workdir}"
             )
 
 
 def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Record the config of a run that `check_config` let pass: one that goes on keeps what it recorded.
+    """Record the config of a run that `check_config` let pass: one that goes on as it was keeps its file.
 
     A run that never made a step gives way to another, and with it the starting model that it made.
     """
     path = workdir / "config.json"
     if not processes.is_main():
         return
+    history: list[Any] = []
     if path.is_file():
-        if not _changed(config, path):
+        changed = _changed(config, path)
+        if not changed:
             return
-        if not _recorded(path).get("start", {}).get("path"):
+        if _holds_a_run(workdir):
+            values = {each.field: [redacted_value(each.old), redacted_value(each.new)] for each in changed}
+            entry = {"after": changes.steps_done(workdir), "changed": values}
+            history = [*jsonl.read_object(path).get(HISTORY, []), entry]
+        elif not _recorded(path).get("start", {}).get("path"):
             shutil.rmtree(workdir / "init", ignore_errors=True)  # made as the old config said
-    jsonl.write_atomic(path, config_lib.to_json(config))
+    more: dict[str, Any] = {HISTORY: history} if history else {}
+    if ":" in config.align.algorithm:
+        more[RESOLVED] = dataclasses.asdict(resolve_algorithm(config.align.algorithm))
+    fields = json.loads(config_lib.to_json(config)) | more
+    jsonl.write_atomic(path, json.dumps(fields, indent=1, sort_keys=True) + "\n")
 
 
 def has_steps(workdir: pathlib.Path) -> bool:
@@ -95,15 +117,22 @@ def start_date(workdir: pathlib.Path) -> datetime.date:
     return processes.from_main(recorded)
 
 
-def _changed(config: ml_collections.ConfigDict, path: pathlib.Path) -> list[str]:
+def _holds_a_run(workdir: pathlib.Path) -> bool:
+    """Whether a workdir holds steps or an evaluation."""
+    return has_steps(workdir) or any(workdir.glob("rollouts/*.jsonl"))
+
+
+def _changed(config: ml_collections.ConfigDict, path: pathlib.Path) -> list[changes.Change]:
     """The fields in which a recorded config is another, with both values."""
-    return list(_differences(_recorded(path), json.loads(config_lib.to_json(config))))
+    return list(changes.differences(_recorded(path), json.loads(config_lib.to_json(config))))
 
 
 def _recorded(path: pathlib.Path) -> dict[str, Any]:
-    """The fields of a `config.json`, without those of RETIRED and with those of ADDED; UserError when it is
-    not what a run writes."""
+    """The fields of a `config.json` that a config has, without those of RETIRED and with those of ADDED;
+    UserError when it is not what a run writes."""
     config = jsonl.read_object(path)
+    for name in (HISTORY, RESOLVED):
+        config.pop(name, None)
     for section, fields in RETIRED.items():
         if not isinstance(config.get(section, {}), dict):
             raise UserError(f"{path}: {section!r} must be an object; name a new --workdir or put it back")
@@ -115,17 +144,12 @@ def _recorded(path: pathlib.Path) -> dict[str, Any]:
     return config
 
 
-def _differences(old: dict, new: dict, prefix: str = "config") -> Iterator[str]:
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{prefix}.{key}")
-        elif a != b:
-            yield f"{prefix}.{key} ({redacted_value(a)!r}, now {redacted_value(b)!r})"
-
-
 def read_config_json(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config a run was started with; UserError when it is not there or not whole."""
+    """The config a run was started with; UserError when it is not there or not whole.
+
+    An algorithm of the user's own is there as the fields that it once gave: who reads a run calls no code
+    that it names.
+    """
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{path}: not found; this is no work directory of a run")
@@ -133,4 +157,15 @@ def read_config_json(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     missing = sorted({"seed", "align", "algorithm", "reward", "max_new_tokens"} - set(config))
     if missing:
         raise UserError(f"{path}: not the config of a run ({missing[0]!r} is missing); put it back")
+    name = str(config["align"].get("algorithm"))
+    if ":" in name:
+        resolved = jsonl.read_object(path).get(RESOLVED)
+        if not isinstance(resolved, dict):
+            raise UserError(
+                f"{path}: config.align.algorithm={name!r} is code, which is not called to read a run, and "
+                f"{RESOLVED!r} is missing; run the training command again, which writes the model too"
+            )
+        resolved["max_tokens"] = resolved.get("max_tokens") or None  # 0: the budget of the run
+        given = {field: value for field, value in config["algorithm"].items() if value is not None}
+        config["align"]["algorithm"], config["algorithm"] = "grpo", resolved | given  # all fields are given
     return ml_collections.ConfigDict(config)

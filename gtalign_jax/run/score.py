@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from gtalign_jax.data.item import Item
+from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
 from gtalign_jax.rewards.features import FeatureBatch, extract
 from gtalign_jax.rewards.mutual_welfare import RewardConfig, RewardFn
@@ -43,23 +44,35 @@ class Scored:
     reward: Reward
 
 
-def judge_share(job: Job, rollout: Rollout, items: Sequence[Item]) -> Share:
-    """Decode and judge this host's share of a rollout on the host; waits for the judge, uses no device."""
+def judge_share(job: Job, rollout: Rollout, items: Sequence[Item]) -> Share | UserError:
+    """Decode and judge this host's share of a rollout on the host; waits for the judge, uses no device.
+
+    A judge that refuses gives its UserError, for `score` to raise on all hosts: it may refuse one alone.
+    """
     rows = engine_lib.completion_ids(rollout.completions)
     mine = processes.part(len(rows))
     texts = [engine_lib.decode_tokens(job.engine, ids) for ids in rows[mine]]
     repeated = _repeat(items, rollout)[mine]
     config = job.settings.features
-    return Share(texts, extract(texts, repeated, job.judge, config, job.consistency, job.tasks))
+    try:
+        return Share(texts, extract(texts, repeated, job.judge, config, job.consistency, job.tasks))
+    except UserError as error:
+        return error
 
 
-def score(job: Job, rollout: Rollout, items: Sequence[Item], share: Share | None = None) -> Scored:
+def score(
+    job: Job, rollout: Rollout, items: Sequence[Item], share: Share | UserError | None = None
+) -> Scored:
     """Decode, judge and reward a rollout of P prompts; row p*G + g answers items[p].
 
     share: `judge_share` of it, where that was begun before. A row without tokens did not come back from its
-    server: it is not valid, whatever a judge says of nothing.
+    server: it is not valid, whatever a judge says of nothing. Raises the UserError of any host's judge.
     """
-    shares = processes.all_gather(judge_share(job, rollout, items) if share is None else share)
+    shares = []
+    for each in processes.all_gather(judge_share(job, rollout, items) if share is None else share):
+        if isinstance(each, UserError):
+            raise each
+        shares.append(each)
     batch = join_batches([each.batch for each in shares])
     written = np.asarray(rollout.completions.length).reshape(-1) > 0
     features = batch.features.replace(valid=batch.features.valid & written)

@@ -13,7 +13,7 @@ from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
 from gtalign_jax.learning.state import OptimizerConfig
 from gtalign_jax.mesh.sharding import MeshConfig
-from gtalign_jax.models.config import RuntimeConfig
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.rewards.features import FeatureConfig
 from gtalign_jax.rewards.judges.http import HttpJudgeConfig
@@ -211,6 +211,9 @@ SECTIONS = {
 }
 
 
+ALL_SECTIONS = SECTIONS | {"algorithm": AlgorithmConfig, "reward": RewardConfig, "model": ModelConfig}
+
+
 def make_settings(config: ml_collections.ConfigDict) -> Settings:
     """Every section of the config as its frozen dataclass; UserError names a field that is wrong."""
     chosen = resolve_algorithm(config.align.algorithm)
@@ -277,11 +280,10 @@ def _check_sampling(align: AlignConfig, algorithm: AlgorithmConfig, sampling: Sa
             "config.align.group_size=1: a group of one has no baseline and no gradient; raise it, or choose "
             "an algorithm with a critic"
         )
-    filtered = sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.repetition_penalty != 1
-    if filtered and (align.overlap or algorithm.is_cap):
+    if sampling.repetition_penalty != 1:
         raise UserError(
-            "config.sampling: top_k, top_p, min_p and repetition_penalty draw from another distribution than "
-            "the trainer's, which align.overlap and algorithm.is_cap compare; switch them off"
+            f"config.sampling.repetition_penalty={sampling.repetition_penalty}: draws from another "
+            "distribution than the trainer's; set it to 1, or align.steps to 0"
         )
 
 

@@ -13,6 +13,7 @@ from gtalign_jax import config as config_lib
 from gtalign_jax.data import loader
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning.state import init_state
+from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.rollout import generator as generator_lib
 from gtalign_jax.rollout.grammar import UNLIMITED
@@ -20,7 +21,7 @@ from gtalign_jax.rollout.servers import EMBEDDED
 from gtalign_jax.run import checkpoint, groups
 from gtalign_jax.run.job import make_job
 from gtalign_jax.run.layout import restored, stored
-from gtalign_jax.run.score import rollout_lines, score
+from gtalign_jax.run.score import judge_share, rollout_lines, score
 from gtalign_jax.run.settings import make_settings
 from gtalign_jax.run.states import no_completions
 from gtalign_jax.run.step_metrics import rollout_metrics
@@ -189,15 +190,34 @@ def test_a_sample_that_did_not_come_back_is_in_no_mean(taught):
     assert outputs == [t for t, gone in zip(whole.texts, lost.reshape(-1), strict=True) if not gone]
 
 
+def test_a_judge_that_refuses_one_host_stops_all(job, monkeypatch):
+    prompts = groups.step_prompts(job, 0)
+    rollout = Teacher(job)(None, 1.0, types.SimpleNamespace(prompts=prompts.batch))
+    refusal = UserError("config.judge: all 9 requests were refused (http 401)")
+
+    def refuse(requests):
+        raise refusal
+
+    refused = dataclasses.replace(job, judge=refuse)
+    for mine, theirs in ((job, refused), (refused, job)):
+        other = judge_share(theirs, rollout, prompts.items)
+        monkeypatch.setattr(processes, "all_gather", lambda share, other=other: [share, other])
+        with pytest.raises(UserError, match="all 9 requests were refused"):
+            score(mine, rollout, prompts.items)
+
+
 # --- the switch --------------------------------------------------------------------------------------
 
 
 def test_one_switch_holds_sampler_and_trainer_to_the_grammar(job, tmp_path):
     config = dataclasses.replace(job.settings.engine, grammar=True)
     generator = generator_lib.make_generator(config, job.engine, tmp_path)
-    limit = generator_lib.trainer_limit(generator, 77)
+    limit = generator_lib.trainer_limit(generator, job.settings.sampling, 77)
     assert generator.server is None and int(limit.states.args[0].budget) == 77
-    assert generator_lib.trainer_limit(job.generator, 77) is None and job.generator.constraint is None
+    assert (
+        generator_lib.trainer_limit(job.generator, job.settings.sampling, 77) is None
+        and job.generator.constraint is None
+    )
     with pytest.raises(ValueError, match="^grammar: needs kind='embedded'"):
         dataclasses.replace(config, kind="vllm")
 
@@ -208,7 +228,7 @@ def test_limits_of_blocks_come_from_the_config(job, tmp_path):
     settings = make_settings(config_lib.parse_command(command, {"workdir": ""})[0])
     generator = generator_lib.make_generator(settings.engine, job.engine, tmp_path)
     assert np.asarray(generator.constraint.limit).tolist() == [7, *[UNLIMITED] * 4]
-    limit = generator_lib.trainer_limit(generator, 77)
+    limit = generator_lib.trainer_limit(generator, job.settings.sampling, 77)
     assert limit.states.args[0].limit[0] == 7
     with pytest.raises(ValueError, match="^limits: only the grammar knows blocks"):
         dataclasses.replace(settings.engine, grammar=False)

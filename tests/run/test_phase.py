@@ -127,6 +127,33 @@ def test_a_run_that_is_not_finite_ends_with_one_line(tmp_path):
     assert last.startswith("error: ") and "sft step 2" in last
 
 
+NO_ROOM = """
+import importlib.util, pathlib, resource, sys
+import jax, jax.numpy as jnp
+import experiments
+from gtalign_jax.errors import exit_on_user_error
+spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+noise = jax.random.normal(jax.random.key(0), (500_000,))
+small = toy.state
+toy.state = lambda: small().replace(policy=small().policy.replace(opt_state={"m": noise + 0.0}))
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+exit_on_user_error(toy.run)(pathlib.Path(sys.argv[2]), every=1)
+"""
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_one_line(tmp_path):
+    command = [sys.executable, "-c", NO_ROOM, __file__, str(tmp_path)]
+    full = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPO)
+    assert full.returncode == 2 and "Traceback" not in full.stderr, full.stderr
+    last = full.stderr.splitlines()[-1]
+    assert last.startswith(
+        f"error: {tmp_path}/checkpoints/sft: a checkpoint cannot be written (File too large)"
+    )
+    assert "it takes about 2,000,0" in last
+
+
 def test_between_phases_a_signal_is_not_swallowed(tmp_path):
     def whole_run():
         with ended_by_sigterm(), locked(tmp_path):
