@@ -78,9 +78,9 @@ class RuntimeConfig:
     """How a model is computed, whatever it is; no part of an HF folder.
 
     compute_dtype: activations and matmuls; param_dtype: storage, both one of DTYPES. remat: `none`, `dots`
-    (keep matmul outputs) or `full` (keep layer inputs). scan_layers: one compiled layer in a scan, or an
-    unrolled loop, which is faster on CPU and slower to compile. decode_layout: one of DECODE_LAYOUTS.
-    attention: one of ATTENTION.
+    (keep layer inputs and the products named in `stack.KEPT`) or `full` (keep layer inputs). scan_layers:
+    one compiled layer in a scan, or an unrolled loop, which is faster on CPU and slower to compile.
+    decode_layout: one of DECODE_LAYOUTS. attention: one of ATTENTION.
     """
 
     compute_dtype: str = "float32"

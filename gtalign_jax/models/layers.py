@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gtalign_jax.mesh.sharding import constrain
 from gtalign_jax.models.config import ModelConfig
@@ -48,7 +49,8 @@ class RMSNorm(nn.Module):
 class Projection(nn.Module):
     """A linear map from the last `inputs` axes of x to `shape`, stored [inputs..., outputs...].
 
-    Where a low-rank adapter stands beside the kernel (`models.lora`), its product is added.
+    Where a low-rank adapter stands beside the kernel (`models.lora`), its product is added. The result has
+    the module's name for rematerialisation (`stack.KEPT`).
     """
 
     config: ModelConfig
@@ -65,7 +67,8 @@ class Projection(nn.Module):
         y = project(x, kernel, bias, self.inputs)
         if self.has_variable("params", "lora_a"):
             y += self._low_rank(x)
-        return y
+        named: Array = checkpoint_name(y, self.name)
+        return named
 
     def _low_rank(self, x: Array) -> Array:
         """scale (x A) B: two thin products, so that A B is never formed."""

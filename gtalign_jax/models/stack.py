@@ -14,6 +14,10 @@ from gtalign_jax.types import PyTree
 
 Params = dict[str, Any]
 
+# What `remat=dots` keeps of a layer: the products that its backward pass reads, which are dear to make again.
+# By name, because no policy sees the products inside `products.project`.
+KEPT = ("query", "key", "value", "gate", "up")
+
 
 def split_layers(params: Params) -> Params:
     """The same parameters with `layers` as a tuple of per-layer trees."""
@@ -50,7 +54,7 @@ def run_layers(params: Params, config: ModelConfig, layer: Callable, x: Any) -> 
         if config.window:
             reach = [window_of(config, i) or config.max_positions for i in range(config.num_layers)]
             windows = jnp.array(reach, jnp.int32)
-        x, aux = jax.lax.scan(_remat(config, step), x, (layers, windows))
+        x, aux = jax.lax.scan(_remat(config, step, scanned=True), x, (layers, windows))
         return x, tuple(jax.tree.map(lambda a, i=i: a[i], aux) for i in range(config.num_layers))
     collected = []
     for i, layer_params in enumerate(split_layers(params)["layers"]):
@@ -61,9 +65,11 @@ def run_layers(params: Params, config: ModelConfig, layer: Callable, x: Any) -> 
     return x, tuple(collected)
 
 
-def _remat(config: ModelConfig, step: Callable) -> Callable:
+def _remat(config: ModelConfig, step: Callable, scanned: bool = False) -> Callable:
+    """A layer that makes again, in its backward pass, what `remat` does not keep."""
     remat = config.runtime.remat
     if remat == "none":
         return step
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(step, policy=policy, prevent_cse=False)
+    policy = jax.checkpoint_policies.save_only_these_names(*KEPT) if remat == "dots" else None
+    # Beside its forward pass, and not in a loop of its own, the compiler would take what was made first.
+    return jax.checkpoint(step, policy=policy, prevent_cse=not scanned)
