@@ -1,4 +1,4 @@
-"""What a parsed program costs on one device: collectives, matrix work and memory traffic."""
+"""What a parsed program costs on one device: collectives and matrix work."""
 
 import collections
 import dataclasses
@@ -6,24 +6,17 @@ import functools
 import math
 import re
 
-from gtalign_jax.planning.hlo import BYTES, CALLED, Instruction, Module, nbytes, shapes
+from gtalign_jax.planning.hlo import Instruction, Lines, Module, nbytes, shapes
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
-# Instructions that move nothing: names for parts of other values, and the ends of asynchronous pairs.
-_FREE = set(
-    """parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id
-    replica-id copy-done slice-done async-done async-update all-gather-done all-reduce-done
-    collective-permute-done opt-barrier custom-call iota""".split()
-)
-_READS_PART = ("dynamic-slice", "slice", "gather")
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """kind, bytes of the larger side of one execution on one device, devices in a group, executions.
 
-    where: the source operation's path, for messages.
+    where: the source operation's path, for messages. shift: from a device's number to that of the one it
+    sends to, of a permute along an axis.
     """
 
     kind: str
@@ -32,6 +25,7 @@ class Collective:
     times: float
     where: str
     shape: tuple[int, ...]
+    shift: int = 0
 
 
 def collectives(module: Module) -> list[Collective]:
@@ -72,6 +66,7 @@ def _collective(module: Module, name: str, line: Instruction, kind: str, times: 
         times=times,
         where=where[1] if where else line.name,
         shape=max((s for _, s, _ in shapes(line.type)), key=math.prod, default=()),
+        shift=_shift(line.attributes),
     )
 
 
@@ -87,6 +82,14 @@ def _group_size(line: Instruction) -> int:
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", text):
         return len(listed[1].split(","))
     return 1
+
+
+def _shift(attributes: str) -> int:
+    """The commonest difference between source and target: all but those that wrap around have it."""
+    listed = re.search(r"source_target_pairs=\{(\{.*?\})\}", attributes)
+    pairs = re.findall(r"\{(\d+),(\d+)\}", listed[1]) if listed else []
+    shifts = collections.Counter(int(target) - int(source) for source, target in pairs)
+    return shifts.most_common(1)[0][0] if shifts else 0
 
 
 def flops(module: Module) -> float:
@@ -105,14 +108,14 @@ def _dims(line: Instruction) -> tuple[int, ...]:
     return shapes(line.type)[0][1]
 
 
-def _dot_flops(line: Instruction, lines: dict[str, Instruction]) -> float:
+def _dot_flops(line: Instruction, lines: Lines) -> float:
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.attributes)
     assert contracted is not None  # every product says so
     left = _dims(lines[line.operands[0]])
     return 2.0 * math.prod(_dims(line)) * math.prod(left[int(d)] for d in contracted[1].split(",") if d)
 
 
-def _convolution_flops(line: Instruction, lines: dict[str, Instruction]) -> float:
+def _convolution_flops(line: Instruction, lines: Lines) -> float:
     """TPU programs write matrix products as convolutions; taps that fall on padding do no work."""
     spec = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.attributes)
     assert spec is not None  # every convolution says so
@@ -155,82 +158,3 @@ def _valid_taps(size: int, kernel: int, out: int, options: dict[str, str]) -> in
     low = int(options.get("pad", "0_0").split("_")[0])
     stride, base, dilation = (int(options.get(key, "1")) for key in ("stride", "lhs_dilate", "rhs_dilate"))
     return _taps(size, kernel, out, stride, low, base, dilation)
-
-
-def traffic(module: Module) -> float:
-    """Bytes that instructions read from and write to main memory on one device, fusions as units.
-
-    A fusion that only slices an operand reads the slice; one that updates a slice in place writes it.
-    """
-    fused = {
-        called
-        for lines in module.computations.values()
-        for line in lines.values()
-        if line.opcode not in ("while", "conditional", "call")
-        for called in dict(CALLED.findall(line.attributes)).values()
-    }
-    total = 0.0
-    for name, lines in module.computations.items():
-        times = module.runs.get(name, 0.0)
-        if times and name not in fused:
-            total += times * sum(
-                _moved(module, line, lines) for line in lines.values() if line.opcode not in _FREE
-            )
-    return total
-
-
-def _in_main(name: str, lines: dict[str, Instruction]) -> float:
-    """Bytes of an operand in main memory."""
-    return nbytes(lines[name].type, True) if name in lines else 0.0
-
-
-def _moved(module: Module, line: Instruction, lines: dict[str, Instruction]) -> float:
-    if line.opcode == "fusion":
-        body = module.computations.get(dict(CALLED.findall(line.attributes)).get("calls", ""), {})
-        return _moved_by_fusion(line, lines, body)
-    if line.opcode in _READS_PART:
-        return 2 * nbytes(line.type, True)
-    if line.opcode == "dynamic-update-slice":
-        return 2 * _in_main(line.operands[1], lines)
-    if line.opcode in ("copy-start", "slice-start"):
-        # Between main and on-chip memory: what arrives. The source is named in the result, too.
-        return min(BYTES[d] * math.prod(size) for d, size, _ in shapes(line.type) if size)
-    return nbytes(line.type, True) + sum(_in_main(name, lines) for name in line.operands)
-
-
-def _moved_by_fusion(line: Instruction, lines: dict[str, Instruction], body: dict[str, Instruction]) -> float:
-    users: dict[str, list[Instruction]] = collections.defaultdict(list)
-    for inner in body.values():
-        for name in inner.operands:
-            users[name].append(inner)
-    updates = [inner for inner in body.values() if inner.opcode == "dynamic-update-slice"]
-    in_place = {inner.operands[0] for inner in updates}
-    parameters = {int(inner.attributes): inner for inner in body.values() if inner.opcode == "parameter"}
-    passed = _passed_through(line)
-    total = 0.0
-    for number, name in enumerate(line.operands):
-        if number in passed.values() or name not in lines or not nbytes(lines[name].type, True):
-            continue
-        inside = parameters.get(number)
-        readers = users[inside.name] if inside is not None else []
-        if inside is not None and inside.name in in_place:
-            continue
-        if readers and all(reader.opcode in _READS_PART for reader in readers):
-            total += sum(nbytes(reader.type) for reader in readers)
-        else:
-            total += nbytes(lines[name].type, True)
-    if updates:
-        return total + sum(
-            nbytes(body[inner.operands[1]].type) for inner in updates if inner.operands[1] in body
-        )
-    results = enumerate(shapes(line.type))
-    return total + sum(
-        BYTES[d] * math.prod(size) for i, (d, size, main) in results if main and i not in passed
-    )
-
-
-def _passed_through(line: Instruction) -> dict[int, int]:
-    """Result → operand that it takes the place of: buffers of a collective that goes on meanwhile."""
-    found = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", line.attributes)
-    pairs = re.findall(r"\{(\d+)\}: \((\d+), \{\}\)", found[1]) if found else []
-    return {int(result): int(operand) for result, operand in pairs}

@@ -1,8 +1,8 @@
 """A compiled program's HLO text as data, with the number of times each of its computations runs.
 
 XLA's own cost analysis counts the body of a loop once. Here loops are multiplied by their trip count,
-read from the loop's condition; one whose count is only known at run time (decoding) takes the number
-the caller gives.
+read from the loop's counter (where it starts, what a turn adds, what ends it); one whose count is only known
+at run time (decoding) takes the number the caller gives.
 """
 
 import collections
@@ -36,11 +36,14 @@ class Instruction:
     root: bool
 
 
+Lines = dict[str, Instruction]  # a computation
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Module:
     """A parsed program: computations by name, and how often each runs."""
 
-    computations: dict[str, dict[str, Instruction]]
+    computations: dict[str, Lines]
     entry: str
     unknown_trips: int = 1
 
@@ -53,8 +56,9 @@ class Module:
             if name in seen or name not in self.computations:
                 return
             seen.add(name)
-            for line in self.computations[name].values():
-                for called, _ in self._calls(line):
+            lines = self.computations[name]
+            for line in lines.values():
+                for called, _ in self._calls(line, lines):
                     visit(called)
             order.append(name)
 
@@ -62,45 +66,83 @@ class Module:
         counts: dict[str, float] = collections.defaultdict(float)
         counts[self.entry] = 1.0
         for name in reversed(order):
-            for line in self.computations[name].values():
-                for called, times in self._calls(line):
+            lines = self.computations[name]
+            for line in lines.values():
+                for called, times in self._calls(line, lines):
                     counts[called] += counts[name] * times
         return dict(counts)
 
-    def _calls(self, line: Instruction) -> list[tuple[str, float]]:
+    def _calls(self, line: Instruction, lines: Lines) -> list[tuple[str, float]]:
         called = dict(CALLED.findall(line.attributes))
         if line.opcode == "while":
-            trips = self.trips(line)
+            trips = self.trips(line, lines)
             return [(called["body"], trips), (called["condition"], trips)]
         branches = _BRANCHES.search(line.attributes)
         names = _OPERAND.findall(branches[1]) if branches else []
         return [(name, 1.0) for name in (*called.values(), *names)]
 
-    def trips(self, loop: Instruction) -> float:
-        """Iterations of a loop: its annotation, or the constant its counter is compared with."""
+    def trips(self, loop: Instruction, lines: Lines) -> float:
+        """Turns of a loop among `lines`: its annotation, or what its counter says."""
         known = re.search(r'known_trip_count":?\{"?n"?:"?(\d+)', loop.attributes)
         if known:
             return float(known[1])
-        condition = self.computations.get(dict(CALLED.findall(loop.attributes))["condition"], {})
-        root = next((line for line in condition.values() if line.root), None)
-        if root is not None and "direction=LT" in root.attributes:
-            bounds = [self._constant(condition, name) for name in root.operands]
-            if len(bounds) == 2 and bounds[1] is not None:
-                return float(bounds[1])
+        called = dict(CALLED.findall(loop.attributes))
+        condition, body = self.computations[called["condition"]], self.computations[called["body"]]
+        test = _root(condition)
+        if test.opcode == "compare" and "direction=LT" in test.attributes:
+            counter, bound = (_behind(condition, name) for name in test.operands)
+            start = _behind(lines, _part(lines[loop.operands[0]], counter))
+            added = _behind(body, _part(_root(body), counter))
+            first, end, step = _constant(start), _constant(bound), _step(added, body, counter)
+            if first is not None and end is not None and step:
+                return float(len(range(first, end, step)))
         return float(self.unknown_trips)
 
-    def _constant(self, lines: dict[str, Instruction], name: str) -> int | None:
-        line = lines.get(name)
-        while line is not None and line.opcode in ("copy", "bitcast", "convert"):
-            line = lines.get(line.operands[0])
-        if line is None or line.opcode != "constant":
-            return None
-        return int(line.attributes) if re.fullmatch(r"-?\d+", line.attributes) else None
+
+def _root(lines: Lines) -> Instruction:
+    return next(line for line in lines.values() if line.root)
+
+
+def _behind(lines: Lines, name: str | None) -> Instruction | None:
+    """The instruction that made a value, seen through copies of it."""
+    line = lines.get(name or "")
+    while line is not None and line.opcode in ("copy", "bitcast", "convert"):
+        line = lines.get(line.operands[0])
+    return line
+
+
+def _index(line: Instruction | None) -> int | None:
+    """Which part of a tuple an instruction takes."""
+    taken = (
+        line is not None and line.opcode == "get-tuple-element" and re.search(r"index=(\d+)", line.attributes)
+    )
+    return int(taken[1]) if taken else None
+
+
+def _part(made: Instruction, counter: Instruction | None) -> str | None:
+    """Where a tuple takes the part that `counter` reads from it."""
+    index = _index(counter)
+    return None if index is None or made.opcode != "tuple" else made.operands[index]
+
+
+def _constant(line: Instruction | None) -> int | None:
+    if line is None or line.opcode != "constant" or not re.fullmatch(r"-?\d+", line.attributes):
+        return None
+    return int(line.attributes)
+
+
+def _step(line: Instruction | None, body: Lines, counter: Instruction | None) -> int | None:
+    """What a turn adds to the counter; None where it does anything else."""
+    if line is None or line.opcode != "add":
+        return None
+    behind = [_behind(body, name) for name in line.operands]
+    steps = [_constant(x) for x in behind if _index(x) != _index(counter)]
+    return steps[0] if len(steps) == 1 else None
 
 
 def parse(text: str, unknown_trips: int = 1) -> Module:
     """The module of `compiled.as_text()`."""
-    computations: dict[str, dict[str, Instruction]] = {}
+    computations: dict[str, Lines] = {}
     entry, current = "", None
     for line in text.splitlines():
         header = _HEADER.match(line)

@@ -26,9 +26,10 @@ from gtalign_jax.mesh.sharding import batch_shards, make_mesh
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.planning import cost, hlo, microbatches, programs
-from gtalign_jax.planning.chips import GIB, Chip, seconds_on_wire, topology
+from gtalign_jax.planning.chips import GIB, Chip, seconds_on_wire, seconds_on_wires, topology
 from gtalign_jax.planning.programs import Program
 from gtalign_jax.planning.table import advice
+from gtalign_jax.planning.traffic import traffic
 from gtalign_jax.rollout.servers import EMBEDDED
 from gtalign_jax.run.settings import Settings, check_batches, make_settings
 from gtalign_jax.types import PyTree
@@ -206,7 +207,7 @@ def memory(compiled: Any, resident: float, chip: Chip) -> dict[str, Any]:
 
 def work(module: hlo.Module, chip: Chip, calls: int) -> dict[str, Any]:
     """The work part of a row."""
-    flops, traffic = calls * cost.flops(module), calls * cost.traffic(module)
+    flops, moved = calls * cost.flops(module), calls * traffic(module)
     found = [dataclasses.replace(c, times=calls * c.times) for c in cost.collectives(module)]
     kinds = {}
     for kind in cost.COLLECTIVES:
@@ -217,10 +218,10 @@ def work(module: hlo.Module, chip: Chip, calls: int) -> dict[str, Any]:
     wire = [(seconds_on_wire(item, chip), item) for item in found]
     times = {
         "matmul_s": flops / chip.flops,
-        "memory_s": traffic / chip.bandwidth,
-        "network_s": sum(seconds for seconds, _ in wire),
+        "memory_s": moved / chip.bandwidth,
+        "network_s": seconds_on_wires(found, chip),
     }
-    row = {"tflops": flops / 1e12, "traffic_gb": traffic / 1e9, "collectives": kinds, **times}
+    row = {"tflops": flops / 1e12, "traffic_gb": moved / 1e9, "collectives": kinds, **times}
     if wire:
         row["largest_collective"] = describe(*max(wire, key=lambda pair: pair[0]))
     longest = max(times, key=lambda name: times[name])

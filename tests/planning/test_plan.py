@@ -39,6 +39,15 @@ def test_what_is_no_topology_is_refused(name):
         chips.topology(name)
 
 
+@pytest.mark.parametrize(
+    "name", ["v5e:0x4", "v5e:16x32", "v5e:2x2x2", "v4:2x2x0", "v5p:4x4", "v6e:999999999x1"]
+)
+def test_a_slice_that_no_chip_has_never_reaches_the_compiler(name):
+    """It would end the process with a signal, or plan for what cannot be had."""
+    with pytest.raises(UserError, match=f"--topology={name}: a slice of TPU .* is from 1x1"):
+        chips.topology(name)
+
+
 def test_a_missing_compiler_is_one_line_with_its_mend(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install libtpu"):
@@ -149,6 +158,13 @@ def test_a_program_compiles_for_a_slice_that_is_not_here():
     assert row["tflops"] * 1e12 * 8 == pytest.approx(products + attention, rel=0.15)
     caches = plan_lib.outputs(prefill, compiled, mesh)
     assert jax.tree.leaves(caches.cache)[0].sharding.mesh == mesh
+
+
+@needs_libtpu
+@pytest.mark.parametrize("name", chips.CHIPS)
+def test_every_known_chip_is_one_device(name):
+    layout = "x".join("2" * len(chips.CHIPS[name].pod))
+    assert len(chips.topology(f"{name}:{layout}")[1]) == 2 ** len(chips.CHIPS[name].pod)
 
 
 @needs_libtpu
