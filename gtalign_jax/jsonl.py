@@ -119,7 +119,7 @@ def read_object(path: Path) -> dict[str, Any]:
         text = _text(pathlib.Path(path).read_bytes().removeprefix(codecs.BOM_UTF8), str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return _parse(text, str(path))
+    return _parse(text, str(path), "mend the file")
 
 
 def _numbered(source: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -140,18 +140,18 @@ def _text(data: bytes, where: str) -> str:
         raise UserError(f"{where}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def _parse(text: str, where: str, mend: str = "mend or remove the line") -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error}); mend or remove the line") from error
+        raise UserError(f"{where}: not JSON ({error}); {mend}") from error
     except ValueError as error:
         limit = sys.get_int_max_str_digits()
         raise _Unusable(f"{where}: an integer of over {limit} digits; write a number or a string") from error
     except RecursionError as error:
         raise _Unusable(f"{where}: nested too deep; nest at most {MAX_DEPTH} levels") from error
     if not isinstance(value, dict):
-        raise UserError(f"{where}: must be a JSON object; mend or remove the line")
+        raise UserError(f"{where}: must be a JSON object; {mend}")
     if text.count("{") + text.count("[") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
         raise _Unusable(f"{where}: nested {_depth(value)} deep; nest at most {MAX_DEPTH} levels")
     return value

@@ -120,6 +120,11 @@ def test_a_host_reads_its_own_slices(one, several):
         assert max(read) < 0.5 * size and sum(read) >= size
 
 
+def test_what_one_host_finds_wrong_with_the_weights_ends_all(several):
+    said = several[1]["fault"]
+    assert said == [f"model.safetensors: damaged for process {len(said) - 1}"] * len(said)
+
+
 def test_process_0_writes_the_whole_model(several):
     folder, _ = several
     config = read_config(folder / "hf")

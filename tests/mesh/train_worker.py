@@ -20,6 +20,7 @@ import optax
 import pytest
 
 from gtalign_jax.data import loader
+from gtalign_jax.errors import UserError
 from gtalign_jax.learning.algorithm import PRESETS
 from gtalign_jax.learning.learner import Learner
 from gtalign_jax.learning.sft import SftBatch, SftSetup, sft_update
@@ -97,6 +98,7 @@ def run(folder: pathlib.Path, mesh, phases=("sft", "grpo", "ppo")):
     with jax.set_mesh(mesh), counted_reads() as read:
         params = hf.load_params(folder / "start", config, shardings)
         result = {"read": processes.all_gather(sum(read))}
+        result["fault"] = processes.all_gather(fault_of_the_last(folder, config, shardings))
         state = start_state(params, shardings, mesh)
         state, result["losses"] = sft(state, config, mesh)
         manager = checkpoint.open_manager(folder / "checkpoints", keep=2)
@@ -124,6 +126,24 @@ def counted_reads():
     stored.read_slice = count
     yield read
     stored.read_slice = plain
+
+
+def fault_of_the_last(folder, config, shardings):
+    """What this process says of a file that only the last process finds damaged."""
+    plain = stored.read_slice
+
+    def read(tensor, index):
+        if jax.process_index() == jax.process_count() - 1:
+            raise UserError(f"{tensor.file.name}: damaged for process {jax.process_index()}")
+        return plain(tensor, index)
+
+    stored.read_slice = read
+    try:
+        hf.load_params(folder / "start", config, shardings)
+    except UserError as error:
+        return str(error)
+    finally:
+        stored.read_slice = plain
 
 
 def start_state(params, shardings, mesh):

@@ -57,7 +57,7 @@ CASES = {
             mlp_bias=True,
         ),
     ),
-    "mistral": ("Mistral", dict(sliding_window=None, rope_theta=500.0)),
+    "mistral": ("Mistral", dict(sliding_window=None, head_dim=16)),
     "mistral_window": ("Mistral", dict(sliding_window=5)),
 }
 

@@ -1,18 +1,31 @@
 """Texts begin once and turns end with the token that the chat template says, whatever the folder lists."""
 
 import copy
+import dataclasses
 import datetime
 import json
 import shutil
 
+import jax
+import numpy as np
 import pytest
+import torch
 import transformers
 
 from configs import quickstart
 from gtalign_jax.errors import UserError
-from gtalign_jax.rollout import chat
+from gtalign_jax.rollout import chat, generate
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_fields, load_tokenizer
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.folder import (
+    EngineOptions,
+    folder_engine,
+    generation_fields,
+    load_engine,
+    load_tokenizer,
+)
+from gtalign_jax.rollout.request import Request
+from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.run import record
 from gtalign_jax.run.job import load_start, make_job, save_model
 
@@ -149,6 +162,27 @@ def test_a_template_that_fails_or_never_ends_is_one_line(llama3_folder, tmp_path
     with pytest.raises(UserError, match=f"{folder}: .*{message}.*mend chat_template.jinja") as error:
         load_tokenizer(folder)
     assert "\n" not in str(error.value)
+
+
+def test_a_padded_vocabulary_and_several_ends_generate_as_in_pytorch(engine, llama3_folder):
+    """Also tokens that have no text; the random model meets end tokens of all kinds where it is made to."""
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(llama3_folder, dtype=torch.float32)
+    known = len(engine.tokenizer)
+    assert known < 384 and engine_lib.decode_tokens(engine, [383, known, EOT]) == ""
+    buckets = BucketConfig(prompt=(8,), completion=(24,), batch=(4,))
+    ours, params = load_engine(str(llama3_folder), EngineOptions(sampling=GREEDY, buckets=buckets))
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(7, 384, 6).tolist() for _ in range(4)]
+    ends = tuple(range(0, 384, 16)) + ours.eos_ids
+    ours = dataclasses.replace(ours, eos_ids=ends)
+    request = Request(engine_lib.prompt_batch(ours, prompts), jax.random.key(0), 1, 24)
+    rows = engine_lib.completion_ids(generate.rollout(ours, params, request).completions)
+    for prompt, row in zip(prompts, rows, strict=True):
+        expected = theirs.generate(
+            torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=list(ends)
+        )
+        assert row.tolist() == expected[0, len(prompt) :].tolist()
+    assert any(row[-1] in ends for row in rows) and any(i >= known for row in rows for i in row)
 
 
 @pytest.fixture
