@@ -96,7 +96,7 @@ def redacted_value(value: Any) -> Any:
 
 def _status_failure(response: Any, key: str) -> AttemptFailed:
     status = response.status_code
-    said = redacted(" ".join(response.text.split()), [key])[:160]
+    said = redacted(" ".join(response.text.split()), [key])[:240]
     kind, reason = f"http_{status}", f"http {status}" + (f": {said}" if said else "")
     if status in (408, 409, 425, 429) or status >= 500:
         return AttemptFailed(kind, reason, blame=status != 429, pause_s=_retry_after(response))

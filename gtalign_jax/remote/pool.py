@@ -9,11 +9,12 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import openai
 import tenacity
@@ -22,14 +23,23 @@ from gtalign_jax.remote.client import NO_KEY, AttemptFailed, open_client, post, 
 from gtalign_jax.remote.counters import Counters
 from gtalign_jax.remote.turns import Turn, Turns
 
+log = logging.getLogger(__name__)
+
 # A client looks through all its connections at every request: several small ones are faster than one big.
 _CONNECTIONS = 16
 _REASON_CHARS = 300
 _AWAY = ("connection", "http_502", "http_503", "http_504")  # kinds of failure while a server starts again
 LATE = "call_timeout"  # the kind of what was not answered within call_timeout_s
 
-# Those of each server, in endless rounds.
-Clients = Sequence[Iterator[openai.AsyncOpenAI]]
+
+class Line(NamedTuple):
+    """To one server: its clients in endless rounds, and whose holder alone welcomes it back."""
+
+    clients: Iterator[openai.AsyncOpenAI]
+    gate: asyncio.Lock
+
+
+Lines = Sequence[Line]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +65,9 @@ class Pool:
 
     counters: attempts and retries are counted here. watch: entered for every attempt, from sending to the
     end of reading; the attempt's AttemptFailed passes through it. second_opinion: what one server refuses
-    for good is put to the others too. trust: made once for all connections.
+    for good is put to the others too. away: places of servers that were not there when last asked; missed:
+    those of them that a warning said so of. welcome: place → what such a one is asked first when it is back,
+    for it may have forgotten (None: nothing). trust: made once for all connections.
     """
 
     urls: tuple[str, ...]
@@ -65,6 +77,9 @@ class Pool:
     api_key: str = NO_KEY
     watch: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     second_opinion: bool = False
+    welcome: Callable[[int], "Call | None"] = lambda place: None
+    away: set[int] = dataclasses.field(default_factory=set)
+    missed: set[int] = dataclasses.field(default_factory=set)
     trust: ssl.SSLContext = dataclasses.field(default_factory=ssl.create_default_context)
 
     def numbers(self) -> dict[str, float]:
@@ -119,9 +134,9 @@ def post_all(pool: Pool, calls: Sequence[Call]) -> list[Any]:
     late = Failed(LATE, f"no answer within call_timeout_s={config.call_timeout_s:g}")
     results: list[Any] = [late] * len(calls)
 
-    async def work(clients: Clients, places: Iterator[int]) -> None:
+    async def work(lines: Lines, places: Iterator[int]) -> None:
         for place in places:
-            results[place] = await _result(pool, clients, calls[place])
+            results[place] = await _result(pool, lines, calls[place])
 
     async def run() -> None:
         places = iter(range(len(calls)))  # shared: each worker takes the next one
@@ -129,28 +144,29 @@ def post_all(pool: Pool, calls: Sequence[Call]) -> list[Any]:
         with contextlib.suppress(TimeoutError):
             async with (
                 asyncio.timeout(config.call_timeout_s),
-                _open(pool, workers) as clients,
+                _open(pool, workers) as lines,
                 asyncio.TaskGroup() as group,
             ):
                 for _ in range(workers):
-                    group.create_task(work(clients, places))
+                    group.create_task(work(lines, places))
 
     _run_apart(run)
     return results
 
 
 @contextlib.asynccontextmanager
-async def _open(pool: Pool, workers: int) -> AsyncIterator[Clients]:
+async def _open(pool: Pool, workers: int) -> AsyncIterator[Lines]:
     """Clients of every server for so many requests at a time, closed at the end."""
     config, each = pool.config, range(math.ceil(workers / _CONNECTIONS))
     async with contextlib.AsyncExitStack() as stack:
-        clients = []
+        lines = []
         for url in pool.urls:
             opened = [
                 open_client(url, pool.api_key, config.in_flight, config.timeout_s, pool.trust) for _ in each
             ]
-            clients.append(itertools.cycle([await stack.enter_async_context(one) for one in opened]))
-        yield clients
+            clients = itertools.cycle([await stack.enter_async_context(one) for one in opened])
+            lines.append(Line(clients, asyncio.Lock()))
+        yield lines
 
 
 def _run_apart(run: Callable[[], Any]) -> None:
@@ -164,7 +180,7 @@ def _run_apart(run: Callable[[], Any]) -> None:
         thread.submit(lambda: asyncio.run(run())).result()
 
 
-async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
+async def _result(pool: Pool, lines: Lines, call: Call) -> Any:
     """The result after at most `tries` attempts, more while a server is away, or `Failed`."""
     config, started = pool.config, time.monotonic()
     tried: list[int] = []
@@ -180,6 +196,8 @@ async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
         error = state.outcome.exception() if state.outcome else None
         away = isinstance(error, AttemptFailed) and error.kind in _AWAY
         patient = away and time.monotonic() - started < config.patience_s
+        if patient and state.attempt_number == config.tries:
+            _say_away(pool, tried[-1], str(error))
         return state.attempt_number >= config.tries and not patient
 
     tries = tenacity.AsyncRetrying(
@@ -196,7 +214,7 @@ async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
                 turn = pool.turns.take(tried, refused)
                 tried.append(turn.server)
                 try:
-                    return await _attempt(pool, next(clients[turn.server]), turn, call, started)
+                    return await _attempt(pool, lines[turn.server], turn, call, started)
                 except AttemptFailed as failure:
                     if failure.retry != "again":
                         refused.add(turn.server)
@@ -208,20 +226,51 @@ async def _result(pool: Pool, clients: Clients, call: Call) -> Any:
         return Failed(failure.kind, reason, url, seconds, "again" if passing else failure.retry)
 
 
-async def _attempt(pool: Pool, client: openai.AsyncOpenAI, turn: Turn, call: Call, started: float) -> Any:
+async def _attempt(pool: Pool, line: Line, turn: Turn, call: Call, started: float) -> Any:
     """The result of one attempt, its turn given back. started: when the call's first attempt was made."""
     failure: AttemptFailed | None = AttemptFailed("cancelled", "cancelled", blame=False)
     try:
         await asyncio.sleep(min(turn.pause_s, pool.config.max_wait_s))
         pool.counters.add("attempts")
         with pool.watch():
+            if turn.server in pool.away:
+                await _welcome(pool, line, turn.server)
             sent = time.monotonic()
-            body = await post(client, call.path, call.body, pool.config.timeout_s)
+            body = await post(next(line.clients), call.path, call.body, pool.config.timeout_s)
+            _is_back(pool, turn.server)
             failure, now = None, time.monotonic()  # it works, unless it is to blame for what it sent
             return call.read(Answer(body, now - sent, now - started))
     except AttemptFailed as error:
+        if error.kind in _AWAY:
+            pool.away.add(turn.server)
         if failure is not None or error.blame:
             failure = error
         raise
     finally:
         pool.turns.give_back(turn.server, failure)
+
+
+async def _welcome(pool: Pool, line: Line, server: int) -> None:
+    """What a server that was away is asked before anything else, once; AttemptFailed as any attempt."""
+    first = pool.welcome(server)
+    async with line.gate:
+        if first is not None and server in pool.away:
+            body = await post(next(line.clients), first.path, first.body, pool.config.timeout_s)
+            first.read(Answer(body, 0.0, 0.0))
+            _is_back(pool, server)
+
+
+def _say_away(pool: Pool, server: int, reason: str) -> None:
+    """Once, when a request begins to wait for it beyond its tries."""
+    if server not in pool.missed:
+        pool.missed.add(server)
+        reason = redacted(reason, [pool.api_key])[:_REASON_CHARS]
+        limit = pool.config.patience_s
+        log.warning("%s is away (%s); waiting for up to patience_s=%g", pool.urls[server], reason, limit)
+
+
+def _is_back(pool: Pool, server: int) -> None:
+    pool.away.discard(server)
+    if server in pool.missed:
+        pool.missed.discard(server)
+        log.warning("%s is back", pool.urls[server])

@@ -16,10 +16,11 @@ from typing import Any
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.remote.client import AttemptFailed
-from gtalign_jax.remote.pool import Answer, Call
+from gtalign_jax.remote.pool import Answer, Call, Failed
 from gtalign_jax.rollout.sampling import SamplingConfig
 
 KINDS = ("vllm", "sglang", "openai")
+_FILTERS = {"repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}  # and their values when off
 _ID_TOKEN = "token_id:"
 # Rounding may lift the log-probability of a sure token above zero by a hair.
 _ABOVE_ZERO = 1e-3
@@ -63,19 +64,28 @@ def completion_call(terms: CompletionTerms, prompt: Sequence[int], count: int, s
 
 
 def check_sampling(kind: str, sampling: SamplingConfig) -> None:
-    """ValueError for settings that this kind of server does not know, or filters by in another order.
+    """ValueError for settings under which this kind of server draws from another distribution than ours, or
+    reports log-probabilities of another.
 
-    vLLM applies min-p before top-k and top-p: its tokens would be drawn from another distribution than ours,
-    and its log-probabilities would be of that one.
+    vLLM applies min-p before top-k and top-p: with top-k that is the same, with top-p it is not. SGLang's
+    log-probabilities are those before any filter, and it penalises repetition of the completion alone.
     """
-    if kind == "openai":
-        for name, off in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
-            if getattr(sampling, name) != off:
-                raise ValueError(f"sampling.{name}: not in the OpenAI protocol; use config.engine.kind=vllm")
-    elif sampling.min_p > 0 and not sampling.greedy and (sampling.top_k or sampling.top_p < 1):
+    used = {name: getattr(sampling, name) for name, off in _FILTERS.items() if getattr(sampling, name) != off}
+    foreign = [name for name in used if name != "top_p"]
+    if kind == "openai" and foreign:
+        raise ValueError(f"sampling.{foreign[0]}: not in the OpenAI protocol; use config.engine.kind=vllm")
+    if sampling.greedy:  # without filters
+        used = {name: value for name, value in used.items() if name == "repetition_penalty"}
+    if kind == "sglang" and used:
+        name, value = next(iter(used.items()))
         raise ValueError(
-            f"sampling.min_p={sampling.min_p:g}: {kind} filters in another order than the trainer with top_k "
-            "or top_p beside it; set min_p alone or to 0, or use config.engine.kind=embedded"
+            f"sampling.{name}={value:g}: SGLang reports log-probabilities of another distribution; switch it "
+            "off, or use config.engine.kind=vllm or embedded"
+        )
+    if kind == "vllm" and {"min_p", "top_p"} <= used.keys():
+        raise ValueError(
+            f"sampling.min_p={sampling.min_p:g}: vLLM applies it before top_p, our own engine after it; "
+            "switch one of them off, or use config.engine.kind=embedded"
         )
 
 
@@ -85,22 +95,23 @@ def one_by_one(kind: str, sampling: SamplingConfig) -> bool:
     return kind == "sglang" or sampling.greedy
 
 
-def reload_calls(kind: str, folder: str) -> list[tuple[Call, ...]]:
-    """The steps, in order, after which a server holds the weights in `folder`; of a step's requests the first
-    one counts that the server knows."""
+def reload_calls(kind: str, folder: str) -> tuple[tuple[Call, ...], tuple[Call, ...]]:
+    """(ways to load the weights in `folder`, of which the first counts that the server knows; what to ask it
+    then)."""
     if kind == "vllm":
         # A vLLM that does not know weights_path reads the folder it was started from.
         reload = {"method": "reload_weights"}
-        return [
-            (
-                Call("/collective_rpc", reload | {"kwargs": {"weights_path": folder}}, _not_refused),
-                Call("/collective_rpc", reload, _not_refused),
-            ),
-            (Call("/reset_prefix_cache", {}, _not_refused),),  # what is cached belongs to the old weights
-        ]
+        ways = (reload | {"kwargs": {"weights_path": folder}}, reload)
+        forget = Call("/reset_prefix_cache", {}, _not_refused)  # what is cached belongs to the old weights
+        return tuple(Call("/collective_rpc", body, _not_refused) for body in ways), (forget,)
     if kind == "sglang":
-        return [(Call("/update_weights_from_disk", {"model_path": folder}, _read_success),)]
+        return (Call("/update_weights_from_disk", {"model_path": folder}, _read_success),), ()
     raise UserError(f"config.engine.kind={kind!r}: such a server takes no new weights; use vllm or sglang")
+
+
+def unknown_way(failed: Failed) -> bool:
+    """Whether a server did not know this way to load weights; older vLLMs say only that they failed."""
+    return "unexpected keyword" in failed.reason or failed.reason == "http 500: Internal Server Error"
 
 
 def _openai_body(terms: CompletionTerms, prompt: list[int], count: int, seed: int) -> dict[str, Any]:
@@ -232,6 +243,14 @@ def _check(terms: CompletionTerms, read: tuple[list, list, str]) -> Completion:
     if reason not in ("stop", "length"):
         raise _misfit(f"the sample ended by {reason!r}")
     ended = ids[-1] in terms.eos_ids
+    if reason == "length" and not ended and len(ids) < terms.max_tokens:
+        raise AttemptFailed(
+            "cut_short",
+            f"the server stopped after {len(ids)} of {terms.max_tokens} tokens: start it with room for "
+            "prompt and completion (vLLM: --max-model-len, SGLang: --context-length)",
+            retry="elsewhere",
+            blame=False,
+        )
     if any(i in terms.eos_ids for i in ids[:-1]):
         raise _misfit("tokens follow an end token")
     if reason == "stop" and not ended and not terms.stops:

@@ -31,6 +31,7 @@ from gtalign_jax.rollout.backends import (
     completion_call,
     one_by_one,
     reload_calls,
+    unknown_way,
 )
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine
@@ -51,13 +52,13 @@ def rollout(server: Server, engine: Engine, params: PyTree, request: Request) ->
     answers with the weights it was last given. stops: the texts of `ending`, told to the server so that
     it stops there; without them it writes on and the row is cut here. seeds [P, G] int32: default from
     (key, first_row + p) and g. Samples of failed requests have length 0 and are not finished, and the
-    reasons are logged. Raises UserError when no request at all was answered, and for a constraint, whose
-    log-probabilities no server returns, and for sampling that the server does otherwise (`check_sampling`).
+    reasons are logged. Raises UserError when no request at all was answered, for a constraint, whose budget
+    no server knows, and for sampling that the server does otherwise (`check_sampling`).
     """
     del params
     if request.constraint is not None:
         raise UserError(
-            "config.engine.kind: no server reports log-probabilities under the grammar; use the embedded "
+            "config.engine.kind: no server can be told that a chain ends within the budget; use the embedded "
             "engine, or switch the grammar off"
         )
     with naming(""):
@@ -190,49 +191,59 @@ def push_weights(server: Server, params: PyTree, engine: Engine, folder: pathlib
 
     The servers must see the same path; an older vLLM must have been started from it. Returns how many took
     the weights; the others get no more requests until a later push succeeds with them. UserError when none
-    did. A server that says it took other weights than the last and then answers a probe as before is warned
-    of and counted as `unmoved`. Every process of a run calls this.
+    did. A server that is away later and comes back is given them again. One that says it took other weights
+    than the last and then answers a probe as before is warned of and counted as `unmoved`. Every process of a
+    run calls this.
     """
     generation = {"eos_token_id": list(engine.eos_ids), "pad_token_id": engine.tokenizer.pad_token_id}
     merged, config = lora.merged(params), engine.model_config
     hf.save_params(merged, config, folder, tokenizer=engine.tokenizer, generation=generation, tied_head=True)
     probe = _probe(server, engine)
 
-    def reload_all() -> list[Failed | None]:
+    def reload_all() -> list[Call | Failed]:
         asked = probe if server.given.differs(_digest(folder)) else []
         hasty = dataclasses.replace(server, config=dataclasses.replace(server.config, patience_s=0.0))
-        failures = [_reload(hasty, url, folder, asked) for url in server.pool.urls]
+        outcomes = [_reload(hasty, url, folder, asked) for url in server.pool.urls]
         for i, url in enumerate(server.pool.urls):
-            if all(failures):  # the run cannot go on before one of them is back
-                failures[i] = _reload(server, url, folder, asked)
-        return failures
+            if not any(isinstance(outcome, Call) for outcome in outcomes):
+                outcomes[i] = _reload(server, url, folder, asked)  # the run cannot go on before one is back
+        return outcomes
 
-    failures = processes.from_main(reload_all)
-    usable = frozenset(i for i, failed in enumerate(failures) if failed is None)
+    outcomes = processes.from_main(reload_all)
+    server.given.calls = {i: outcome for i, outcome in enumerate(outcomes) if isinstance(outcome, Call)}
+    usable = frozenset(server.given.calls)
     server.pool.turns.usable = usable
-    first = next((failed for failed in failures if failed is not None), None)
+    server.pool.away.clear()
+    first = next((outcome for outcome in outcomes if isinstance(outcome, Failed)), None)
     if not usable:
-        raise UserError(f"config.engine: no server loaded {folder} ({first})")
+        raise UserError(f"config.engine: no server loaded {folder} ({first}){_hint(server, first)}")
     if first is not None:
         log.warning("a server did not load the weights and is left out for now: %s", first)
     server.pool.counters.add("pushes")
     return len(usable)
 
 
-def _reload(server: Server, url: str, folder: pathlib.Path, probe: Sequence[Call]) -> Failed | None:
-    """Why this server does not hold the new weights, or None when it does, as far as it says.
+def _hint(server: Server, failed: Failed | None) -> str:
+    unknown = failed is not None and failed.kind == "http_404" and server.config.kind == "vllm"
+    return "; vLLM takes weights when it was started with VLLM_SERVER_DEV_MODE=1" if unknown else ""
+
+
+def _reload(server: Server, url: str, folder: pathlib.Path, probe: Sequence[Call]) -> Call | Failed:
+    """What made this server load the new weights, or why it does not hold them, as far as it says.
 
     probe: requests whose answers should now be others.
     """
     alone = make_pool((url,), server.config, server.pool.api_key)
     before = post_all(alone, probe)
-    for step in reload_calls(server.config.kind, str(folder)):
-        for call in step:
-            (answer,) = post_all(alone, [call])
-            if not isinstance(answer, Failed) or not answer.kind.startswith("http_"):
-                break
-        if isinstance(answer, Failed):
-            return answer
+    ways, then = reload_calls(server.config.kind, str(folder))
+    for way in ways:
+        (answer,) = post_all(alone, [way])
+        if not isinstance(answer, Failed) or not unknown_way(answer):
+            break
+    refused = [answer] if isinstance(answer, Failed) else post_all(alone, then)
+    for failed in refused:
+        if isinstance(failed, Failed):
+            return failed
     answered = before and not any(isinstance(answer, Failed) for answer in before)
     if answered and post_all(alone, probe) == before:
         server.pool.counters.add("unmoved")
@@ -242,7 +253,7 @@ def _reload(server: Server, url: str, folder: pathlib.Path, probe: Sequence[Call
             url,
             folder,
         )
-    return None
+    return way
 
 
 def _probe(server: Server, engine: Engine) -> list[Call]:

@@ -1,11 +1,12 @@
 """The inference servers of a run: their config, and what is known of them while it goes on."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.remote.client import api_key, check_key_name, check_numbers, check_urls
 from gtalign_jax.remote.counters import Counters
-from gtalign_jax.remote.pool import Pool, PoolConfig
+from gtalign_jax.remote.pool import Call, Pool, PoolConfig
 from gtalign_jax.remote.turns import Turns
 from gtalign_jax.rollout.backends import KINDS
 
@@ -44,9 +45,13 @@ class ServerConfig(PoolConfig):
 
 
 class Given:
-    """What the servers were last given by this process. digest: of the weights, None for nothing yet."""
+    """What the servers were last given. digest: of the weights, None for nothing yet or on another process.
+    calls: what made each of them load the weights, by its place; those that did not are absent.
+    """
 
-    digest: int | None = None
+    def __init__(self) -> None:
+        self.digest: int | None = None
+        self.calls: Mapping[int, Call] = {}
 
     def differs(self, digest: int) -> bool:
         """Whether these weights are others than the last; from now on they are the last."""
@@ -63,7 +68,7 @@ class Server:
 
     config: ServerConfig
     pool: Pool
-    given: Given = dataclasses.field(default_factory=Given)
+    given: Given
 
 
 def connect(config: ServerConfig) -> Server:
@@ -76,7 +81,10 @@ def connect(config: ServerConfig) -> Server:
         raise UserError("config.engine.model is empty: name the model as the server lists it in /v1/models")
     key = api_key(config.api_key_env, "config.engine.api_key_env")
     roots = tuple(url.rstrip("/").removesuffix("/v1") for url in config.endpoints)
-    return Server(config, make_pool(roots, config, key))
+    given = Given()
+    # One that was started again holds the weights it was started with.
+    pool = dataclasses.replace(make_pool(roots, config, key), welcome=lambda i: given.calls.get(i))
+    return Server(config, pool, given)
 
 
 def make_pool(urls: tuple[str, ...], config: ServerConfig, key: str) -> Pool:

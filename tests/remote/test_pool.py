@@ -271,7 +271,7 @@ def test_a_failure_says_whether_it_may_pass(serve):
     assert post_all(make_pool(2), calls(1))[0].retry == "elsewhere"
 
 
-def test_patience_outlasts_a_server_that_is_away_and_nothing_else(serve):
+def test_patience_outlasts_a_server_that_is_away_and_nothing_else(serve, caplog):
     """Away for longer than its tries last; what is no absence is not waited for."""
     started = time.monotonic()
 
@@ -283,6 +283,8 @@ def test_patience_outlasts_a_server_that_is_away_and_nothing_else(serve):
     patient = make_pool(tries=2, wait_s=0.01, max_wait_s=0.02, patience_s=30.0)
     assert post_all(patient, calls(3)) == ["back"] * 3
     assert len(network.seen) > 9
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [f"{A} is away (it was connection); waiting for up to patience_s=30", f"{A} is back"]
     for kind in ("http_500", "timeout", "misfit"):
         network = serve(lambda url, body, kind=kind: fail(kind))
         assert post_all(patient, calls(1))[0].kind == kind and len(network.seen) == 2
@@ -296,3 +298,28 @@ def test_patience_ends(serve):
     network = serve(lambda url, body: fail("http_503"))
     post_all(make_pool(tries=3), calls(1))
     assert len(network.seen) == 3
+
+
+def test_a_server_that_was_away_is_welcomed_before_it_is_asked(serve):
+    """A welcome that fails is a failed attempt, and is made again."""
+    away = AttemptFailed("connection", "connection failed")
+    network = serve(script(away, away, away, "hello", "first", "second"))
+    pool = dataclasses.replace(
+        make_pool(tries=4), welcome=lambda place: Call("/w", {}, operator.attrgetter("json"))
+    )
+    assert post_all(pool, calls(1)) == ["first"] and len(network.seen) == 5
+    assert post_all(pool, calls(1)) == ["second"]
+
+
+def test_a_server_is_welcomed_once_by_whoever_comes_first(serve):
+    async def answer(url, body):
+        seen.append(body)
+        await asyncio.sleep(0.01)
+        return fail("http_503") if len(seen) <= 5 else body
+
+    seen = []
+    serve(answer)
+    welcome = Call("/w", {"hello": True}, str)
+    pool = dataclasses.replace(make_pool(in_flight=5), welcome=lambda place: welcome)
+    assert post_all(pool, calls(5)) == [{"place": place} for place in range(5)]
+    assert seen[5] == {"hello": True} and seen.count({"hello": True}) == 1

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import http.server
+import itertools
 import json
 import logging
+import pickle
 import threading
 import time
 
@@ -213,23 +215,21 @@ def test_a_group_is_one_request_and_its_seed_comes_from_key_and_row(serve, engin
 
 def test_sampling_settings_reach_the_server(serve, engine, batch):
     url, model = serve()
-    both = {"temperature": 0.7, "repetition_penalty": 1.1}
     settings = [
-        SamplingConfig(**both, min_p=0.01),
-        SamplingConfig(**both, top_k=9),
-        SamplingConfig(top_p=0.9),
+        ("vllm", SamplingConfig(temperature=0.7, repetition_penalty=1.1, top_k=9, min_p=0.01)),
+        ("vllm", SamplingConfig(top_k=9, top_p=0.9)),
+        ("sglang", SamplingConfig(temperature=0.7)),
     ]
-    for sampling in settings:
+    for kind, sampling in settings:
         model.seen.clear()
         engine = dataclasses.replace(engine, sampling=sampling)
-        external.rollout(connect(url), engine, None, Request(batch, KEY, 1, N))
-        external.rollout(connect(url, kind="sglang"), engine, None, Request(batch, KEY, 1, N))
+        external.rollout(connect(url, kind=kind), engine, None, Request(batch, KEY, 1, N))
         for path, body in model.seen:
             said = body["sampling_params"] if path == "/generate" else body
             for field in dataclasses.fields(sampling):
                 assert said[field.name] == (getattr(sampling, field.name) or field.name == "top_k" and -1)
             assert said["stop_token_ids"] == list(engine.eos_ids)
-    engine = dataclasses.replace(engine, sampling=settings[1])
+    engine = dataclasses.replace(engine, sampling=settings[1][1])
     with pytest.raises(UserError, match="sampling.top_k: not in the OpenAI protocol"):
         external.rollout(connect(url, kind="openai"), engine, None, Request(batch, KEY, 1, N))
 
@@ -237,13 +237,16 @@ def test_sampling_settings_reach_the_server(serve, engine, batch):
 @pytest.mark.parametrize(
     ("kind", "fields", "name"),
     [
-        ("vllm", {"min_p": 0.1, "top_k": 5}, "min_p"),
         ("vllm", {"min_p": 0.1, "top_p": 0.9}, "min_p"),
-        ("sglang", {"min_p": 0.1, "top_p": 0.9}, "min_p"),
+        ("vllm", {"min_p": 0.1, "top_k": 5, "top_p": 0.9}, "min_p"),
+        ("sglang", {"min_p": 0.1}, "min_p"),
+        ("sglang", {"top_p": 0.9}, "top_p"),
+        ("sglang", {"top_k": 5}, "top_k"),
+        ("sglang", {"temperature": 0.0, "repetition_penalty": 1.1}, "repetition_penalty"),
         ("openai", {"min_p": 0.1}, "min_p"),
     ],
 )
-def test_filters_that_a_server_applies_in_another_order_are_refused_at_the_start(
+def test_filters_whose_log_probabilities_a_server_reports_otherwise_are_refused_at_the_start(
     engine, batch, kind, fields, name, tmp_path
 ):
     mixed = dataclasses.replace(engine, sampling=SamplingConfig(**fields))
@@ -254,12 +257,11 @@ def test_filters_that_a_server_applies_in_another_order_are_refused_at_the_start
         generator.make_generator(config, mixed, tmp_path)
 
 
-def test_filters_in_one_order_and_greedy_ones_are_taken():
-    check_sampling("vllm", SamplingConfig(top_k=5, top_p=0.9))
+def test_filters_in_an_order_without_effect_and_greedy_ones_are_taken():
+    for fields in ({"top_k": 5, "top_p": 0.9}, {"top_k": 5, "min_p": 0.1}, {"min_p": 0.1}):
+        check_sampling("vllm", SamplingConfig(repetition_penalty=1.1, **fields))
     for kind in ("vllm", "sglang"):
         check_sampling(kind, SamplingConfig(temperature=0.0, top_k=5, top_p=0.9, min_p=0.1))
-        for fields in ({"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
-            check_sampling(kind, SamplingConfig(**fields))
 
 
 def test_a_greedy_group_is_one_request_a_sample(serve, engine, params, batch):
@@ -367,6 +369,13 @@ def sleeping(path, body, answer):
     return answer
 
 
+def without_room(path, body, answer):
+    """As vLLM answers where prompt and completion do not fit into --max-model-len."""
+    for choice in answer["choices"]:
+        choice |= {"token_ids": [3, 3], "logprobs": {"token_logprobs": [-1.0] * 2}, "finish_reason": "length"}
+    return answer | {"usage": None}
+
+
 FAULTS = {
     "500": (http_error(500, "out of memory"), "http 500: out of memory"),
     "400": (http_error(400, "prompt must be a string"), "http 400: prompt must be a string"),
@@ -383,6 +392,7 @@ FAULTS = {
     "foreign id": (edit("token_ids", lambda c: [10**6] * len(c["token_ids"])), "another model"),
     "nan": (edit("token_logprobs", lambda c: [float("nan")] * len(c["token_ids"])), "finite number"),
     "positive": (edit("token_logprobs", lambda c: [0.5] * len(c["token_ids"])), "finite number"),
+    "no room": (without_room, "stopped after 2 of 12 tokens: start it with room"),
     "no end": (without_end, "leaves out the end token"),
     "past the end": (past_the_end, "tokens follow an end token"),
 }
@@ -462,7 +472,7 @@ def test_a_key_that_a_server_repeats_is_in_no_reason(
 
 
 def test_a_constraint_is_refused(engine, batch):
-    with pytest.raises(UserError, match="no server reports log-probabilities under the grammar"):
+    with pytest.raises(UserError, match="no server can be told that a chain ends within the budget"):
         external.rollout(connect("http://h"), engine, None, Request(batch, KEY, G, N, constraint=object()))
 
 
@@ -509,12 +519,14 @@ def test_pushed_weights_are_those_that_answer(serve, engine, batch, tmp_path, ca
 
 def test_vllm_reloads_and_forgets_what_it_cached(serve, engine, params, tmp_path):
     url, model = serve()
-    folder = tmp_path / "engine"
-    external.push_weights(connect(url), params, engine, folder)
+    folder, server = tmp_path / "engine", connect(url)
+    external.push_weights(server, params, engine, folder)
     reload = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
     assert model.seen == [("/collective_rpc", reload), ("/reset_prefix_cache", {})]
+    sent = pickle.loads(pickle.dumps(server.given.calls))  # as process 0 tells the others of a run
+    assert {place: (call.path, call.body) for place, call in sent.items()} == {0: ("/collective_rpc", reload)}
     model.spoil = http_error(404, "Not Found")
-    with pytest.raises(UserError, match="no server loaded .*http 404"):
+    with pytest.raises(UserError, match="no server loaded .*http 404: Not Found.*VLLM_SERVER_DEV_MODE=1"):
         external.push_weights(connect(url), params, engine, folder)
     with pytest.raises(UserError, match="takes no new weights"):
         external.push_weights(connect(url, kind="openai"), params, engine, folder)
@@ -535,6 +547,38 @@ def test_vllm_that_was_started_from_another_folder_takes_the_weights(serve, engi
         assert_same(external.rollout(server, engine, None, Request(batch, KEY, G, N, seeds=SEEDS)), want)
     assert server.pool.numbers()["pushes"] == 2 and "unmoved" not in server.pool.numbers()
     assert not caplog.records
+
+
+def test_weights_that_a_server_cannot_read_are_not_taken_from_its_own_folder(serve, engine, params, tmp_path):
+    """A vLLM that does not see the path says so; without one it would load the old weights."""
+    url, model = serve()
+    said = "Worker failed with error 'Repo id must use alphanumeric chars'"
+    model.spoil = lambda p, body, a: (500, {}, said) if body.get("kwargs") else a
+    with pytest.raises(UserError, match="no server loaded .*http 500: Worker failed with error 'Repo id"):
+        external.push_weights(connect(url), params, engine, tmp_path / "engine")
+    assert all(body.get("kwargs") for _, body in model.seen)
+
+
+def test_a_server_that_was_started_again_is_given_the_weights_before_it_is_asked(
+    serve, engine, params, batch, tmp_path
+):
+    """It comes back in the middle of a rollout with those that it was started with."""
+    url, model = serve()
+    server, fresh = connect(url, patience_s=20.0), fresh_params(engine, 9)
+    external.push_weights(server, fresh, engine, tmp_path / "engine")
+    want = external.rollout(server, engine, None, Request(batch, KEY, G, N))
+    counts, answered = itertools.count(), []
+
+    def restarting(path, body, answer):
+        if 1 <= next(counts) < 9:
+            model.params = params
+            return 503, {}, "starting"
+        answered.append(path)
+        return answer
+
+    model.spoil = restarting
+    assert_same(external.rollout(server, engine, None, Request(batch, KEY, G, N)), want)
+    assert answered == ["/v1/completions", "/collective_rpc", "/v1/completions", "/v1/completions"]
 
 
 def test_weights_that_never_follow_are_loudly_warned_of(serve, engine, params, tmp_path, caplog):
