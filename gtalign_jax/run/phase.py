@@ -25,7 +25,7 @@ from gtalign_jax.run import checkpoint, health
 from gtalign_jax.run.compiles import CompileCount, counting_compiles
 from gtalign_jax.run.layout import restored, stored
 from gtalign_jax.run.log import RunLog
-from gtalign_jax.run.progress import Progress
+from gtalign_jax.run.progress import Progress, stage
 from gtalign_jax.run.signals import stop_requests
 from gtalign_jax.types import Ratio, TrainState
 
@@ -129,6 +129,8 @@ def run_phase(session: Session, phase: Phase, state: TrainState) -> TrainState:
             checkpoint.drop_after(manager, first)
             with stop_requests() as stop:
                 state = _steps(session, phase, state, _Start(first, manager, stop, again))
+            with stage(f"save the end of {phase.name}"):
+                manager.wait_until_finished()
     return state
 
 
@@ -191,7 +193,8 @@ class _Recorder:
         if self._late is None:
             return
         (k, metrics), self._late = self._late, None
-        values = to_numbers(metrics)
+        with stage(f"{self._phase} step {k}: update", after=10.0):
+            values = to_numbers(metrics)
         self._session.log.write(self._phase, k, values)
         self._progress.update(k + 1, values)
         self._history.append({"phase": self._phase, "step": k, **values})
