@@ -1,9 +1,9 @@
 """Export a run's policy: python -m experiments.export --checkpoint=RUN/checkpoints --out=DIR
 
 The newest one, or with --best the one with the highest `config.checkpoint.best`, or with --step=N the one of
-step N. DIR becomes a Hugging Face folder: config.json, generation_config.json, tokenizer and chat template,
-and sharded safetensors, written whole or not at all. A folder that holds something is refused; --overwrite
-replaces an export, nothing else.
+step N; --list tells which there are. DIR becomes a Hugging Face folder: config.json, generation_config.json,
+tokenizer and chat template, and sharded safetensors, written whole or not at all. A folder that holds
+something is refused; --overwrite replaces an export, nothing else.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import pathlib
 import sys
 
 from gtalign_jax.config import writable_directory
-from gtalign_jax.errors import exit_on_user_error
+from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.models.folders import check_free
-from gtalign_jax.run.export import export_checkpoint
+from gtalign_jax.run.export import export_checkpoint, list_checkpoints
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--checkpoint", required=True, help="the checkpoints folder of a run")
-    parser.add_argument("--out", required=True, help="Hugging Face folder to write")
+    parser.add_argument("--out", help="Hugging Face folder to write")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--best", action="store_true", help="the checkpoint with the highest config.checkpoint.best"
     )
     which.add_argument("--step", type=int, help="the checkpoint of this step, of the last phase that has it")
+    which.add_argument("--list", action="store_true", help="write nothing, tell which checkpoints there are")
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
     return parser.parse_args(argv)
 
@@ -34,6 +35,11 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
+    if flags.list:
+        print("\n".join(list_checkpoints(pathlib.Path(flags.checkpoint))))
+        return
+    if not flags.out:
+        raise UserError("--out is missing: the Hugging Face folder to write, or --list")
     out = pathlib.Path(flags.out).expanduser().absolute()
     check_free(out, flags.overwrite)
     writable_directory(str(out.parent), "out")

@@ -4,7 +4,8 @@ A prompt line holds `prompt` (text), `messages` (chat, through the model's templ
 optionally `id`. Each output line holds id, sample, text, token_ids, finished and, on request, logprobs.
 With --server=URL an inference server (vLLM, SGLang, ...) writes them; of --model only the tokenizer and the
 configs are read then. A sample that did not come back has no tokens.
-A generation that is stopped or killed leaves its finished batches beside O.jsonl, in .O.jsonl.*.incomplete.
+A generation that is stopped or killed leaves its finished batches beside O.jsonl, as
+.O.jsonl.NAME.incomplete; the same command with --resume=.O.jsonl.NAME.incomplete goes on after them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import pathlib
 import sys
 from collections.abc import Iterator
 
@@ -33,6 +35,7 @@ from gtalign_jax.rollout.generator import Write
 from gtalign_jax.rollout.grammar import read_limits
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import SamplingConfig
+from gtalign_jax.run import progress
 from gtalign_jax.types import PyTree
 
 # A queue ends on its longest answers, which are then gathered into smaller batches.
@@ -63,6 +66,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=32, help="prompts computed together")
     parser.add_argument("--rows", type=int, default=0, help="completions decoded at a time, the rest wait")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", default="", help="lines of a generation that was stopped, to go on after")
     parser.add_argument("--compute_dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--server", action="append", default=[], help="URL that writes, may be repeated")
     parser.add_argument("--kind", default="vllm", choices=KINDS, help="the protocol of --server")
@@ -91,9 +95,28 @@ def main(argv: list[str] | None = None) -> None:
             min_p=flags.min_p,
         )
     prompts = lines.read_lines(flags.prompts)
-    drafts.check(flags.out, "--out", flags.prompts)
-    engine, params, write = open_engine(flags, sampling)
-    jsonl.write(flags.out, complete(engine, params, prompts, flags, write), keep=True)
+    kept = taken_up(flags.resume, prompts, flags.n) if flags.resume else []
+    drafts.check(flags.out, "--out", flags.prompts, *([flags.resume] if flags.resume else []))
+    with progress.stage("load the model"):
+        engine, params, write = open_engine(flags, sampling)
+    written = complete(engine, params, prompts, flags, write, begin=len(kept) // flags.n)
+    jsonl.write(flags.out, itertools.chain(kept, written), keep=True)
+
+
+def taken_up(path: str, prompts: list[dict], n: int) -> list[dict]:
+    """The lines of whole prompts that a generation left when it was stopped, in the order of these prompts.
+
+    UserError where they are not of these prompts, or not n a prompt.
+    """
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--resume={path}: not found; it stands beside --out, as .OUT.*.incomplete")
+    left = jsonl.read(path)
+    for number, line in enumerate(left):
+        p, sample = divmod(number, n)
+        due = (prompts[p].get("id", p), sample) if p < len(prompts) else None
+        if (line.get("id"), line.get("sample")) != due:
+            raise UserError(f"--resume={path}: line {number + 1} is not of these prompts with --n={n}")
+    return left[: len(left) // n * n]
 
 
 def open_engine(flags: argparse.Namespace, sampling: SamplingConfig) -> tuple[Engine, PyTree, Write]:
@@ -117,9 +140,15 @@ def open_engine(flags: argparse.Namespace, sampling: SamplingConfig) -> tuple[En
 
 
 def complete(
-    engine: Engine, params: PyTree, prompts: list[dict], flags: argparse.Namespace, write: Write
+    engine: Engine,
+    params: PyTree,
+    prompts: list[dict],
+    flags: argparse.Namespace,
+    write: Write,
+    begin: int = 0,
 ) -> Iterator[dict]:
-    """Output lines in input order, batch by batch; what a prompt draws does not depend on its batch."""
+    """Output lines in input order from prompt `begin` on, batch by batch; what a prompt draws does not depend
+    on its batch."""
     encoded = [lines.prompt_ids(engine, line, flags.prompts) for line in prompts]
     for line, ids in zip(prompts, encoded, strict=True):
         if not engine_lib.fits(engine, ids):
@@ -132,7 +161,7 @@ def complete(
     if flags.grammar is not None:
         constraint = engine_lib.make_constraint(engine, read_limits(flags.grammar))
     key = jax.random.key(flags.seed)
-    for first in range(0, len(prompts), flags.batch_size):
+    for first in range(begin, len(prompts), flags.batch_size):
         part = slice(first, first + flags.batch_size)
         batch = engine_lib.prompt_batch(engine, encoded[part])
         request = Request(

@@ -31,11 +31,14 @@ from gtalign_jax.run.groups import (
 )
 from gtalign_jax.run.job import Job
 from gtalign_jax.run.phase import Metrics, Phase, Session, run_phase
+from gtalign_jax.run.progress import stage
 from gtalign_jax.run.rollouts import write_rollouts
 from gtalign_jax.run.score import rollout_lines, score
 from gtalign_jax.run.states import align_state, make_learner, no_completions
 from gtalign_jax.run.step_metrics import counted, counters, rollout_metrics
 from gtalign_jax.types import Models, PyTree, TrainState
+
+SLOW = 10.0  # seconds that a part of a step may take before it is said what the run waits for
 
 
 def run_align(job: Job, start: PyTree, session: Session) -> PyTree:
@@ -71,10 +74,13 @@ def align_step(
 
     prompts = step_prompts(job, k)
     waiting = state.waiting if settings.align.overlap and k > 0 else None
-    rollout = generate(job, params, prompts) if waiting is None else written_before(prompts, waiting)
+    with stage(f"align step {k}: generate", after=SLOW):
+        rollout = generate(job, params, prompts) if waiting is None else written_before(prompts, waiting)
     with judging(job, rollout, prompts.items) as share:
         following = generate_ahead(job, params, k + 1) if settings.align.overlap else None
-    scored = score(job, rollout, prompts.items, share.result())
+        with stage(f"align step {k}: judge {rollout.completions.length.size} answers", after=SLOW):
+            judged = share.result()
+    scored = score(job, rollout, prompts.items, judged)
     groups, drawn = refill_flat(job, params, k, grouped(rollout, scored))
     batch = training_batch(job, groups)
     schedule = learner.schedule(state.rng, batch.rollout, batch_shards(job.mesh))
@@ -108,16 +114,18 @@ def warm_up(
     settings, buckets = job.settings, steps_by_width(job, first)
     align, state = settings.align, state.replace(waiting=None)
     models = models_of(state, reference, base)
-    generator.warm_up(
-        job.generator,
-        job.engine,
-        lora.join(base, state.policy.params),
-        align.group_size,
-        settings.max_new_tokens,
-        align.prompts_at_once,
-        tuple(buckets),
-    )
-    for k in buckets.values():
+    with stage(f"compile generation for {len(buckets)} buckets of prompts"):
+        generator.warm_up(
+            job.generator,
+            job.engine,
+            lora.join(base, state.policy.params),
+            align.group_size,
+            settings.max_new_tokens,
+            align.prompts_at_once,
+            tuple(buckets),
+        )
+    for i, k in enumerate(buckets.values(), 1):
         batch = blank_batch(job, step_prompts(job, k), no_completions(settings))
         schedule = learner.schedule(state.rng, batch.rollout, batch_shards(job.mesh))
-        learner.compile(state, models, placed(batch, job), schedule)
+        with stage(f"compile alignment, {i} of {len(buckets)}"):
+            learner.compile(state, models, placed(batch, job), schedule)

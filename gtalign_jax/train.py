@@ -29,6 +29,7 @@ from gtalign_jax.run.job import Job, load_start, make_job, save_model
 from gtalign_jax.run.lock import locked
 from gtalign_jax.run.log import NullLog, RunLog
 from gtalign_jax.run.phase import Metrics, Phase, Session, open_session, run_phase
+from gtalign_jax.run.progress import stage
 from gtalign_jax.run.record import check_config, write_config
 from gtalign_jax.run.settings import make_settings
 from gtalign_jax.run.signals import ended_by_sigterm
@@ -67,7 +68,8 @@ def _train(config: ml_collections.ConfigDict, job: Job) -> dict[str, list[dict[s
             rows["aligned"] = evaluate_once(job, "aligned", aligned, settings.align.steps)
         save_model(aligned, job.model, workdir / "hf", job.engine.tokenizer, job.model_folder)
         save_adapters(aligned, settings, job.model, workdir / "adapter", job.model_folder)
-        examples = steer_examples(job, aligned)
+        with stage("steer the examples"):
+            examples = steer_examples(job, aligned)
     if processes.is_main():
         jsonl.write(workdir / "steering.jsonl", examples)
     return rows
@@ -128,8 +130,9 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
         widths = (
             {0: first} if settings.sft.pack else sft_steps_by_width(job, range(first, settings.sft.steps))
         )
-        for k in widths.values():
-            sft_update.lower(setup, state, batch_of(k)[0], base).compile()  # kept: `sft_update` will find it
+        for i, k in enumerate(widths.values(), 1):
+            with stage(f"compile the cold start, {i} of {len(widths)}"):
+                sft_update.lower(setup, state, batch_of(k)[0], base).compile()  # kept: `sft_update` finds it
 
     warm = warm_up if settings.start.warm_up else None
     phase = Phase("sft", settings.sft.steps, step, warm, following=PHASES[1:])

@@ -25,7 +25,7 @@ from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.folder import EngineOptions, load_engine
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY
-from gtalign_jax.run.export import export_checkpoint
+from gtalign_jax.run.export import export_checkpoint, list_checkpoints
 from gtalign_jax.run.job import make_job
 from gtalign_jax.run.record import check_config
 from gtalign_jax.train import evaluate_model
@@ -162,6 +162,14 @@ def test_the_export_generates_the_same_greedy_tokens_in_pytorch(run):
 def test_exporting_the_checkpoints_gives_the_same_folder(run, tmp_path):
     assert export_checkpoint(run[0] / "checkpoints", tmp_path / "hf") == "align step 4"
     assert digests(tmp_path, ["hf"]) == digests(run[0], ["hf"])
+    told = [line.split() for line in list_checkpoints(run[0] / "checkpoints")]
+    assert [(phase, step) for phase, step, *_ in told] == [
+        ("sft", "2"),
+        ("sft", "4"),
+        ("align", "2"),
+        ("align", "4"),
+    ]
+    assert all(len(line) == (6 if line[0] == "align" else 4) for line in told)  # W, and nothing damaged
     with pytest.raises(UserError, match="config.json: not found"):
         export_checkpoint(tmp_path / "checkpoints", tmp_path / "other")
     with pytest.raises(UserError, match="--best: config.checkpoint.keep_best=0"):
@@ -182,6 +190,7 @@ def test_exporting_takes_a_step_and_passes_over_a_damaged_newest_one(run, tmp_pa
     data = bytearray(largest.read_bytes())
     data[len(data) // 2] ^= 1
     largest.write_bytes(data)
+    assert list_checkpoints(copy / "checkpoints")[-1].partition("damaged: ")[2].endswith("another checksum")
     assert export_checkpoint(copy / "checkpoints", tmp_path / "newest" / "hf") == "align step 2"
     assert digests(tmp_path / "newest", ["hf"]) == digests(tmp_path / "two", ["hf"])
     shutil.rmtree(copy / "checkpoints" / "align")

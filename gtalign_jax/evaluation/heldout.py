@@ -18,6 +18,7 @@ from gtalign_jax.rollout.generator import generate, hand_over
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.run import checksums
 from gtalign_jax.run.job import Job
+from gtalign_jax.run.progress import stage
 from gtalign_jax.run.rollouts import FIELDS, write_rollouts
 from gtalign_jax.run.score import rollout_lines, score
 from gtalign_jax.types import PyTree
@@ -38,18 +39,20 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
     engine = dataclasses.replace(job.engine, sampling=sampling, buckets=buckets)
     lines = []
     hand_over(job.generator, engine, params)
-    for first in range(0, len(job.test.items), count):
-        items = job.test.items[first : first + count]
-        prompts = engine_lib.prompt_batch(engine, job.test.tokens[first : first + count])
-        request = Request(
-            prompts=prompts,
-            key=jax.random.key(config.seed),
-            group_size=config.samples,
-            max_new_tokens=job.settings.max_new_tokens,
-            first_row=first,
-        )
-        rollout = generate(job.generator, engine, params, request)
-        lines += rollout_lines(rollout, score(job, rollout, items), step)
+    with stage("evaluate", len(job.test.items)) as advance:
+        for first in range(0, len(job.test.items), count):
+            items = job.test.items[first : first + count]
+            prompts = engine_lib.prompt_batch(engine, job.test.tokens[first : first + count])
+            request = Request(
+                prompts=prompts,
+                key=jax.random.key(config.seed),
+                group_size=config.samples,
+                max_new_tokens=job.settings.max_new_tokens,
+                first_row=first,
+            )
+            rollout = generate(job.generator, engine, params, request)
+            lines += rollout_lines(rollout, score(job, rollout, items), step)
+            advance(min(first + count, len(job.test.items)))
     return lines
 
 

@@ -2,18 +2,21 @@
 
 import contextlib
 import pathlib
+import time
 from typing import Any
 
 import jax
 
+from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.models import folders, hf, lora
 from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.rollout.folder import load_tokenizer
-from gtalign_jax.run import checkpoint
+from gtalign_jax.run import checkpoint, checksums
 from gtalign_jax.run.adapters import save_adapters
 from gtalign_jax.run.job import save_model, start_folder
 from gtalign_jax.run.layout import restored, stored
+from gtalign_jax.run.log import metrics_path
 from gtalign_jax.run.phase import CheckpointConfig, open_manager
 from gtalign_jax.run.record import read_config_json
 from gtalign_jax.run.settings import Settings, make_settings
@@ -59,6 +62,27 @@ def export_checkpoint(
     if there:
         raise UserError(f"--step={step}: {checkpoints} holds no such checkpoint, but {there}")
     raise UserError(f"{checkpoints}: holds no checkpoint; name the checkpoints folder of a run")
+
+
+def list_checkpoints(checkpoints: pathlib.Path) -> list[str]:
+    """A line for each checkpoint of a run: phase, step, when it was saved, W of its last step, and what is
+    damaged. UserError when there is none."""
+    recorded = jsonl.read(metrics_path(checkpoints.absolute().parent))
+    welfare = {(line["phase"], line["step"]): line.get("reward/welfare") for line in recorded}
+    lines = []
+    for phase in PHASES:
+        checkpoint.check_folder(checkpoints / phase)
+        for step in checkpoint.steps_in(checkpoints / phase):
+            folder = checkpoints / phase / str(step)
+            saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(folder.stat().st_mtime))
+            w, damage = welfare.get((phase, step - 1)), checksums.damage(folder)
+            lines.append(
+                f"{phase:5} {step:6}  {saved}  {'' if w is None else f'W {w:.3f}':7}  "
+                f"{f'damaged: {damage}' if damage else ''}".rstrip()
+            )
+    if not lines:
+        raise UserError(f"{checkpoints}: holds no checkpoint; name the checkpoints folder of a run")
+    return lines
 
 
 def _read(

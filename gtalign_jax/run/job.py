@@ -41,6 +41,7 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_fields
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
+from gtalign_jax.run.progress import stage
 from gtalign_jax.run.record import start_date
 from gtalign_jax.run.settings import (
     AlignConfig,
@@ -101,9 +102,10 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     tasks = run_tasks(settings.data)
     judge, consistency = _judges(settings, stats, tasks)
     trains = settings.sft.steps or settings.align.steps
-    train_items = sources.load_items(settings.data, tasks, sources.TRAIN) if trains else []
-    test_items = sources.load_items(settings.data, tasks, sources.TEST)
-    chains = write_chains(train_items, tasks, settings)
+    with stage("read the data"):
+        train_items = sources.load_items(settings.data, tasks, sources.TRAIN) if trains else []
+        test_items = sources.load_items(settings.data, tasks, sources.TEST)
+        chains = write_chains(train_items, tasks, settings)
     folder = start_folder(settings, workdir)
     if not settings.start.path:
         _make_model(folder, config.model, settings, train_items, chains)
@@ -112,9 +114,10 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         engine = dataclasses.replace(engine, date=start_date(workdir))
     encode = functools.partial(engine_lib.encode, engine)
     fits = functools.partial(engine_lib.fits, engine)
-    test = loader.encode_prompts(test_items, encode, fits)
-    train = loader.encode_prompts(train_items, encode, fits) if trains else PromptSet([], [], 0)
-    demonstrations = _demonstrations(engine, train, chains, settings)
+    with stage(f"tokenise {len(train_items) + len(test_items)} prompts"):
+        test = loader.encode_prompts(test_items, encode, fits)
+        train = loader.encode_prompts(train_items, encode, fits) if trains else PromptSet([], [], 0)
+        demonstrations = _demonstrations(engine, train, chains, settings)
     _check_rows("align", settings.align, len(train.items))
     _check_rows("sft", settings.sft, len(demonstrations))
     _check_budget(settings, train, batch_shards(mesh))
@@ -191,7 +194,8 @@ def _check_budget(settings: Settings, train: PromptSet, shards: int) -> None:
 def load_start(job: Job) -> PyTree:
     """The parameters training starts from, on the mesh."""
     axes, shapes = transformer.logical_axes(job.model), hf.abstract_params(job.model)
-    return hf.load_params(job.model_folder, job.model, shard_tree(axes, job.mesh, shapes))
+    with stage("load the model"):
+        return hf.load_params(job.model_folder, job.model, shard_tree(axes, job.mesh, shapes))
 
 
 def load_folder_engine(folder: pathlib.Path, settings: Settings, mesh: Mesh) -> Engine:
@@ -231,9 +235,10 @@ def _make_model(
     """Write a random model and a tokenizer trained on the run's text as an HF folder, once."""
     if processes.from_main((folder / "config.json").is_file):
         return
-    tokenizer = make_tokenizer(settings, items, chains)
-    config = config_lib.build(ModelConfig, {**model, "vocab_size": len(tokenizer)}, "model")
-    params = jax.jit(transformer.init_params, static_argnums=1)(jax.random.key(settings.seed), config)
+    with stage("make the starting model"):
+        tokenizer = make_tokenizer(settings, items, chains)
+        config = config_lib.build(ModelConfig, {**model, "vocab_size": len(tokenizer)}, "model")
+        params = jax.jit(transformer.init_params, static_argnums=1)(jax.random.key(settings.seed), config)
     save_model(params, config, folder, tokenizer, folder)
 
 
@@ -254,7 +259,8 @@ def save_model(
     Adapters are merged into it.
     """
     generation = generation_fields(start, tokenizer, config.vocab_size)
-    hf.save_params(lora.merged(params), config, folder, tokenizer=tokenizer, generation=generation)
+    with stage(f"write the model to {folder}"):
+        hf.save_params(lora.merged(params), config, folder, tokenizer=tokenizer, generation=generation)
 
 
 def _demonstrations(

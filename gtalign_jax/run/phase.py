@@ -4,6 +4,7 @@ Data order and random keys are functions of the step, so a phase that was killed
 checkpoint and ends with the bytes of one that was not.
 """
 
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -25,7 +26,7 @@ from gtalign_jax.run import checkpoint, health
 from gtalign_jax.run.compiles import CompileCount, counting_compiles
 from gtalign_jax.run.layout import restored, stored
 from gtalign_jax.run.log import RunLog
-from gtalign_jax.run.progress import Progress
+from gtalign_jax.run.progress import Progress, stage
 from gtalign_jax.run.signals import stop_requests
 from gtalign_jax.types import Ratio, TrainState
 
@@ -129,6 +130,8 @@ def run_phase(session: Session, phase: Phase, state: TrainState) -> TrainState:
             checkpoint.drop_after(manager, first)
             with stop_requests() as stop:
                 state = _steps(session, phase, state, _Start(first, manager, stop, again))
+            with stage(f"save the end of {phase.name}"):
+                manager.wait_until_finished()
     return state
 
 
@@ -159,7 +162,7 @@ def _steps(session: Session, phase: Phase, state: TrainState, start: _Start) -> 
             if done % config.every == 0 or done == steps or stop:
                 # On record before it is saved: the run that goes on from there does not make it again.
                 recorder.flush()
-                numbers = to_numbers({**metrics, "seconds": 1.0}) if config.keep_best else None
+                numbers = to_numbers(metrics) if config.keep_best else None
                 checkpoint.save(manager, done, stored(state), {"phase": phase.name, "step": done}, numbers)
             if stop and done < steps:
                 manager.wait_until_finished()
@@ -176,37 +179,50 @@ class _Recorder:
     def __init__(self, session: Session, phase: str, progress: Progress) -> None:
         self._session, self._phase, self._progress = session, phase, progress
         self._late: tuple[int, Metrics] | None = None
-        self._began = time.monotonic()
+        self._arrived = time.monotonic()
+        self._recent: collections.deque[tuple[float, float]] = collections.deque(maxlen=20)
         self._history: list[dict[str, Any]] = []
 
     def add(self, k: int, metrics: Metrics) -> None:
         """Step k has been started; its metrics are fetched at the next call."""
-        compiled, now = self._session.compiles.take(), time.monotonic()
+        compiled = self._session.compiles.take()
         self.flush()
-        self._late = k, {**metrics, "compile/programs": compiled, "seconds": now - self._began}
-        self._began = now
+        self._late = k, {**metrics, "compile/programs": compiled}
 
     def flush(self) -> None:
         """Log what is still to be logged; a health rule may end the run with a UserError."""
         if self._late is None:
             return
         (k, metrics), self._late = self._late, None
-        values = to_numbers(metrics)
+        with stage(f"{self._phase} step {k}: update", after=10.0):
+            values = to_numbers(metrics)
+        values, running = self._rated(values)
         self._session.log.write(self._phase, k, values)
-        self._progress.update(k + 1, values)
+        self._progress.update(k + 1, values | running)
         self._history.append({"phase": self._phase, "step": k, **values})
         for finding in health.check(self._history, self._session.health):
             self._progress.say(str(finding))
             if finding.stop:
                 raise UserError(f"{finding}; metrics are in {self._session.workdir / 'metrics.jsonl'}")
 
+    def _rated(self, values: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+        """(values of a step that have just arrived, with its tokens per second; those of the last steps).
+
+        From one arrival to the next, because a step is only dispatched when it returns.
+        """
+        now = time.monotonic()
+        seconds, self._arrived = max(now - self._arrived, 1e-9), now
+        tokens = values.pop("tokens", None)
+        if tokens is None:
+            return values, {}
+        self._recent.append((tokens, seconds))
+        running = sum(n for n, _ in self._recent) / sum(s for _, s in self._recent)
+        return values | {"tokens_per_s": tokens / seconds}, {"tokens_per_s": running}
+
 
 def to_numbers(metrics: Metrics) -> dict[str, float]:
     """Device metrics as plain numbers, with those that follow from several of them."""
     values = {key: _number(value) for key, value in jax.device_get(dict(metrics)).items()}
-    seconds = values.pop("seconds")
-    if "tokens" in values:
-        values["tokens_per_s"] = values.pop("tokens") / max(seconds, 1e-9)
     if "value/return_square" in values:
         spread_of_returns = values.pop("value/return_square") - values["value/return"] ** 2
         values["value/explained_variance"] = 1.0 - values["value/error"] / max(spread_of_returns, 1e-8)

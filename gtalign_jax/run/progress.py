@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TextIO, TypeVar
@@ -100,6 +102,44 @@ class Progress:
         if done <= first_step:
             return 0.0 if done >= self._total else math.nan
         return (now - first_time) / (done - first_step) * (self._total - done)
+
+
+@contextlib.contextmanager
+def stage(
+    name: str,
+    total: int = 0,
+    *,
+    after: float = 2.0,
+    line_seconds: float = 10.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Callable[[int], None]]:
+    """A part of a job that has no bar: it says its name on stderr once it takes over `after` seconds, and
+    when it is done. Yields advance(done), which tells how much of `total` is behind, every `line_seconds`."""
+    began = last = clock()
+    said = threading.Event()
+
+    def say(text: str) -> None:
+        said.set()
+        tqdm.write(text, file=sys.stderr)  # above a bar, where there is one
+        sys.stderr.flush()
+
+    def advance(done: int) -> None:
+        nonlocal last
+        now = clock()
+        if total and done and now - last >= line_seconds:
+            last = now
+            left = (now - began) / done * (total - done)
+            say(f"{name} {done}/{total}  {format_seconds(left)} left")
+
+    timer = threading.Timer(after, say, [f"{name} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield advance
+    finally:
+        timer.cancel()
+    if said.is_set():
+        say(f"{name}: done in {format_seconds(clock() - began)}")
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

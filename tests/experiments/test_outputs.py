@@ -54,7 +54,7 @@ def cheap(monkeypatch):
 
     def patch(*lines):
         monkeypatch.setattr(generate, "open_engine", lambda *_: (None, None, None))
-        monkeypatch.setattr(generate, "complete", lambda *_: write(lines))
+        monkeypatch.setattr(generate, "complete", lambda *_, **__: write(lines))
         monkeypatch.setattr(logprobs, "load_engine", lambda *_: (None, None))
         monkeypatch.setattr(logprobs, "score", lambda *_: write(lines))
 
@@ -110,6 +110,31 @@ def test_a_kill_keeps_every_line_that_was_done(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     (kept,) = tmp_path.iterdir()
     assert kept.read_text() == '{"a": 1}\n'
+
+
+def test_a_stopped_generation_goes_on_after_its_whole_prompts(tmp_path, write_lines, monkeypatch, refused):
+    asked = [{"token_ids": [1], "id": name} for name in "abc"]
+    source, out = write_lines(tmp_path / "in.jsonl", asked), tmp_path / "out.jsonl"
+    lines = [{"id": name, "sample": g, "text": name} for name in "abc" for g in (0, 1)]
+
+    def complete(engine, params, prompts, flags, write, begin):
+        return iter(lines[begin * flags.n :])
+
+    monkeypatch.setattr(generate, "open_engine", lambda *_: (None, None, None))
+    monkeypatch.setattr(generate, "complete", complete)
+    flags = [*arguments(generate, source, out), "--n=2"]
+    left = tmp_path / ".out.jsonl.0.incomplete"
+    left.write_text(
+        "".join(json.dumps({**line, "text": "kept"}) + "\n" for line in lines[:3]) + '{"id": "b", '
+    )
+    generate.main([*flags, f"--resume={left}"])
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [{**line, "text": line["id"]} for line in written] == lines
+    assert [line["text"] for line in written] == ["kept", "kept", "b", "b", "c", "c"]
+    assert "line 2 is not of these prompts with --n=1" in refused(
+        generate.main, [*arguments(generate, source, out), f"--resume={left}"]
+    )
+    assert "--resume=nowhere: not found" in refused(generate.main, [*flags, "--resume=nowhere"])
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])

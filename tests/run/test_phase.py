@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from gtalign_jax import jsonl
@@ -106,6 +108,26 @@ def test_a_run_that_was_stopped_does_not_end_as_one_that_is_complete(tmp_path, n
     assert stopped.value.code == status
     run(tmp_path)
     assert steps(tmp_path) == ALL
+
+
+class Slow:
+    """A metric whose value is there a while after its step has returned."""
+
+    def __array__(self, *_, **__):
+        threading.Event().wait(0.2)
+        return np.float32(1.0)
+
+
+def test_tokens_per_second_are_of_results_and_not_of_dispatch(tmp_path):
+    def step(state, k):
+        return state, {"loss/sft": Slow(), "tokens": 1000}
+
+    log = RunLog(tmp_path, PHASES, MetricsConfig(tensorboard=False))
+    checkpoints = CheckpointConfig(every=2)
+    with open_session(tmp_path, make_mesh(MeshConfig()), log, checkpoints, HealthConfig()) as session:
+        run_phase(session, Phase("sft", 4, step), state())
+    rates = [line["tokens_per_s"] for line in jsonl.read(tmp_path / "metrics.jsonl")]
+    assert len(rates) == 4 and max(rates) <= 1000 / 0.2
 
 
 NOT_FINITE = """
