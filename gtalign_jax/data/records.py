@@ -71,8 +71,6 @@ def hub_rows(place: str, split: str) -> Iterator[Row]:
         for i, record in enumerate(rows):
             yield Row(f"hub:{place} {split}, row {i}", record)
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, UserError):
-            raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"config.data.source=hub:{place}: split {split!r} cannot be read ({reason})"

@@ -29,7 +29,8 @@ class Embedded(Protocol):
 
 
 def make_records(tasks: Sequence[Embedded], split: str, per_task: int, seed: int) -> list[dict[str, Any]]:
-    """`per_task` rows of each task in the published schema, shuffled; slots repeat when asked for more.
+    """`per_task` rows (0: all there are) of each task in the published schema, shuffled; slots repeat when
+    asked for more.
 
     split: `train` or `test`. The same arguments give the same rows. UserError for a task without a family.
     """
@@ -44,6 +45,7 @@ def _family_records(task: Embedded, split: str, count: int, seed: int) -> Iterat
             f"config.data.tasks: {task.name!r} is not an embedded task; name its data in config.data.source"
         )
     pool = task.family.combinations(split, task.source)
+    count = count or len(pool)
     rng = np.random.default_rng([seed, zlib.crc32(f"{task.name} {split}".encode())])
     order = np.concatenate([rng.permutation(len(pool)) for _ in range(-(-count // len(pool)))])[:count]
     for index, choice in enumerate(order):

@@ -1,6 +1,7 @@
 """Everything a config can set, as frozen dataclasses: one `Settings`, a field a section."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -232,16 +233,21 @@ def make_settings(config: ml_collections.ConfigDict) -> Settings:
         reward=config_lib.build(RewardConfig, reward, "reward"),
         **parts,
     )
-    run_tasks(settings.data)  # which refuses a name that is no task
+    # An export does without the modules of others.
+    run_tasks(settings.data, [name for name in settings.data.tasks if ":" not in name])
     _check_together(settings)
     if ":" not in config.reward.fn:  # the parts of another's reward are known once it has run
         _check_components(settings.algorithm, settings.reward)
     return settings
 
 
-def run_tasks(data: DataConfig) -> dict[str, Task]:
-    """The tasks of a run by name, in the order of the config; UserError for one that there is not."""
-    return resolve_tasks(data.tasks, EMBEDDED if data.source == "synthetic" else TASKS)
+def run_tasks(data: DataConfig, names: Sequence[str] | None = None) -> dict[str, Task]:
+    """The tasks of a run by name, in the order of the config; UserError for one that there is not.
+
+    names: only these of them.
+    """
+    registry = EMBEDDED if data.source == "synthetic" else TASKS
+    return resolve_tasks(data.tasks if names is None else names, registry)
 
 
 def _check_together(settings: Settings) -> None:

@@ -8,12 +8,14 @@ import pytest
 from gtalign_jax.chain.parse import chosen_action, parse_chain, payoff_array
 from gtalign_jax.data import synthetic, teacher
 from gtalign_jax.data.config import DataConfig
+from gtalign_jax.data.family import Family
 from gtalign_jax.data.sources import read_source
 from gtalign_jax.errors import UserError
 from gtalign_jax.rewards.judges.base import JudgeRequest
 from gtalign_jax.rewards.judges.rules import judge_by_rules
 from gtalign_jax.rewards.tasks import EMBEDDED, resolve_tasks
 from gtalign_jax.rewards.tasks import TASKS as PUBLISHED
+from gtalign_jax.rewards.tasks.task import Task
 
 TASKS = tuple(EMBEDDED.values())
 BEST_VERDICT = {"math": 1.0, "medium": 4.0, "ambig_qa": 1.0, "wildguard": (0.5, 1.0)}
@@ -52,6 +54,19 @@ def test_more_items_than_combinations_repeat_them():
     pool = len(EMBEDDED["medium"].family.combinations("test", "medium"))
     found = [i.messages[-1]["content"] for i in items("test", pool + 5) if i.task == "medium"]
     assert len(found) == pool + 5 and len(set(found)) == pool
+
+
+def test_a_task_of_ones_own_may_have_a_family():
+    family = Family(
+        {"n": tuple(range(100)), "kind": (0, 1)}, lambda n, kind: (f"{n}?", str(kind)), labels=("kind",)
+    )
+    own = {"own": Task("own", family=family)}
+    train, test = (
+        read_source(DataConfig(tasks=("own",)), own, split, 0).items for split in ("train", "test")
+    )
+    assert {item.task for item in train + test} == {"own"} and len(train) + len(test) == 200
+    asked = [{item.intent for item in part} for part in (train, test)]
+    assert not asked[0] & asked[1] and len(asked[1]) * 2 == len(test) > 0
 
 
 def test_an_unknown_task_is_named():

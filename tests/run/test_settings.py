@@ -4,7 +4,7 @@ import pytest
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.errors import UserError
-from gtalign_jax.run.settings import check_batches, make_settings
+from gtalign_jax.run.settings import check_batches, make_settings, run_tasks
 
 CONFIG = "--config=configs/quickstart.py:tiny"
 
@@ -23,7 +23,13 @@ def settings_of(*flags):
         ("algorithm.epochs=0", "epochs=0: must be positive"),
         ("algorithm.loss=hinge", "loss='hinge': must be one of clip, cispo or module:function"),
         ("mesh.tensor=0", "tensor=0: must be at least 1, or -1 for the devices that are left"),
-        ("data.source=web", "source='web': must be synthetic or gtalign"),
+        (
+            "data.source=web",
+            "source='web': must be synthetic or gtalign, or a kind of jsonl:PATH, parquet:PATH, ",
+        ),
+        ("data.source=jsonl:", "source='jsonl:': must be synthetic or gtalign"),
+        ("data.splits=('train',)", "splits=('train',): name two, the one to train on first"),
+        ("data.test_share=1.5", "test_share=1.5: must be from 0 to 1"),
         ("start.param_dtype=int8", "param_dtype='int8': must be float32 or bfloat16"),
         ("lora.rank=-1", "rank=-1: must be 0 (no adapters) or more"),
         ("sft.pack=-1", "pack=-1: must be 0 or the length of a row"),
@@ -63,3 +69,16 @@ def test_batches_that_do_not_divide_are_refused_where_a_phase_runs(flags, shards
     with pytest.raises(UserError, match=message):
         check_batches(settings_of(*flags), shards)
     check_batches(settings_of(*flags, "sft.steps=0", "align.steps=0"), shards)
+
+
+def test_what_a_source_calls_its_fields_is_set_one_by_one():
+    fields = settings_of("data.fields.truth=gold").data.fields
+    assert (fields.question, fields.truth) == ("question", "gold")
+    with pytest.raises(UserError, match=r"config\.data\.fields\.answer: no such field; known: id, messages"):
+        settings_of("data.fields.answer=gold")
+
+
+def test_a_task_in_a_module_is_not_asked_for_until_it_is_needed():
+    settings = settings_of("data.tasks=('no_such_module:X','math')")
+    with pytest.raises(UserError, match="config.data.tasks='no_such_module:X': No module named"):
+        run_tasks(settings.data)
