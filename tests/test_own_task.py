@@ -48,6 +48,16 @@ def test_a_task_takes_under_twenty_lines():
     assert len(code) < 20
 
 
+def test_a_reader_takes_leaves_out_or_refuses():
+    scope = {}
+    exec(files()["my_reader.py"], scope)
+    item = scope["read"]({"language": "en", "prompt": "Where?", "page": "3"})
+    assert (item.intent, item.ground_truth) == ("Where?", "3")
+    assert scope["read"]({"language": "de"}) is None
+    with pytest.raises(ValueError, match="page None: must be text"):
+        scope["read"]({"language": "en", "prompt": "Where?"})
+
+
 def test_fifty_questions_are_trained_on_evaluated_and_reported(followed):
     folder, out = followed
     asked = jsonl.read(folder / "questions.jsonl")

@@ -84,7 +84,7 @@ def read_published(record: Record) -> Item | None:
     )
 
 
-def read_question(record: Record, several: str = "\n") -> Item | None:
+def read_question(record: Record, several: str = "") -> Item | None:
     """The item of a record with `question` or `messages`, and perhaps `truth`, `intent` and `id`.
 
     several: what joins the texts of a truth that is a list; "" refuses one.

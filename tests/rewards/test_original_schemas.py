@@ -82,6 +82,13 @@ RECORDS = {
     ),
 }
 
+# task → (a truth in a record of one's own, what it is kept as), where that is not the same text
+PLAIN = {
+    "wildguard": ("harmful", "harmful"),
+    "ambig_qa": ("Paris", "singleAnswer###Paris"),
+    "ambig_coqa": ("non_ambiguous", "non_ambiguous"),
+}
+
 
 def load(tmp_path, task, *records):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -105,8 +112,9 @@ def test_a_public_record_is_read(tmp_path, task):
 
 def test_the_published_rows_and_plain_questions_are_read_by_the_same_tasks(tmp_path):
     for task in RECORDS:
-        (item,) = load(tmp_path, task, {"question": "q?", "truth": "t"})
-        assert (item.messages[-1]["content"], item.ground_truth, item.task) == ("q?", "t", task)
+        given, truth = PLAIN.get(task, ("t", "t"))
+        (item,) = load(tmp_path, task, {"question": "q?", "truth": given})
+        assert (item.messages[-1]["content"], item.ground_truth, item.task) == ("q?", truth, task)
 
 
 def test_a_medium_article_keeps_its_conversation_and_its_request(tmp_path):
@@ -164,7 +172,7 @@ def test_what_the_paper_does_not_use_is_left_out(tmp_path, caplog):
         (
             "wildguard",
             {"prompt_harm_label": "bad"},
-            "prompt_harm_label 'bad': must be harmful, unharmful or null",
+            "prompt_harm_label 'bad': must be harmful or unharmful",
         ),
         ("wildguard", {"prompt": 3}, "prompt 3: must be text"),
         ("advbench", {"target": None}, "target None: must be text"),
@@ -211,8 +219,16 @@ def test_a_malformed_coqa_record_names_file_row_and_field(tmp_path, change, mess
     assert "train.jsonl:1: " in str(error.value) and message in str(error.value)
 
 
+def test_a_request_of_ones_own_has_one_of_the_labels(tmp_path):
+    with pytest.raises(UserError, match=r"train.jsonl:1: truth 'harmfull': must be harmful or unharmful"):
+        load(tmp_path, "wildguard", {"question": "Why?", "truth": "harmfull"})
+    assert load(tmp_path, "advbench", {"question": "Why?"})  # all are harmful: no truth is needed
+
+
 def test_a_list_of_answers_counts_where_it_is_said_how(tmp_path):
     (item,) = load(tmp_path, "ambig_qa", {"question": "Who?", "truth": ["Ann", "Anna"]})
-    assert item.ground_truth == "Ann|Anna"
+    assert ambiguity.stored_answers(item.ground_truth) == ["Ann", "Anna"]
+    assert ambiguity.verdict("It was Anna.", item.ground_truth) == 1.0
+    assert ambiguity.verdict("It was Bob.", item.ground_truth) == 0.0
     with pytest.raises(UserError, match=r"train.jsonl:1: truth \['1', '2'\]: must be one text or number"):
         load(tmp_path, "math", {"question": "Which?", "truth": ["1", "2"]})

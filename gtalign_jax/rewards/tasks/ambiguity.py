@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from gtalign_jax.data.item import Item, Record, make_item, shown, text_of
+from gtalign_jax.data.item import Item, Record, make_item, read_question, shown, text_of
 from gtalign_jax.game.moves import CQ, DA
 from gtalign_jax.rewards.scale import AMBIGUITY
 from gtalign_jax.rewards.tasks.task import Judged, Rubric, Task, from_truth, reader, with_offer
 
+LABELS = ("ambiguous", "non_ambiguous")
 _MEANING = re.compile(r"Answer \d+:\s*([^\n]+)")
 _HEDGES = re.compile(r"\b(?:if you mean|depends on|either|could mean|it could be)\b", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
@@ -86,6 +87,15 @@ def _respond(item: Item, action: str, correct: bool, rng: np.random.Generator) -
     return with_offer(" ".join(stored) or "I do not know.", action)
 
 
+def _read_plain(record: Record) -> Item | None:
+    """A question with its label, a stored truth, or the answers that are right where it has one meaning."""
+    item = read_question(record, several="|")
+    truth = item.ground_truth.strip() if item else ""
+    if item is None or not truth or "###" in truth or truth.lower() in LABELS:
+        return item
+    return dataclasses.replace(item, ground_truth=f"singleAnswer###{truth}")
+
+
 def _read_ambigqa(record: Record) -> Item | None:
     """AmbigQA's own records: several meanings when any annotator found them, else all single answers."""
     found = _rows(record["annotations"], "annotations")
@@ -125,7 +135,7 @@ def _rows(value: Any, field: str) -> Sequence[Mapping[str, Any]]:
 def _read_abg_coqa(record: Record) -> Item | None:
     """Abg-CoQA's own records: the target turn of a talk about a story, and whether it is ambiguous."""
     label = text_of(record, "ambiguity")
-    if label not in ("ambiguous", "non_ambiguous"):
+    if label not in LABELS:
         raise ValueError(f"ambiguity {shown(label)}: must be ambiguous or non_ambiguous")
     target = record["target_turn"]
     if not isinstance(target, Mapping):
@@ -170,7 +180,7 @@ def _read_story(record: Record) -> Item | None:
 
 AMBIG_QA = Task(
     name="ambig_qa",
-    read=reader(_read_ambigqa, ("question", "annotations"), several="|"),
+    read=reader(_read_ambigqa, ("question", "annotations"), _read_plain),
     scale=AMBIGUITY,
     rule=_rule,
     rubric=_rubric,
@@ -178,5 +188,5 @@ AMBIG_QA = Task(
     respond=_respond,
 )
 AMBIG_COQA = dataclasses.replace(
-    AMBIG_QA, name="ambig_coqa", source="abg-coqa", read=reader(_read_story, ("story",))
+    AMBIG_QA, name="ambig_coqa", source="abg-coqa", read=reader(_read_story, ("story",), _read_plain)
 )

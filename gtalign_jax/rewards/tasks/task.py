@@ -1,6 +1,8 @@
 """A task is one value made of pure functions: how its records are read, judged, scored and demonstrated."""
 
 import dataclasses
+import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -89,10 +91,10 @@ def with_offer(answer: str, action: str) -> str:
     return answer + (" Shall I say more?" if action == AQ else "")
 
 
-def reader(original: Read | None = None, fields: tuple[str, ...] = (), several: str = "") -> Read:
-    """Reads published rows, records with a question or messages, and those of an original schema.
+def reader(original: Read | None = None, fields: tuple[str, ...] = (), plain: Read = read_question) -> Read:
+    """Reads published rows, those of an original schema, and plain records with a question or messages.
 
-    original: reads a record that has all of these fields. several: as in `read_question`.
+    original: reads a record that has all of these fields. plain: reads one that is neither.
     """
 
     def read(record: Record) -> Item | None:
@@ -100,7 +102,7 @@ def reader(original: Read | None = None, fields: tuple[str, ...] = (), several: 
             return read_published(record)
         if original is not None and all(name in record for name in fields):
             return original(record)
-        return read_question(record, several)
+        return plain(record)
 
     return read
 
@@ -121,7 +123,7 @@ class Task:
 
     name: str
     source: str = ""
-    read: Read = reader(several="\n")
+    read: Read = reader(plain=functools.partial(read_question, several="\n"))
     needs_truth: bool = True
     scale: Scale = BINARY
     rule: Callable[[str, str, Judged], float | None] | None = None
@@ -133,8 +135,8 @@ class Task:
     family: Family | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or any(c.isspace() or c in "/:'\"" for c in self.name):
-            raise ValueError(f"name={self.name!r}: must be a word of letters, digits, _ and -")
+        if not re.fullmatch(r"[\w.-]+", self.name) or self.name == "overall":
+            raise ValueError(f"name={self.name!r}: must be letters, digits, '.', _ and -, and not overall")
         if not self.source:
             object.__setattr__(self, "source", self.name)
 
