@@ -40,6 +40,10 @@ def resolve_folder(model: str) -> pathlib.Path:
     folder = pathlib.Path(model)
     if folder.is_dir():
         return folder
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise UserError(
+            f"{model}: a GGUF file; python -m experiments.fetch_model {model} --out=DIR makes a folder"
+        )
     if model.count("/") != 1 or model.startswith((".", "/")):
         raise UserError(f"{model}: no such model folder")
     from huggingface_hub import snapshot_download
