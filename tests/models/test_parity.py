@@ -240,9 +240,7 @@ def test_missing_tensor_and_folder_are_named(tmp_path, pair):
     with pytest.raises(UserError, match="no such model folder"):
         hf.resolve_folder(str(tmp_path / "absent"))
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(
-        UserError, match=r"x.gguf: a GGUF file; python -m experiments.fetch_model .*x.gguf"
-    ):
+    with pytest.raises(UserError, match=r"x.gguf: a GGUF file; python -m experiments.fetch_model .*x.gguf"):
         hf.resolve_folder(str(tmp_path / "x.gguf"))
     short = {**params, "layers": jax.tree.map(lambda x: x[:2], params["layers"])}
     hf.save_params(short, dataclasses.replace(config, num_layers=2), tmp_path / "short")
