@@ -139,6 +139,12 @@ class ModelConfig:
             raise ValueError(f"num_heads={self.num_heads}: must divide hidden_size={self.hidden_size}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads={self.num_kv_heads}: must divide num_heads={self.num_heads}")
+        if self.window and self.family == "llama":
+            raise ValueError(f"window={self.window}: a llama model has none; use family=mistral")
+        if self.family == "mistral" and (self.qkv_bias or self.output_bias or self.mlp_bias):
+            raise ValueError(
+                "qkv_bias=True: a mistral model has no biases; set qkv_bias, output_bias, mlp_bias"
+            )
 
 
 def read_config(folder: str | pathlib.Path, runtime: RuntimeConfig = RuntimeConfig()) -> ModelConfig:
@@ -233,10 +239,16 @@ def to_hf(config: ModelConfig) -> dict[str, Any]:
         "dtype": config.runtime.param_dtype,
         **config.rope.to_hf(),
     }
-    if config.family != "qwen2":
+    read = _READ_BY[config.family]
+    if "attention_bias" in read:
         fields["attention_bias"] = config.qkv_bias
-    if config.family == "llama":
+    if "mlp_bias" in read:
         fields["mlp_bias"] = config.mlp_bias
+    if config.family == "mistral" or config.window:
+        fields["sliding_window"] = config.window or None
+    if "layer_types" in read and config.window:
+        fields["use_sliding_window"] = True
+        fields["layer_types"] = [_LAYERS[inside] for inside in config.window_layers]
     return fields
 
 

@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.models.config import from_hf, read_config, to_hf
+from gtalign_jax.models.config import ModelConfig, from_hf, read_config, to_hf
 from gtalign_jax.models.rope import RopeConfig
 
 BASE = {
@@ -356,3 +356,28 @@ def test_windows_are_those_of_transformers(change, window, layers):
 def test_a_scaling_in_both_places_is_read_as_transformers_does():
     fields = BASE | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": YARN}
     assert RopeConfig.from_hf(fields, "").kind == theirs(fields).rope_parameters["rope_type"] == "linear"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        ModelConfig(),
+        ModelConfig(family="qwen3", qkv_bias=False, qk_norm=True),
+        ModelConfig(window=8, window_layers=(False, True, True, False)),
+        ModelConfig(family="llama", qkv_bias=False),
+        ModelConfig(family="mistral", qkv_bias=False),
+        ModelConfig(family="mistral", qkv_bias=False, window=8, window_layers=(True,) * 4),
+    ],
+    ids=lambda made: f"{made.family}_{made.window}",
+)
+def test_a_model_made_here_is_the_same_when_it_is_read(made):
+    again, expected = from_hf(to_hf(made)), theirs(to_hf(made))
+    assert again == made
+    assert (getattr(expected, "sliding_window", None) or 0) == made.window
+
+
+def test_what_a_family_does_not_have_is_refused():
+    with pytest.raises(ValueError, match="window=8: a llama model has none"):
+        ModelConfig(family="llama", window=8, window_layers=(True,) * 4)
+    with pytest.raises(ValueError, match="qkv_bias, .*: a mistral model has none"):
+        ModelConfig(family="mistral")
