@@ -142,9 +142,7 @@ class ModelConfig:
         if self.window and self.family == "llama":
             raise ValueError(f"window={self.window}: a llama model has none; use family=mistral")
         if self.family == "mistral" and (self.qkv_bias or self.output_bias or self.mlp_bias):
-            raise ValueError(
-                "qkv_bias=True: a mistral model has no biases; set qkv_bias, output_bias, mlp_bias"
-            )
+            raise ValueError("qkv_bias, output_bias, mlp_bias: a mistral model has none; set them False")
 
 
 def read_config(folder: str | pathlib.Path, runtime: RuntimeConfig = RuntimeConfig()) -> ModelConfig:
