@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from gtalign_jax.serving.ask import Ask
@@ -46,8 +46,9 @@ class Account:
 async def whole(ask: Ask, answers: Answers, model: str, account: Account) -> dict[str, Any]:
     """All answers in one object."""
     choices = [_Choice(ask, i) for i in range(len(answers))]
-    async for i, part in _parts(answers, account):
-        choices[i].keep(part)
+    async with contextlib.aclosing(_parts(answers, account)) as parts:
+        async for i, part in parts:
+            choices[i].keep(part)
     return {
         **_head(ask, model, "chat.completion" if ask.chat else "text_completion"),
         "choices": [choice.whole() for choice in choices],
@@ -55,13 +56,14 @@ async def whole(ask: Ask, answers: Answers, model: str, account: Account) -> dic
     }
 
 
-async def chunks(ask: Ask, answers: Answers, model: str, account: Account) -> AsyncIterator[dict[str, Any]]:
+async def chunks(ask: Ask, answers: Answers, model: str, account: Account) -> AsyncGenerator[dict[str, Any]]:
     """The same as events: pieces of each answer, its end, and the usage when it was asked for."""
     head = _head(ask, model, "chat.completion.chunk" if ask.chat else "text_completion")
     choices = [_Choice(ask, i) for i in range(len(answers))]
-    async for i, part in _parts(answers, account):
-        for piece in choices[i].chunks(part):
-            yield {**head, "choices": [piece]}
+    async with contextlib.aclosing(_parts(answers, account)) as parts:
+        async for i, part in parts:
+            for piece in choices[i].chunks(part):
+                yield {**head, "choices": [piece]}
     if ask.usage:
         yield {**head, "choices": [], "usage": usage_json(account.usage)}
 
@@ -76,7 +78,7 @@ def _head(ask: Ask, model: str, kind: str) -> dict[str, Any]:
     return {"id": name, "object": kind, "created": int(time.time()), "model": model}
 
 
-async def _parts(answers: Answers, account: Account) -> AsyncIterator[tuple[int, Part]]:
+async def _parts(answers: Answers, account: Account) -> AsyncGenerator[tuple[int, Part]]:
     """(answer, part) in the order in which they come. When nobody reads on, every answer is given up."""
     told = asyncio.Queue[tuple[int, Part | Exception | None]]()
 

@@ -1,8 +1,10 @@
 """The server as an ASGI application: who asks, for what, within which limits; the backend writes.
 
-/v1/chat/completions   /v1/completions      POST, with a key where there are keys
-/v1/models   /v1/models/NAME                GET, with a key
-/health   /metrics                          GET
+    /v1/chat/completions   /v1/completions      POST, with a key where there are keys
+    /v1/models   /v1/models/NAME                GET, with a key
+    /health   /metrics                          GET
+
+A completion is let in, read, answered and logged here, whatever becomes of it.
 """
 
 import dataclasses

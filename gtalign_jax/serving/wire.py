@@ -1,8 +1,9 @@
 """Bytes in and out of ASGI: bodies with limits, clients that leave, events that are sent as they come."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
@@ -10,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gtalign_jax.serving.ask import ApiError
 
 DONE = "[DONE]"
+EVENTS = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 
 
 class ClientGone(Exception):
@@ -75,21 +77,20 @@ async def send_error(send: Send, error: ApiError) -> None:
     await send_json(send, error.body(), error.status, headers)
 
 
-async def send_events(send: Send, events: AsyncIterator[Any]) -> None:
+async def send_events(send: Send, events: AsyncGenerator[Any]) -> None:
     """JSON values as server-sent events, each when it comes; the answer begins with the first.
 
     What goes wrong before is an error of its own; after, it is the last event.
     """
     started = False
     try:
-        async for event in events:
-            if not started:
-                started = True
-                await _start(send, 200, {"content-type": "text/event-stream", "cache-control": "no-cache"})
-            await send(_event(json.dumps(event, ensure_ascii=False, allow_nan=False)))
-            await asyncio.sleep(
-                0
-            )  # sending to a client that left never waits, and others must have their turn
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if not started:
+                    started = True
+                    await _start(send, 200, EVENTS)
+                await send(_event(json.dumps(event, ensure_ascii=False, allow_nan=False)))
+                await asyncio.sleep(0)  # sending to a client that left never waits: others have their turn
     except ApiError as error:
         if not started:
             raise
