@@ -22,7 +22,12 @@ import signal
 
 import hypothesis
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+
+from gtalign_jax.models.transformer import forward, init_params, unembed
 
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("suite")
@@ -60,3 +65,39 @@ def shared() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: set GTALIGN_SHARED to the folder with data/ and golden/")
     return folder
+
+
+def _teach(engine, rows):
+    """Parameters of the engine's model that know these rows of token ids by heart."""
+    config, length = engine.model_config, np.array([len(row) for row in rows])
+    tokens = np.zeros((len(rows), length.max()), np.int32)
+    for row, values in zip(tokens, rows, strict=True):
+        row[: len(values)] = values
+    mask = np.arange(length.max() - 1) < (length - 1)[:, None]
+    optimizer = optax.adam(3e-3)
+
+    def loss(params):
+        logits = unembed(params, config, forward(params, config, tokens, length))
+        each = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:])
+        return jnp.sum(each * mask) / jnp.sum(mask)
+
+    @jax.jit
+    def train(params):
+        def step(carry, _):
+            params, opt_state = carry
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, opt_state = optimizer.update(grads, opt_state)
+            return (optax.apply_updates(params, updates), opt_state), value
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=150)
+
+    params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), config)
+    (trained, _), losses = train(params)
+    assert losses[-1] < 0.1
+    return trained
+
+
+@pytest.fixture(scope="session")
+def teach():
+    """teach(engine, rows): see `_teach`."""
+    return _teach
