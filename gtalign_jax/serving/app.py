@@ -7,6 +7,7 @@
 A completion is let in, read, answered and logged here, whatever becomes of it.
 """
 
+import asyncio
 import dataclasses
 import json
 import logging
@@ -143,7 +144,8 @@ class Completions:
         service, limits = self._service, self._service.limits
         body = parse_json(await wire.read_body(receive, limits.body_bytes, limits.read_s))
         ask = read_ask(body, self._chat, key.defaults, service.bounds)
-        found = service.backend.answers(ask)
+        # In a thread: a megabyte of text takes seconds to become tokens, and the others would wait.
+        found = await asyncio.to_thread(service.backend.answers, ask)
         model = ask.model or service.backend.models[0]
         if service.log_prompts:
             entry.prompts, entry.account.texts = list(ask.prompts), {}

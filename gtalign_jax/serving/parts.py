@@ -52,7 +52,10 @@ class Backend(Protocol):
     models: Sequence[str]
 
     def answers(self, ask: Ask) -> Sequence[AsyncGenerator[Part]]:
-        """A stream for each answer; what a request asks for in vain is said here, before any is read."""
+        """A stream for each answer; what a request asks for in vain is said here, before any is read.
+
+        Called in a thread of its own, of several at a time; the streams are read where the server runs.
+        """
 
     def ready(self) -> bool:
         """Whether requests can be answered now."""

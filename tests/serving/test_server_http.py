@@ -38,6 +38,8 @@ class Paced:
 
     def answers(self, ask):
         self.asked.append(ask)
+        if ask.prompts[0] == "slow to read":
+            time.sleep(1.0)
         if ask.prompts[0] == "fail":
             raise ApiError(400, "this prompt is refused", param="prompt")
         return [self._answer(ask) for _ in ask.prompts for _ in range(ask.n)]
@@ -259,6 +261,15 @@ def test_what_only_labels_a_request_or_changes_nothing_is_taken(address):
 def test_a_body_of_ten_megabytes_is_refused_and_the_connection_still_read(address):
     assert error(ask(address, b'{"prompt": "' + b"x" * 10_000_000 + b'"}'), 413)["code"] == "body_too_large"
     assert ask(address, {"prompt": "hi"})[0] == 200
+
+
+def test_a_prompt_that_takes_long_to_read_keeps_nobody_waiting(address):
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        slow = pool.submit(ask, address, {"prompt": "slow to read"})
+        begun = time.monotonic()
+        assert ask(address, {"prompt": "hi"}, key="sk-2")[0] == 200
+        assert time.monotonic() - begun < 0.9 and not slow.done()
+        assert slow.result()[0] == 200
 
 
 def test_unknown_paths_and_methods_are_errors_of_the_protocol(address):
