@@ -31,6 +31,7 @@ from gtalign_jax.serving.ask import Bounds
 from gtalign_jax.serving.connections import Patience, allow_files, bind, make_server
 from gtalign_jax.serving.local import Local
 from gtalign_jax.serving.parts import Backend
+from gtalign_jax.serving.sweep import read_amounts
 from gtalign_jax.serving.upstream import Upstream, find_models
 
 SHORTEST_PROMPT = 64  # slots of the smallest program for prompts
@@ -46,6 +47,14 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument(
         "--keys", help="file of API keys, one a line; else GTALIGN_API_KEYS; without any all may ask"
+    )
+    parser.add_argument(
+        "--amounts",
+        help="what DA, CQ and AQ write: three numbers, or a rollout file, whose prices are then for 1000 "
+        "tokens (default: 1,0.25,1.25, in direct answers)",
+    )
+    parser.add_argument(
+        "--tokens_per_s", type=float, default=50.0, help="of --amounts, for the latency policy"
     )
     parser.add_argument("--rows", type=int, default=16, help="answers decoded at a time, the others wait")
     parser.add_argument(
@@ -72,7 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     for name in ("gtalign_jax", "uvicorn"):
         logging.getLogger(name).setLevel(logging.INFO)
-    bounds = Bounds(flags.max_new_tokens, flags.max_choices, tuple(POLICIES))
+    amounts = read_amounts(flags.amounts, flags.tokens_per_s)
+    bounds = Bounds(flags.max_new_tokens, flags.max_choices, tuple(POLICIES), amounts)
     keys = read_keys(flags.keys, bounds)
     limits = Limits(
         total=flags.max_requests,
@@ -105,9 +115,9 @@ def check_flags(flags: argparse.Namespace) -> None:
     for name in (*whole, "max_body_bytes"):
         if getattr(flags, name) < 1:
             raise UserError(f"--{name}={getattr(flags, name)}: must be at least 1")
-    for name in ("request_s", "drain_s"):
+    for name in ("request_s", "drain_s", "tokens_per_s"):
         if not 0 < getattr(flags, name) < 1e6:
-            raise UserError(f"--{name}={getattr(flags, name)}: must be seconds, above 0")
+            raise UserError(f"--{name}={getattr(flags, name)}: must be a number above 0")
     if not 0 <= flags.port < 2**16:
         raise UserError(f"--port={flags.port}: must be from 0 (any free one) to {2**16 - 1}")
 

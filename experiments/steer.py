@@ -29,8 +29,8 @@ from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.evaluation.steering import format_curve, save_curve, steering_curve
 from gtalign_jax.files import drafts
-from gtalign_jax.game.moves import ACTIONS, GTALIGN, KEYS
-from gtalign_jax.game.pricing import POLICIES, TYPICAL, Amounts
+from gtalign_jax.game.moves import GTALIGN, KEYS
+from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.rollout import lines
 from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.engine import Messages, make_constraint
@@ -95,7 +95,11 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
     _check(flags)
-    pricing = Pricing(flags.policy, sweep.named_policy(flags.policy, "--policy"), _amounts(flags))
+    pricing = Pricing(
+        flags.policy,
+        sweep.named_policy(flags.policy, "--policy"),
+        sweep.read_amounts(flags.amounts, flags.tokens_per_s),
+    )
     with naming("--"):
         sampling = GREEDY if flags.temperature == 0 else SamplingConfig(temperature=flags.temperature)
     if flags.prompts is None:
@@ -121,20 +125,6 @@ def _check(flags: argparse.Namespace) -> None:
     if flags.unusable == "again" and flags.temperature == 0:
         raise UserError("--unusable=again: a greedy second try is the first one; set --temperature")
     flags.system = utf8_text(flags.system, "--system")
-
-
-def _amounts(flags: argparse.Namespace) -> Amounts:
-    if flags.amounts is None:
-        return TYPICAL
-    try:
-        given = tuple(float(number) for number in flags.amounts.split(","))
-    except ValueError:
-        return sweep.learn_amounts(jsonl.read(flags.amounts), flags.amounts, flags.tokens_per_s)
-    if len(given) != len(ACTIONS) or not all(0 <= number < float("inf") for number in given):
-        raise UserError(
-            f"--amounts={flags.amounts}: three numbers, for {', '.join(ACTIONS)}, or a rollout file"
-        )
-    return Amounts(given, given, given)
 
 
 def _messages(flags: argparse.Namespace, prompt: str) -> Messages:

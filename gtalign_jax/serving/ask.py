@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from gtalign_jax.game.pricing import TYPICAL, Amounts
 from gtalign_jax.serving.text import SHOWN
 
 ANALYZE = MODEL, SOLVER = ("model", "solver")
@@ -35,10 +36,11 @@ class ApiError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Pricing:
-    """Who pays and how much: a policy of `game.pricing` and its price."""
+    """Who pays and how much: a policy of `game.pricing`, its price, and what actions write."""
 
     policy: str
     price: float
+    amounts: Amounts = TYPICAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +54,12 @@ class Defaults:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """The most that one request may ask for."""
+    """The most that one request may ask for, and what its prices are for."""
 
     tokens: int
     choices: int
     policies: tuple[str, ...]
+    amounts: Amounts = TYPICAL
 
 
 @dataclasses.dataclass(frozen=True)

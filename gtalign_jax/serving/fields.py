@@ -96,7 +96,7 @@ def read_pricing(name: str, value: Any, bounds: Bounds) -> Pricing:
         raise ApiError(
             400, f"{name}.price: must be a finite number, {MAX_PRICE:g} at most", param=f"{name}.price"
         )
-    return Pricing(policy, float(price))
+    return Pricing(policy, float(price), bounds.amounts)
 
 
 FIELDS: dict[str, Callable[[str, Any, Bounds], Any]] = {

@@ -117,7 +117,7 @@ def edit(engine: Engine, token_ids: list[int], ask: Ask, budget: int) -> Cut:
 
 def edited_payoff(payoff: np.ndarray, pricing: Pricing) -> np.ndarray:
     """The matrix [U, A, 2] as the pricing has it, as models read it."""
-    return as_written(apply_policy(payoff, pricing.policy, pricing.price))
+    return as_written(apply_policy(payoff, pricing.policy, pricing.price, pricing.amounts))
 
 
 def steering(ask: Ask, cut: Cut, text: str) -> dict[str, Any]:

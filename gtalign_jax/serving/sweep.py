@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gtalign_jax import jsonl
 from gtalign_jax.chain.parse import parse_chain
 from gtalign_jax.config import load_symbol
 from gtalign_jax.errors import UserError
@@ -125,6 +126,19 @@ def action_of_response(response: str) -> str | None:
         return None
     questions = [sentence.rstrip().endswith("?") for sentence in sentences]
     return DA if not questions[-1] else CQ if all(questions) else AQ
+
+
+def read_amounts(text: str | None, tokens_per_s: float) -> Amounts:
+    """The amounts of --amounts: three numbers, or those of a rollout file; typical ones for None."""
+    if text is None:
+        return TYPICAL
+    try:
+        given = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        return learn_amounts(jsonl.read(text), text, tokens_per_s)
+    if len(given) != len(ACTIONS) or not all(0 <= number < float("inf") for number in given):
+        raise UserError(f"--amounts={text}: three numbers, for {', '.join(ACTIONS)}, or a rollout file")
+    return Amounts(given, given, given)
 
 
 def learn_amounts(lines: Iterable[Mapping[str, Any]], path: str, tokens_per_s: float) -> Amounts:

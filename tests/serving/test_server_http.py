@@ -15,13 +15,15 @@ import time
 import pytest
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.game.pricing import Amounts
 from gtalign_jax.serving.access import VARIABLE, Limits, read_keys
 from gtalign_jax.serving.app import Service
 from gtalign_jax.serving.ask import ApiError, Bounds
 from gtalign_jax.serving.connections import Patience
 from gtalign_jax.serving.parts import Part, Usage
 
-BOUNDS = Bounds(tokens=1000, choices=8, policies=("per_token", "subscription"))
+AMOUNTS = Amounts((3, 2, 1))
+BOUNDS = Bounds(tokens=1000, choices=8, policies=("per_token", "subscription"), amounts=AMOUNTS)
 LIMITS = Limits(total=8, per_key=4, body_bytes=10_000, read_s=0.5, request_s=20.0)
 PATIENCE = Patience(connections=3000, idle_s=1.0, unread_s=0.5)
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -168,6 +170,7 @@ def test_a_key_has_defaults_that_a_request_may_change(address, backend):
     )
     ask(address, {"prompt": "hi", "analyze": "solver"}, key="sk-2")
     one, two, three = backend.asked[-3:]
+    assert one.pricing.amounts == two.pricing.amounts == AMOUNTS
     assert (one.pricing.policy, one.pricing.price, one.reasoning) == ("per_token", 2.0, "hidden")
     assert (two.pricing.policy, two.reasoning) == ("subscription", "shown")
     assert (three.pricing, three.analyze) == (one.pricing, "solver")
