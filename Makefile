@@ -43,7 +43,7 @@ $(STAMP): requirements.txt setup.py
 
 # The bounds of setup.py: an environment of its own with the newest releases they allow, or with the oldest.
 newest: EXTRAS := test
-oldest: EXTRAS := test,oldest
+oldest: EXTRAS := oldest
 newest oldest:
 	$(PYTHON) -m venv --clear $(VENV)-$@
 	$(VENV)-$@/bin/$(PIP) -e ".[$(EXTRAS)]"

@@ -25,6 +25,7 @@ RUNTIME = [
     "grain>=0.2.16,<0.3",
     "ml-collections>=1.0.0,<2",
     "absl-py>=2.3.0,<3",
+    "etils>=1.15.0,<1.16",
     "safetensors>=0.6.2,<0.9",
     "huggingface-hub>=1.3.0,<3",
     "numpy>=2.2.0,<2.6",
@@ -48,6 +49,11 @@ SERVE = [
     "starlette>=1.0.0,<2",
     "uvicorn>=0.40.0,<0.55",
     "prometheus-client>=0.22.0,<0.27",
+]
+# Of paths on a store alone: gs:// and s3://.
+STORES = [
+    "gcsfs>=2026.10.0,<2026.11",
+    "s3fs>=2026.9.0,<2026.10",
 ]
 
 
@@ -83,10 +89,13 @@ setup(
     install_requires=RUNTIME,
     extras_require={
         "serve": SERVE,
-        "test": SERVE + pins("test"),
+        "gs": STORES[:1],
+        "s3": STORES[1:],
+        "test": SERVE + STORES + pins("test"),
         "dev": pins("dev"),
         "real": [*pins("real"), *(line for line in pins("test") if line.startswith("torch=="))],
-        "oldest": [line.partition(",")[0].replace(">=", "==") for line in RUNTIME + SERVE],
+        # Without the stores: their clients and the oldest `datasets` want different fsspec.
+        "oldest": [line.partition(",")[0].replace(">=", "==") for line in RUNTIME + SERVE] + pins("test"),
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
     },

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import logging
 import math
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.evaluation.bootstrap import MIN_PROMPTS, OVERALL, Estimate, bootstrap_means
 from gtalign_jax.evaluation.published import pareto as published
+from gtalign_jax.files import paths
 from gtalign_jax.game import pareto
 
 log = logging.getLogger("analyze")
@@ -71,9 +71,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def read_rows(path: str) -> list[dict[str, Any]]:
     """The lines of a rollout file; UserError when it is absent or empty."""
-    if not pathlib.Path(path).is_file():
+    if not paths.path(path).is_file():
         raise UserError(f"{path}: no such file; give two rollout files (rollouts/<split>_<step>.jsonl)")
-    rows = jsonl.read(pathlib.Path(path))
+    rows = jsonl.read(path)
     if not rows:
         raise UserError(f"{path}: holds no lines")
     return rows

@@ -8,7 +8,6 @@ largest distance between rounds of one contender, as a part of their median: wha
 
 from __future__ import annotations
 
-import pathlib
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.files import paths
 
 Line = Mapping[str, Any]
 
@@ -102,14 +102,14 @@ def render(lines: Sequence[Line]) -> str:
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    paths = sys.argv[1:] if argv is None else argv
-    if not paths or any(path.startswith("-") for path in paths):
+    given = sys.argv[1:] if argv is None else argv
+    if not given or any(path.startswith("-") for path in given):
         raise UserError("give one or more files of benchmark lines: bench_table FILE.jsonl [FILE.jsonl ...]")
     lines = []
-    for path in paths:
-        if not pathlib.Path(path).is_file():
+    for path in given:
+        if not paths.path(path).is_file():
             raise UserError(f"{path}: not found; redirect a benchmark's stdout there first")
-        lines += jsonl.read(pathlib.Path(path))
+        lines += jsonl.read(path)
     for line in lines:
         if "bench" not in line or "case" not in line:
             raise UserError(

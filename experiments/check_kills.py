@@ -35,6 +35,7 @@ import psutil
 from gtalign_jax import jsonl
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.files import paths
 
 CLOCK = ("time", "tokens_per_s", "compile/programs")  # metrics that depend on when a run was interrupted
 COMPARED = ("hf", "rollouts", "summary.json", "steering.jsonl")
@@ -54,6 +55,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     flags, job = parser.parse_known_args(argv)
     parse_command(["train", *job], {})  # a mistake in the job's flags is one line, before anything runs
+    paths.local(flags.workdir, "--workdir")
     folder = writable_directory(flags.workdir, "workdir")
     if any(folder.iterdir()):
         raise UserError(f"--workdir={folder}: is not empty; name a new folder")

@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import pathlib
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ from experiments.fields import explain
 from gtalign_jax import jsonl
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.files import drafts
 from gtalign_jax.learning.algorithm import PRESETS, resolve_algorithm
 
 COLUMNS = {"utility": "welfare", "answer_reward": "answer", "format_reward": "format", "n_tokens": "tokens"}
@@ -84,8 +84,9 @@ def align_from(
     # Every run starts from the same model: its evaluation is that of the shared run, made once.
     baseline = folder / "rollouts" / "sft_0.jsonl"
     if not baseline.is_file():
-        baseline.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(start / "rollouts" / f"sft_{config.sft.steps}.jsonl", baseline)
+        made = start / "rollouts" / f"sft_{config.sft.steps}.jsonl"
+        with drafts.file(baseline, "wb") as sink:
+            sink.write(made.read_bytes())
     _train(changed, folder)
 
 

@@ -8,12 +8,12 @@ reads the recorded rollouts instead of generating them.
 """
 
 import logging
-import pathlib
 import sys
 
 from experiments.fields import explain
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import exit_on_user_error
+from gtalign_jax.files import paths
 from gtalign_jax.mesh import cluster
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     cluster.initialize_from(flags)
     from gtalign_jax.train import evaluate_model
 
-    model = pathlib.Path(flags["model"])
+    model = paths.path(flags["model"])
     if model.name == "checkpoints" and model.is_dir():
         from gtalign_jax.run.export import export_checkpoint
 

@@ -9,11 +9,11 @@ something is refused; --overwrite replaces an export, nothing else.
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 
 from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.files import paths
 from gtalign_jax.models.folders import check_free
 from gtalign_jax.run.export import export_checkpoint, list_checkpoints
 
@@ -36,15 +36,15 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
     if flags.list:
-        print("\n".join(list_checkpoints(pathlib.Path(flags.checkpoint))))
+        print("\n".join(list_checkpoints(paths.path(flags.checkpoint))))
         return
     if not flags.out:
         raise UserError("--out is missing: the Hugging Face folder to write, or --list")
-    out = pathlib.Path(flags.out).expanduser().absolute()
+    out = paths.absolute(flags.out)
     check_free(out, flags.overwrite)
     writable_directory(str(out.parent), "out")
     source = export_checkpoint(
-        pathlib.Path(flags.checkpoint), out, flags.best, flags.step, overwrite=flags.overwrite
+        paths.path(flags.checkpoint), out, flags.best, flags.step, overwrite=flags.overwrite
     )
     print(f"{source} written to {out}", file=sys.stderr)
 

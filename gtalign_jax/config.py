@@ -11,7 +11,6 @@ import json
 import pathlib
 import re
 import sysconfig
-import tempfile
 import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gtalign_jax.errors import UserError, naming
+from gtalign_jax.files import drafts
 
 
 class _Dataclass(Protocol):
@@ -218,13 +218,4 @@ def _one_line(error: BaseException) -> str:
 
 def writable_directory(path: str, flag: str) -> pathlib.Path:
     """Create a folder and prove that it can be written; UserError names the flag when it cannot."""
-    folder = pathlib.Path(path).expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--{flag}={path}: cannot write there ({error.strerror}); name another folder"
-        ) from error
-    return folder
+    return drafts.make_folder(path, flag)

@@ -9,16 +9,15 @@ import contextlib
 import json
 import logging
 import math
-import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.files import drafts
+from gtalign_jax.files import clients, drafts, paths
+from gtalign_jax.files.paths import Path
 
 log = logging.getLogger(__name__)
-Path = str | pathlib.Path
 # Deeper lines cannot be written again: each level takes a few calls of the interpreter's thousand.
 MAX_DEPTH = 100
 
@@ -79,10 +78,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
     A torn last line is left out with a warning; damage elsewhere is a UserError.
     """
-    if not pathlib.Path(path).is_file():
+    if not paths.path(path).is_file():
         return []
     found = []
-    with pathlib.Path(path).open("rb") as source:
+    with paths.path(path).open("rb") as source:
         for number, line in _numbered(source):
             try:
                 found.append(_parse(line.decode("utf-8", errors="replace"), f"{path}:{number}"))
@@ -103,12 +102,12 @@ def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     found = False
     try:
-        with pathlib.Path(path).open("rb") as source:
+        with paths.path(path).open("rb") as source:
             for number, line in _numbered(source):
                 found = True
                 yield number, _parse(_text(line, f"{path}:{number}"), f"{path}:{number}")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a JSON-lines file") from error
+        raise UserError(f"{path}: cannot be read ({clients.said(error)}); name a JSON-lines file") from error
     if not found:
         raise UserError(f"{path}: holds no lines")
 
@@ -116,9 +115,9 @@ def stream(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def read_object(path: Path) -> dict[str, Any]:
     """The one JSON object that a file is; UserError names the file that is none."""
     try:
-        text = _text(pathlib.Path(path).read_bytes().removeprefix(codecs.BOM_UTF8), str(path))
+        text = _text(paths.path(path).read_bytes().removeprefix(codecs.BOM_UTF8), str(path))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({clients.said(error)})") from error
     return _parse(text, str(path), "mend the file")
 
 

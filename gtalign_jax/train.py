@@ -20,10 +20,12 @@ from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.evaluation.bootstrap import format_table, summary_table
 from gtalign_jax.evaluation.heldout import evaluate_once
 from gtalign_jax.evaluation.report.write import write_report
+from gtalign_jax.files import drafts
 from gtalign_jax.learning.sft import PackedBatch, SftBatch, sft_update
 from gtalign_jax.mesh import processes
 from gtalign_jax.models import lora
 from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.run import checkpoint
 from gtalign_jax.run.adapters import add_adapters, save_adapters
 from gtalign_jax.run.job import Job, load_start, make_job, save_model
 from gtalign_jax.run.lock import locked
@@ -40,7 +42,8 @@ from gtalign_jax.types import PyTree, TrainState
 
 def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Run, or go on with, the job of a config in its work directory."""
-    with ended_by_sigterm(), locked(workdir):
+    checkpoint.check_place(workdir)
+    with drafts.naming_store(workdir), ended_by_sigterm(), locked(workdir):
         rows = _train(config, _make_job(config, workdir))
         if processes.is_main():
             print(f"report  {finish(rows, workdir)}\nmodel   {workdir / 'hf'}")
@@ -84,7 +87,7 @@ def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathl
     with config.unlocked():
         config.start.path = model
         config.sft.steps = config.align.steps = 0
-    with ended_by_sigterm(), locked(workdir):
+    with drafts.naming_store(workdir), ended_by_sigterm(), locked(workdir):
         job = _make_job(config, workdir)
         with jax.set_mesh(job.mesh):
             rows = {name: evaluate_once(job, name, load_start(job), 0, weights=job.model_folder)}

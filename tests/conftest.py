@@ -17,6 +17,7 @@ if version("jaxlib").startswith("0.10."):  # the pinned one: XLA ends a process 
         + os.environ["XLA_FLAGS"]
     )
 
+import importlib.util
 import pathlib
 import signal
 
@@ -101,3 +102,36 @@ def _teach(engine, rows):
 def teach():
     """teach(engine, rows): see `_teach`."""
     return _teach
+
+
+def _installed(package):
+    """Skip where a client is not installed; importing it here would read the environment too early."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: gtalign-jax[gs,s3]")
+
+
+@pytest.fixture(scope="session")
+def emulator():
+    """The handler of Google's store, emulated; tests skip where its client is not installed."""
+    _installed("gcsfs")
+    from tests import stores
+
+    with stores.google() as handler:
+        yield handler
+
+
+@pytest.fixture
+def gs(emulator):
+    """The URL of a bucket in it."""
+    yield "gs://a-bucket"
+    emulator.refusal = 0
+
+
+@pytest.fixture(scope="session")
+def amazon():
+    """The URL of a bucket in Amazon's store, mocked; tests skip where its client is not installed."""
+    _installed("s3fs")
+    from tests import stores
+
+    with stores.amazon() as url:
+        yield url

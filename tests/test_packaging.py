@@ -17,7 +17,7 @@ OURS = {"gtalign_jax", "configs", "experiments"}
 
 
 def bounds(section: str = "runtime") -> dict[str, Requirement]:
-    """Name to range, as setup.py's RUNTIME or SERVE says it."""
+    """Name to range, as setup.py's RUNTIME, SERVE or STORES says it."""
     module = ast.parse((REPO / "setup.py").read_text())
     assigned = [n for n in module.body if isinstance(n, ast.Assign)]
     (lines,) = [n.value for n in assigned if ast.unparse(n.targets[0]) == section.upper()]
@@ -32,14 +32,14 @@ def pins(section: str) -> dict[str, Version]:
     return {canonicalize_name(name): Version(version) for name, version in pairs}
 
 
-@pytest.mark.parametrize("section", ["runtime", "serve"])
+@pytest.mark.parametrize("section", ["runtime", "serve", "stores"])
 def test_every_pin_lies_within_its_bounds(section):
     assert list(pins(section)) == list(bounds(section))
     for name, version in pins(section).items():
         assert version in bounds(section)[name].specifier, name
 
 
-@pytest.mark.parametrize("section", ["runtime", "serve"])
+@pytest.mark.parametrize("section", ["runtime", "serve", "stores"])
 def test_every_range_has_a_lower_and_an_upper_bound(section):
     for name, requirement in bounds(section).items():
         assert sorted(one.operator for one in requirement.specifier) == ["<", ">="], name
@@ -57,7 +57,10 @@ def test_every_import_is_required(package):
     required = set(bounds()) | {"wandb"}  # which a run that needs it asks for
     if package == "experiments":
         required |= {"torch", *pins("real")}  # of benchmarks and real models, beside it
-    server = REPO / "gtalign_jax/serving"
+    apart = {
+        REPO / "gtalign_jax/serving": set(bounds("serve")),
+        REPO / "gtalign_jax/files": {*bounds("stores"), "fsspec"},  # which their clients stand on
+    }
     for path in (REPO / package).rglob("*.py"):
         if path.parent.name == "peers":  # these run in environments of their own
             continue
@@ -65,7 +68,7 @@ def test_every_import_is_required(package):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for top in {name.partition(".")[0] for name in names} - OURS - sys.stdlib_module_names:
-                allowed = required | set(bounds("serve")) if path.parent == server else required
+                allowed = required | apart.get(path.parent, set())
                 assert {canonicalize_name(one) for one in known.get(top, [top])} & allowed, f"{path}: {top}"
 
 

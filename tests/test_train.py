@@ -15,10 +15,12 @@ import pytest
 import torch
 import transformers
 
+from experiments import export
 from experiments.check_kills import digests, steps
 from gtalign_jax import config as config_lib
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import drafts, paths
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import generate
 from gtalign_jax.rollout.buckets import BucketConfig
@@ -39,7 +41,7 @@ MATH = ["--config.data.tasks=('math',)"]
 def start(tmp_path_factory):
     """start(workdir) begins the job in a process of its own; compiled programs are shared by a cache."""
     cache = tmp_path_factory.mktemp("compiled")
-    env = os.environ | {
+    settings = {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -48,6 +50,7 @@ def start(tmp_path_factory):
     command = [sys.executable, "-m", "experiments.train", CONFIG]
 
     def begin(workdir: pathlib.Path) -> subprocess.Popen:
+        env = os.environ | settings
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=REPO, env=env, **options)
 
@@ -112,6 +115,39 @@ def test_a_killed_run_ends_with_the_same_bytes(run, start, tmp_path):
     assert digests(tmp_path, ["hf", "rollouts"]) == digests(run[0], ["hf", "rollouts"])
     assert steps(tmp_path) == steps(run[0])
     assert (tmp_path / "summary.json").read_text() == (run[0] / "summary.json").read_text()
+
+
+def contents(folder):
+    """Name inside a folder, on a disk or a store → bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in drafts.files_under(folder)}
+
+
+def test_a_killed_run_on_a_store_ends_with_the_same_bytes(run, start, gs, amazon, capsys):
+    workdir = paths.path(f"{gs}/runs/killed")
+    for mark in ("sft/2/commit_success.txt", "align/2/_CHECKPOINT_METADATA"):  # the second in a save
+        process = start(workdir)
+        while not (workdir / "checkpoints" / mark).is_file():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+    process = start(workdir)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and f"model   {workdir}/hf" in out, err
+    for name in ("hf", "rollouts"):
+        assert contents(workdir / name) == contents(run[0] / name), name
+    assert steps(workdir) == steps(run[0])
+    assert (workdir / "report.html").is_file() and contents(workdir / "tensorboard")
+    assert not (workdir / "run.lock").exists()
+
+    config, _ = config_lib.parse_command(["prog", CONFIG, "--workdir=x"], {"workdir": ""})
+    evaluate_model(config, f"{workdir}/hf", paths.path(f"{gs}/evaluated"), "again")
+    again = jsonl.read(f"{gs}/evaluated/rollouts/again_0.jsonl")
+    first = jsonl.read(run[0] / "rollouts" / "aligned_4.jsonl")
+    assert [line["output"] for line in again] == [line["output"] for line in first]
+    export.main([f"--checkpoint={workdir}/checkpoints", f"--out={amazon}/exported/hf"])
+    assert f"align step 4 written to {amazon}/exported/hf" in capsys.readouterr().err
+    assert contents(paths.path(f"{amazon}/exported/hf")) == contents(run[0] / "hf")
 
 
 def interrupted_at(process, path):

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from gtalign_jax import jsonl
 from gtalign_jax.data.item import Record, shown
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import paths
 
 _BATCH = 256  # rows of a parquet file in memory at a time
 
@@ -49,7 +50,7 @@ def parquet_rows(place: str, split: str) -> Iterator[Row]:
     """Rows of parquet files, in flat memory."""
     for path, whole, task in _files(place, split, (".parquet",)):
         try:
-            with pq.ParquetFile(path) as file:
+            with path.open("rb") as source, pq.ParquetFile(source) as file:
                 records = (row for batch in file.iter_batches(_BATCH) for row in batch.to_pylist())
                 for i, record in enumerate(records):
                     yield Row(f"{path}, row {i}", record, whole, task)
@@ -87,7 +88,7 @@ KINDS: dict[str, tuple[str, Rows]] = {
 
 def _files(place: str, split: str, endings: tuple[str, ...]) -> list[tuple[pathlib.Path, bool, str]]:
     """(file, whether it holds both splits, the task its folder names) of each file of a split."""
-    path = pathlib.Path(place).expanduser()
+    path = paths.path(place).expanduser()
     if path.is_file():
         return [(path, True, "")]
     if not path.is_dir():
@@ -104,7 +105,7 @@ def _files(place: str, split: str, endings: tuple[str, ...]) -> list[tuple[pathl
 def _listed(path: pathlib.Path) -> list[Any]:
     """The records of a JSON file; UserError when it is not UTF-8, not JSON, or holds no list."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     records = value.get("data") if isinstance(value, dict) else value

@@ -21,6 +21,7 @@ from gtalign_jax.data.config import DataConfig, FieldNames
 from gtalign_jax.data.item import Item, Readable, Record, shown
 from gtalign_jax.data.records import KINDS, Row
 from gtalign_jax.errors import UserError, naming
+from gtalign_jax.files import paths
 
 log = logging.getLogger(__name__)
 # What an item of the published files needs; the other columns differ in type between files.
@@ -124,7 +125,7 @@ def read_split(root: str, tasks: Iterable[Readable], split: str, keep_going: boo
 
     Raises UserError for a missing root, a task without any file, or a row of another task.
     """
-    folder, tasks = pathlib.Path(root), list(tasks)
+    folder, tasks = paths.path(root), list(tasks)
     if not root or not folder.is_dir():
         raise UserError(f"config.data.root={root!r}: no such folder; give the folder of the parquet files")
     rows: list[Row] = []
@@ -170,7 +171,7 @@ def with_split(config: DataConfig, tasks: Mapping[str, Known], split: str) -> di
     if config.source != "gtalign":
         return dict(tasks)
     file = f"{config.split_name(split)}.parquet"
-    return {name: task for name, task in tasks.items() if (pathlib.Path(config.root) / name / file).is_file()}
+    return {name: task for name, task in tasks.items() if (paths.path(config.root) / name / file).is_file()}
 
 
 def _unseen(train: list[Item], test: list[Item]) -> list[Item]:
@@ -189,8 +190,9 @@ def _first_of_each(items: list[Item], tasks: Mapping[str, Known], limit: int) ->
 def _published_rows(path: pathlib.Path) -> list[dict]:
     """The rows of one published file as plain dictionaries."""
     try:
-        has_turns = _TURN in pq.read_schema(path).names
-        return pq.read_table(path, columns=[*_COLUMNS, *[_TURN] * has_turns]).to_pylist()
+        with path.open("rb") as source, pq.ParquetFile(source) as file:
+            has_turns = _TURN in file.schema_arrow.names
+            return file.read(columns=[*_COLUMNS, *[_TURN] * has_turns]).to_pylist()
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
 

@@ -1,204 +1,114 @@
-"""Drafts: written beside their place under a name nobody can guess, put into it when they are whole.
+"""Outputs, put into their place whole or not at all: the one door to what disks and stores do otherwise.
 
 file(path)       a file; through a symlink it is the file behind it, into a device or a pipe it goes straight
 folder(path)     a folder, which takes the place of an older one of the same kind
 check(path)      what a command does before its work: the place can be written and is none of its inputs
+grown(folder)    a folder whose files are appended to
+staged(folder)   a folder to be read by a library that reads disks alone
+create(path)     a small file that only one of many writers makes
 
-A draft is made with O_EXCL and O_NOFOLLOW, so nothing that lies there already is written to; nothing but what
-was made here is removed.
+`local` and `store` hold what each of these does on a disk and on a store. On a store an object appears whole
+or not at all, nothing is appended to, and no folder is renamed.
 """
 
 import contextlib
-import errno
-import fcntl
-import glob
-import logging
-import os
 import pathlib
-import secrets
-import shutil
-import stat
-import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import IO, Any
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.files import local, paths, store
+from gtalign_jax.files.local import Draft, Grown
+from gtalign_jax.files.paths import Path
 
-log = logging.getLogger(__name__)
-Path = str | pathlib.Path
-# What a disk answers that is full or gone.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_LOST = (*_NO_ROOM, errno.EIO, errno.EROFS)
-# Names for what a process holds open: they are written through even where a plain file is behind them.
-_OPEN_ALREADY = ("/dev/", "/proc/")
-# How the name of a draft ends, and the file that says that a folder is one of ours.
-_END, _MARK = ".incomplete", "draft-of-gtalign-jax"
+__all__ = ["Draft", "Grown"]
 
 
-@contextlib.contextmanager
-def file(path: Path, mode: str = "w", *, keep: bool = False, **text: Any) -> Iterator[IO]:
+def _at(path: Path) -> ModuleType:
+    """The half that knows this path's place."""
+    return store if paths.on_store(path) else local
+
+
+def file(path: Path, mode: str = "w", *, keep: bool = False, **text: Any) -> AbstractContextManager[IO]:
     """A file that takes the place of `path` when the block ends well; an error leaves `path` alone.
 
     A reader, or a kill in between, meets the old file or the new one. Where `path` is a device or a pipe,
     what is written goes straight through. keep: a draft that holds something is left after an error and
     named in a warning. `text`: as of `open`. UserError when the place cannot be written or the disk is full.
     """
-    shown, path = path, pathlib.Path(path).expanduser().absolute()
-    with naming_faults(shown):
-        if _goes_through(path):
-            with _opened(shown, path, os.O_APPEND, mode, text) as sink:
-                yield sink
-            return
-        target = pathlib.Path(os.path.realpath(path))
-        draft, sink = _create(shown, target, mode, text)
-        try:
-            with sink:
-                yield sink
-            os.replace(draft, target)
-        finally:
-            if keep and draft.exists() and draft.stat().st_size:
-                log.warning("%s is not whole; what there is of it is in %s", shown, draft)
-            else:
-                draft.unlink(missing_ok=True)
+    return _at(path).file(paths.path(path), mode, keep=keep, **text)
 
 
 def check(path: Path, flag: str, *inputs: Path) -> pathlib.Path:
     """The absolute path of an output; UserError when it cannot be written or is one of the inputs."""
-    target = pathlib.Path(path).expanduser().absolute()
-    for source in inputs:
-        if target.is_file() and pathlib.Path(source).is_file() and os.path.samefile(target, source):
-            raise UserError(f"{flag}={path}: is the input {source}; name another file to write")
-    if not _goes_through(target):
-        real = pathlib.Path(os.path.realpath(target))
-        draft, sink = _create(path, real, "wb", {})
-        sink.close()
-        draft.unlink()
-    return target
+    return _at(path).check(paths.path(path), flag, *inputs)
 
 
-@contextlib.contextmanager
-def folder(path: Path, keeps: Iterable[str] = (), needed: int | None = None) -> Iterator[pathlib.Path]:
+def folder(path: Path, keeps: Iterable[str] = (), needed: int | None = None) -> AbstractContextManager[Draft]:
     """An empty folder that takes the place of `path`, links followed, when the block ends well.
 
     keeps: names in the old folder that go over into the new one, where that has none such; the rest of it is
     removed, so the caller has made sure that it may be. An error leaves the old folder. needed: the bytes it
-    takes, for the line about a full disk.
+    takes, for the line about a full disk. On a store `config.json` goes first and comes last: what is under
+    way is no model.
     """
-    target = pathlib.Path(os.path.realpath(pathlib.Path(path).expanduser()))
-    with naming_faults(path, needed):
-        room = _make_room(path, target)
-        draft, old = room / "new", room / "old"
-        with (room / _MARK).open("x") as mark:
-            _is_free(mark)
-            try:
-                draft.mkdir()  # of the usual mode; the folder around it is closed to others
-                yield draft
-                _exchange(draft, target, old, keeps)
-            except BaseException:
-                _remove(room, draft)
-                raise
-            _remove(room, old)
+    return _at(path).folder(paths.path(path), keeps, needed)
 
 
-def _make_room(shown: Path, target: pathlib.Path) -> pathlib.Path:
-    """A new folder beside the target, for its draft; what killed writers left there goes."""
-    name = f".{target.name[:100]}."
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent, name)
-        return pathlib.Path(tempfile.mkdtemp(prefix=name, suffix=_END, dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{shown}: cannot write there ({error.strerror}); name another folder") from error
+def make_folder(path: Path, flag: str) -> pathlib.Path:
+    """Make a folder and prove that it can be written; its absolute path. UserError names the flag."""
+    return _at(path).make_folder(paths.path(path), flag)
 
 
-def _remove(room: pathlib.Path, part: pathlib.Path) -> None:
-    """Remove where a folder was written; something else in it, such as an old folder not put back, stays."""
-    shutil.rmtree(part, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        (room / _MARK).unlink()
-        room.rmdir()
+def remove(path: pathlib.Path) -> None:
+    """Remove a folder and all in it, as far as it is there."""
+    _at(path).remove(path)
 
 
-def _sweep(parent: pathlib.Path, name: str) -> None:
-    """Remove drafts that bear our mark and that nobody holds any more: their writer was killed."""
-    for mark in parent.glob(f"{glob.escape(name)}*{_END}/{_MARK}"):
-        with contextlib.suppress(OSError, UserError), _opened(mark, mark, os.O_NOFOLLOW, "w", {}) as file:
-            if _is_free(file) and not mark.parent.is_symlink():
-                _remove(mark.parent, mark.parent / "new")
+def files_under(folder: pathlib.Path) -> list[pathlib.Path]:
+    """All files in a folder and its subfolders."""
+    return _at(folder).files_under(folder)
 
 
-def _is_free(mark: IO) -> bool:
-    """Take the lock of a draft, which ends with its process; False where it cannot be had."""
-    try:
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+def grown(folder: pathlib.Path) -> Grown:
+    """A folder on a disk whose files are appended to, and what brings them to `folder`."""
+    return _at(folder).grown(folder)
 
 
-def _exchange(draft: pathlib.Path, target: pathlib.Path, old: pathlib.Path, keeps: Iterable[str]) -> None:
-    """Put the draft in the place of the target, which goes to `old`; it comes back when that fails."""
-    if target.exists():
-        os.replace(target, old)
-    try:
-        os.replace(draft, target)
-    except BaseException:
-        if old.exists():
-            os.replace(old, target)
-        raise
-    for name in keeps:
-        if not os.path.lexists(target / name):
-            os.replace(old / name, target / name)
+def staged(folder: pathlib.Path) -> AbstractContextManager[pathlib.Path]:
+    """A folder on a disk that holds the files of `folder`, those that weigh (tensors) left out."""
+    return _at(folder).staged(folder)
+
+
+def create(path: pathlib.Path, text: str) -> bool:
+    """Make a file that holds `text`, whole; False where one is there already."""
+    return _at(path).create(path, text)
+
+
+def withdraw(path: pathlib.Path, text: str) -> bool:
+    """Remove a file that holds `text`; False where it holds another by now, or is gone."""
+    return _at(path).withdraw(path, text)
+
+
+def touch(path: pathlib.Path, text: str) -> None:
+    """Make a file that holds `text` as new as one that was just written."""
+    _at(path).touch(path, text)
+
+
+def age(path: pathlib.Path) -> float | None:
+    """Seconds since a file was written or touched; None where there is none."""
+    return _at(path).age(path)
+
+
+def naming_faults(path: Path, needed: int | None = None) -> AbstractContextManager[None]:
+    """A full or lost disk, or a store that fails, as a UserError that names the path and, where known, the
+    bytes it takes."""
+    return _at(path).naming_faults(path, needed)
 
 
 @contextlib.contextmanager
-def naming_faults(path: Path, needed: int | None = None) -> Iterator[None]:
-    """A full or lost disk as a UserError that names the path and, where known, the bytes it takes."""
-    try:
+def naming_store(path: Path) -> Iterator[None]:
+    """`naming_faults` where the path is on a store, for a whole job: other libraries write there too."""
+    with naming_faults(path) if paths.on_store(path) else contextlib.nullcontext():
         yield
-    except OSError as error:
-        if error.errno not in _LOST:
-            raise
-        size = f"; it takes {needed:,} bytes" if needed else ""
-        mend = "free some space or name another place" if error.errno in _NO_ROOM else "name another place"
-        raise UserError(f"{path}: writing failed ({error.strerror}){size}; {mend}") from error
-
-
-def _goes_through(path: pathlib.Path) -> bool:
-    """Whether writing goes to what is there, and no file takes its place; UserError for what is neither."""
-    try:
-        kind = path.stat().st_mode
-    except OSError:
-        if os.path.islink(os.path.realpath(path)):
-            raise UserError(f"{path}: is a link in a circle; name another file") from None
-        return False  # not there yet, or not to be reached: making the draft says why
-    if stat.S_ISDIR(kind):
-        raise UserError(f"{path}: is a folder; name a file to write")
-    if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
-        return True
-    if not stat.S_ISREG(kind):
-        raise UserError(f"{path}: is neither a file nor a pipe; name a file to write")
-    return str(path).startswith(_OPEN_ALREADY)
-
-
-def _create(shown: Path, target: pathlib.Path, mode: str, text: dict[str, Any]) -> tuple[pathlib.Path, IO]:
-    """(path, file open for writing) of a new draft beside the target, with the mode of what it replaces."""
-    draft = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}{_END}")
-    sink = _opened(shown, draft, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, text)
-    with contextlib.suppress(OSError):
-        os.fchmod(sink.fileno(), target.stat().st_mode & 0o777)
-    return draft, sink
-
-
-def _opened(shown: Path, path: pathlib.Path, flags: int, mode: str, text: dict[str, Any]) -> IO:
-    """`path` open for writing with these flags; UserError that names `shown` when it cannot be."""
-
-    def opener(name: str, _: int) -> int:
-        return os.open(name, os.O_WRONLY | flags, 0o666)
-
-    try:
-        if flags & os.O_CREAT:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, mode, opener=opener, **text)
-    except OSError as error:
-        raise UserError(f"{shown}: cannot write there ({error.strerror}); name another file") from error

@@ -12,6 +12,7 @@ from typing import Any
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import INF, MAX_COUNT, UserError, in_range, naming, positive, within
+from gtalign_jax.files import paths
 from gtalign_jax.models.fields import choice, number, size, token_ids, truth, warn_of_metadata
 from gtalign_jax.models.rope import RopeConfig
 
@@ -147,7 +148,7 @@ class ModelConfig:
 
 def read_config(folder: str | pathlib.Path, runtime: RuntimeConfig = RuntimeConfig()) -> ModelConfig:
     """The model of an HF folder's `config.json`, to be computed as `runtime` says."""
-    path = pathlib.Path(folder) / "config.json"
+    path = paths.path(folder) / "config.json"
     if not path.exists():
         raise UserError(f"{path}: not found; --model must be a Hugging Face model folder")
     return dataclasses.replace(from_hf(jsonl.read_object(path), str(path)), runtime=runtime)

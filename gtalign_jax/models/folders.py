@@ -1,6 +1,7 @@
 """Which folders an export may take the place of: those that hold nothing but what exports write."""
 
 import fnmatch
+import os
 import pathlib
 
 from gtalign_jax.errors import UserError
@@ -34,7 +35,7 @@ def foreign(folder: pathlib.Path, names: tuple[str, ...] = MODEL) -> list[str]:
 def check_free(folder: pathlib.Path, overwrite: bool, names: tuple[str, ...] = MODEL) -> None:
     """UserError unless the folder is absent, empty or, with `overwrite`, an export of this kind."""
     if not folder.is_dir():
-        if folder.exists() or folder.is_symlink():
+        if folder.exists() or os.path.lexists(folder):
             raise UserError(f"--out={folder}: is no folder; name a new one")
         return
     if not any(folder.iterdir()):

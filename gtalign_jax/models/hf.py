@@ -21,7 +21,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.files import drafts
+from gtalign_jax.files import drafts, paths
+from gtalign_jax.files.drafts import Draft
 from gtalign_jax.mesh import processes
 from gtalign_jax.models import stored
 from gtalign_jax.models.config import ModelConfig, to_hf
@@ -36,10 +37,11 @@ HEAD = "lm_head.weight"
 
 
 def resolve_folder(model: str) -> pathlib.Path:
-    """A local model folder, or a hub name fetched as safetensors and JSON only (never pickles)."""
-    folder = pathlib.Path(model)
-    if folder.is_dir():
-        return folder
+    """A model folder, or a hub name fetched as safetensors and JSON only (never pickles)."""
+    folder = paths.path(model)
+    with drafts.naming_store(folder):
+        if folder.is_dir():
+            return folder
     if folder.suffix == ".gguf" and folder.is_file():
         raise UserError(
             f"{model}: a GGUF file; python -m experiments.fetch_model {model} --out=DIR makes a folder"
@@ -63,7 +65,7 @@ def load_params(folder: pathlib.Path, config: ModelConfig, shardings: PyTree | N
     superfluous, misshapen or damaged tensor or file, before anything is put on a device, and one that holds a
     number that is not finite; on several processes all raise what one of them found.
     """
-    tensors = processes.on_each(lambda: stored.read_headers(pathlib.Path(folder)))
+    tensors = processes.on_each(lambda: stored.read_headers(paths.path(folder)))
     table, shapes = name_table(config), abstract_params(config)
     _check_tensors(table, shapes, tensors, config)
     if shardings is None:
@@ -181,7 +183,7 @@ def save_params(
     a head of their own. Other files of an older model's folder stay in it; UserError for a folder that holds
     something and no model. On several processes all must call this; it returns when the folder is there.
     """
-    folder = pathlib.Path(folder).absolute()
+    folder = paths.absolute(folder)
     fields, dtype = _config_fields(params, config, dtype)
     stored.dtype_name(dtype)
     rows = flat_entries(name_table(config), params)
@@ -192,10 +194,10 @@ def save_params(
         size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) * jnp.dtype(dtype).itemsize
         with drafts.folder(folder, keeps, size) as draft:
             _write_shards(rows, draft, max_shard_bytes, dtype)
-            _write_json(draft / "config.json", fields)
-            _write_json(draft / "generation_config.json", dict(generation or {}))
+            _write_json(draft.folder / "config.json", fields)
+            _write_json(draft.folder / "generation_config.json", dict(generation or {}))
             if tokenizer is not None:
-                tokenizer.save_pretrained(draft)
+                tokenizer.save_pretrained(draft.folder)
     else:
         _write_shards(rows, None, max_shard_bytes, dtype)
     if jax.process_count() > 1:
@@ -211,8 +213,8 @@ def _config_fields(params: PyTree, config: ModelConfig, dtype: str | None) -> tu
     return fields | {key: dtype}, dtype
 
 
-def _write_shards(rows: Sequence[Row], folder: pathlib.Path | None, limit: int, dtype: str) -> None:
-    """Fill the folder with shards of at most `limit` bytes; without one, only help to gather."""
+def _write_shards(rows: Sequence[Row], draft: Draft | None, limit: int, dtype: str) -> None:
+    """Fill the draft with shards of at most `limit` bytes; without one, only help to gather."""
     shards = _split(rows, limit, jnp.dtype(dtype).itemsize)
     weight_map: dict[str, str] = {}
     total = 0
@@ -222,13 +224,14 @@ def _write_shards(rows: Sequence[Row], folder: pathlib.Path | None, limit: int, 
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         shapes = {entry.name: entry.stored_shape(_shape(leaf, layer)) for entry, leaf, layer in shard}
         arrays = _gathered(shard, dtype)
-        if folder is None:
+        if draft is None:
             collections.deque(arrays, maxlen=0)  # run through to the end
             continue
-        total += stored.write_file(folder / name, shapes, dtype, arrays)
+        total += stored.write_file(draft.folder / name, shapes, dtype, arrays)
+        draft.pass_on(name)
         weight_map |= dict.fromkeys(shapes, name)
-    if folder is not None and len(shards) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    if draft is not None and len(shards) > 1:
+        _write_json(draft.folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _split(flat: Sequence[Row], limit: int, itemsize: int) -> list[list[Row]]:

@@ -7,6 +7,8 @@ writer wants every tensor of a file in memory twice. The bytes are those the lib
 import dataclasses
 import json
 import logging
+import math
+import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, Any
@@ -17,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import clients, paths
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +32,16 @@ _NAMES = {ours: theirs for theirs, ours in _DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor on disk: where it is, its shape, and its type as the format names it (`BF16`, ...)."""
+    """A stored tensor: its file, its shape, and its type as the format names it (`BF16`, ...).
+
+    begin: where its bytes begin, in a file on a store.
+    """
 
     name: str
     file: pathlib.Path
     shape: tuple[int, ...]
     dtype: str
+    begin: int = 0
 
 
 def read_headers(folder: pathlib.Path) -> dict[str, Tensor]:
@@ -69,9 +76,35 @@ def _weight_map(index: pathlib.Path) -> dict[str, str]:
 
 
 def _header(file: pathlib.Path) -> list[Tensor]:
+    if paths.on_store(file):
+        return _header_on_store(file)
     with _opened(file) as opened:
         parts = [(name, opened.get_slice(name)) for name in opened.keys()]  # noqa: SIM118
         return [Tensor(name, file, tuple(part.get_shape()), part.get_dtype()) for name, part in parts]
+
+
+def _header_on_store(file: pathlib.Path) -> list[Tensor]:
+    """What `safe_open` would find, from the first bytes of the object."""
+    try:
+        with file.open("rb") as source:
+            size = source.seek(0, os.SEEK_END)
+            source.seek(0)
+            length = int.from_bytes(source.read(8), "little")
+            data = 8 + length
+            fields = json.loads(source.read(min(length, size)))
+        fields.pop("__metadata__", None)
+        tensors = [
+            Tensor(name, file, tuple(of["shape"]), of["dtype"], data + of["data_offsets"][0])
+            for name, of in fields.items()
+        ]
+        end = max((data + of["data_offsets"][1] for of in fields.values()), default=data)
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: not found, but {INDEX} names it; fetch the file again") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: damaged ({error}); fetch the file again") from error
+    if end != size:
+        raise UserError(f"{file}: damaged ({size} bytes, its header says {end}); fetch the file again")
+    return tensors
 
 
 def _opened(file: pathlib.Path) -> safe_open:
@@ -95,13 +128,16 @@ def check(tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def read_slice(tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
-    """A part of a tensor in its stored type; only this part leaves the disk. index: a slice an axis.
+    """A part of a tensor in its stored type; only this part leaves the disk, from a store its rows.
 
-    Raises UserError for a number in it that is not finite.
+    index: a slice an axis. Raises UserError for a number in it that is not finite.
     """
-    # Opened anew each time: an open file would keep all pages ever read in this process's memory.
-    with _opened(tensor.file) as file:
-        part = file.get_slice(tensor.name)[index]
+    if paths.on_store(tensor.file):
+        part = _read_rows(tensor, index[0])[(slice(None), *index[1:])]
+    else:
+        # Opened anew each time: an open file would keep all pages ever read in this process's memory.
+        with _opened(tensor.file) as file:
+            part = file.get_slice(tensor.name)[index]
     if not _all_finite(part):
         raise UserError(f"{tensor.file}: {tensor.name} holds NaN or infinity; fetch or train the model again")
     return part
@@ -114,6 +150,17 @@ def _all_finite(part: np.ndarray) -> bool:
     bits = (part.view(f"i{part.itemsize}"), part.view(f"u{part.itemsize}"))  # positive and negative ones last
     limits = (infinite, infinite | 1 << (width - 1))
     return not part.size or all(int(x.max()) < limit for x, limit in zip(bits, limits, strict=True))
+
+
+def _read_rows(tensor: Tensor, rows: slice) -> np.ndarray:
+    """The rows [start, stop) of a tensor on a store, in one request."""
+    first, last, _ = rows.indices(tensor.shape[0])
+    dtype = jnp.dtype(_DTYPES[tensor.dtype])
+    row = math.prod(tensor.shape[1:]) * dtype.itemsize
+    found = clients.read(tensor.file, tensor.begin + first * row, tensor.begin + last * row)
+    if len(found) != (last - first) * row:
+        raise UserError(f"{tensor.file}: damaged ({tensor.name} is cut short); fetch the file again")
+    return np.frombuffer(found, dtype).reshape(last - first, *tensor.shape[1:])
 
 
 def dtype_name(dtype: str) -> str:

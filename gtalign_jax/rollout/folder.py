@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import drafts
 from gtalign_jax.mesh.sharding import shard_tree
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import RuntimeConfig, read_config
@@ -45,7 +46,8 @@ def load_tokenizer(folder: pathlib.Path, chat: bool = False) -> PreTrainedTokeni
     """
     _check_files(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        with drafts.staged(folder) as here:
+            tokenizer = AutoTokenizer.from_pretrained(str(here), trust_remote_code=False)
         tokenizer("Hello")
     except Exception as error:  # of any kind: the files are read by several libraries
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from gtalign_jax.errors import MAX_COUNT, in_range, naming
+from gtalign_jax.files import paths
 from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import external, grammar, servers
 from gtalign_jax.rollout import generate as generate_lib
@@ -71,6 +72,7 @@ def make_generator(config: EngineConfig, engine: Engine, workdir: pathlib.Path) 
     """The generator of a run; nothing is sent to a server yet. UserError for a config that cannot work."""
     server = None if config.kind == EMBEDDED else servers.connect(config)
     if server is not None:
+        paths.local(workdir, "--workdir, from which servers load weights,")
         with naming("config."):
             check_sampling(config.kind, engine.sampling)
     write = generate_lib.rollout if server is None else functools.partial(external.rollout, server)

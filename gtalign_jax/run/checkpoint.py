@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import drafts, paths
 from gtalign_jax.mesh import processes
 from gtalign_jax.run import checksums
 from gtalign_jax.types import PyTree
@@ -59,10 +60,10 @@ def open_manager(
         read_only=read_only,
         enable_async_checkpointing=True,
         async_options=ocp.AsyncOptions(
-            post_finalization_callback=functools.partial(_write_checksums, folder.absolute())
+            post_finalization_callback=functools.partial(_write_checksums, paths.absolute(folder))
         ),
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    return ocp.CheckpointManager(paths.absolute(folder), options=options)
 
 
 @contextlib.contextmanager
@@ -90,9 +91,16 @@ def check_folder(folder: pathlib.Path) -> None:
             raise UserError(f"{path}: is a file where checkpoints belong; move it away")
 
 
+def check_place(workdir: pathlib.Path) -> None:
+    """UserError where Orbax cannot keep the checkpoints of a run."""
+    if paths.on_store(workdir) and not str(workdir).startswith("gs://"):
+        raise UserError(f"--workdir={workdir}: checkpoints stay on a disk or on gs://; name such a folder")
+
+
 def steps_in(folder: pathlib.Path) -> list[int]:
     """The steps of a phase's folder, readable or not, ascending; [] where it is not there."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    found = (path for path in folder.glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in found if not _is_unmarked(path))
 
 
 def has_steps(folder: pathlib.Path) -> bool:
@@ -102,9 +110,15 @@ def has_steps(folder: pathlib.Path) -> bool:
 
 def _write_checksums(folder: pathlib.Path) -> None:
     """Called by process 0's saving thread when all files of the step being saved are written, just before
-    they get their name."""
-    for draft in folder.glob("*orbax-checkpoint-tmp*"):
-        checksums.write_sums(draft)
+    they get their name, or on a store the mark that they are whole."""
+    for path in folder.glob("*"):
+        if "orbax-checkpoint-tmp" in path.name or (path.name.isdigit() and _is_unmarked(path)):
+            checksums.write_sums(path)
+
+
+def _is_unmarked(step: pathlib.Path) -> bool:
+    """Whether a step on a store lacks the mark that all of it is there; on a disk its name says so."""
+    return paths.on_store(step) and not (step / "commit_success.txt").is_file()
 
 
 def _number(name: str, metrics: Mapping[str, Any]) -> float:
@@ -161,7 +175,7 @@ def restore_latest(
     the next one is used; if all are damaged it is a UserError, or None where none is `needed`.
     """
     if steps is None:
-        steps = processes.from_main(lambda: steps_in(pathlib.Path(manager.directory))[::-1])
+        steps = processes.from_main(lambda: steps_in(paths.path(manager.directory))[::-1])
     whole = set(manager.all_steps())
     for step in steps:
         state, reason = None, _damage(manager, step) if step in whole else "its save was not finished"
@@ -182,7 +196,7 @@ def restore_latest(
 
 def _damage(manager: ocp.CheckpointManager, step: int) -> str:
     """What any process finds wrong with its share of the files of a step, or ""."""
-    folder = pathlib.Path(manager.directory, str(step))
+    folder = paths.path(manager.directory) / str(step)
     found = checksums.damage(folder, jax.process_index(), jax.process_count())
     if found is None:
         log.debug("checkpoint %s has no checksums", folder)
@@ -217,9 +231,16 @@ def restore(manager: ocp.CheckpointManager, step: int, like: PyTree) -> PyTree:
 
 
 def drop_after(manager: ocp.CheckpointManager, step: int) -> None:
-    """Delete the damaged checkpoints newer than `step`, so that the resumed run can save them again."""
+    """Delete the damaged checkpoints newer than `step`, so that the resumed run can save them again.
+
+    On a store what a killed save left stands in the place of the next one, and goes too.
+    """
     for newer in [s for s in manager.all_steps() if s > step]:
         manager.delete(newer)
+    folder = paths.path(manager.directory)
+    if processes.is_main():
+        for left in [path for path in folder.glob("*") if path.name.isdigit() and _is_unmarked(path)]:
+            drafts.remove(left)
 
 
 def _is_key(x: Any) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import clients, drafts
 
 NAME = "checksums.json"
 _CHUNK = 1 << 20
@@ -26,7 +27,7 @@ def file_sum(path: pathlib.Path) -> list[int]:
 
 def folder_sums(folder: pathlib.Path, parts: Iterable[str] = (".",)) -> dict[str, list[int]]:
     """Path inside `folder` → [bytes, CRC-32] of every file under these parts of it, sorted."""
-    files = sorted({path for part in parts for path in (folder / part).rglob("*") if path.is_file()})
+    files = sorted({path for part in parts for path in drafts.files_under(folder / part)})
     return {path.relative_to(folder).as_posix(): file_sum(path) for path in files}
 
 
@@ -50,7 +51,7 @@ def first_damage(folder: pathlib.Path, sums: dict[str, list[int]], part: int = 0
         try:
             found = file_sum(path)
         except OSError as error:
-            return f"{name}: {error.strerror}"
+            return f"{name}: {clients.said(error)}"
         if found != sums[name]:
             return f"{name}: {'another length' if found[0] != sums[name][0] else 'another checksum'}"
     return ""

@@ -1,7 +1,6 @@
 """The data of a config, described: read whole, tokenised as the run would, counted by `data.report`."""
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from gtalign_jax.data.config import DataConfig
 from gtalign_jax.data.item import Item
 from gtalign_jax.data.sources import TEST, TRAIN, Loaded
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import paths
 from gtalign_jax.rewards.tasks.task import Tasks
 from gtalign_jax.rollout import chat
 from gtalign_jax.rollout.folder import load_tokenizer
@@ -69,7 +69,7 @@ def _tokenizer(
     """(the tokenizer of the starting model, its name); one that is made here is trained on the run's text."""
     path = settings.start.path
     if path:
-        return load_tokenizer(pathlib.Path(path), chat=True), path
+        return load_tokenizer(paths.path(path), chat=True), path
     config = settings.data
     items = loaded[TRAIN].items or loaded[TEST].items
     if config.train_per_task:

@@ -9,6 +9,7 @@ import jax
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import drafts, paths
 from gtalign_jax.models import folders, hf, lora
 from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.rollout.folder import load_tokenizer
@@ -39,7 +40,7 @@ def export_checkpoint(
     UserError when there is no checkpoint (naming those there are), when the folder is not one of a run,
     when the run compared none, or when `out` holds something; with `overwrite`, something that is no export.
     """
-    workdir = checkpoints.absolute().parent
+    workdir = paths.absolute(checkpoints).parent
     settings = make_settings(read_config_json(workdir))
     adapter = out.with_name(f"{out.name}_adapter")
     folders.check_free(out, overwrite)
@@ -67,14 +68,16 @@ def export_checkpoint(
 def list_checkpoints(checkpoints: pathlib.Path) -> list[str]:
     """A line for each checkpoint of a run: phase, step, when it was saved, W of its last step, and what is
     damaged. UserError when there is none."""
-    recorded = jsonl.read(metrics_path(checkpoints.absolute().parent))
+    recorded = jsonl.read(metrics_path(paths.absolute(checkpoints).parent))
     welfare = {(line["phase"], line["step"]): line.get("reward/welfare") for line in recorded}
     lines = []
     for phase in PHASES:
         checkpoint.check_folder(checkpoints / phase)
         for step in checkpoint.steps_in(checkpoints / phase):
             folder = checkpoints / phase / str(step)
-            saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(folder.stat().st_mtime))
+            saved = time.strftime(
+                "%Y-%m-%d %H:%M:%S", time.localtime(time.time() - (drafts.age(folder) or 0.0))
+            )
             w, damage = welfare.get((phase, step - 1)), checksums.damage(folder)
             lines.append(
                 f"{phase:5} {step:6}  {saved}  {'' if w is None else f'W {w:.3f}':7}  "

@@ -8,17 +8,16 @@ host the process itself is asked for.
 import contextlib
 import json
 import logging
-import os
 import pathlib
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 
 import psutil
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import drafts
 from gtalign_jax.mesh import processes
 
 log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
         return
     done = threading.Event()
-    keeper = threading.Thread(target=_keep, args=(path, done), daemon=True)
+    keeper = threading.Thread(target=_keep, args=(path, owner, done), daemon=True)
     keeper.start()
     try:
         yield
@@ -47,12 +46,11 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         done.set()
         keeper.join()
         if _read(path) == owner:
-            path.unlink(missing_ok=True)
+            drafts.withdraw(path, owner)
 
 
 def _take(path: pathlib.Path) -> str:
     """Write the lock, in place of a dead one's; returns its text."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     process = psutil.Process()
     fields = {
         "pid": process.pid,
@@ -61,22 +59,9 @@ def _take(path: pathlib.Path) -> str:
         "began": process.create_time(),
     }
     text = json.dumps(fields) + "\n"
-    draft = path.with_name(f".{NAME}.{uuid.uuid4().hex}")
-    draft.write_text(text)
-    try:
-        while True:
-            try:
-                os.link(draft, path)  # whole or not at all, and never over another
-                return text
-            except FileExistsError:
-                _remove_stale(path)
-            except OSError:  # a file system without links
-                with contextlib.suppress(FileExistsError), path.open("x") as sink:
-                    sink.write(text)
-                    return text
-                _remove_stale(path)
-    finally:
-        draft.unlink()
+    while not drafts.create(path, text):
+        _remove_stale(path)
+    return text
 
 
 def _remove_stale(path: pathlib.Path) -> None:
@@ -94,15 +79,8 @@ def _remove_stale(path: pathlib.Path) -> None:
         raise UserError(
             f"{path}: process {pid} on {host} writes there since {since}; wait, or name a new --workdir"
         )
-    aside = path.with_name(f".{NAME}.{uuid.uuid4().hex}")
-    with contextlib.suppress(FileNotFoundError):  # another took it over first
-        os.rename(path, aside)
-        if _read(aside) != text:  # the lock of one that was quicker: it goes back
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-        else:
-            log.warning("%s: process %d on %s is gone; taking over", path, pid, host)
-        aside.unlink()
+    if drafts.withdraw(path, text):  # else another took it over first
+        log.warning("%s: process %d on %s is gone; taking over", path, pid, host)
 
 
 def _lives(path: pathlib.Path, pid: int, host: str, began: float) -> bool:
@@ -113,9 +91,8 @@ def _lives(path: pathlib.Path, pid: int, host: str, began: float) -> bool:
             return abs(psutil.Process(pid).create_time() - began) < 2.0
         except psutil.NoSuchProcess:
             return False
-    with contextlib.suppress(FileNotFoundError):
-        return time.time() - path.stat().st_mtime < STALE_S
-    return False
+    age = drafts.age(path)
+    return age is not None and age < STALE_S
 
 
 def _read(path: pathlib.Path) -> str | None:
@@ -125,8 +102,8 @@ def _read(path: pathlib.Path) -> str | None:
         return None
 
 
-def _keep(path: pathlib.Path, done: threading.Event) -> None:
+def _keep(path: pathlib.Path, owner: str, done: threading.Event) -> None:
     """Touch the lock until it is given back."""
     while not done.wait(TOUCH_S):
         with contextlib.suppress(OSError):
-            os.utime(path)
+            drafts.touch(path, owner)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +38,10 @@ KEYS = {
     "compile/programs": "programs compiled during the step: zero after the first of a phase",
     "tokens_per_s": "tokens trained on, or generated, per second of wall clock",
 }
+
+
+# Where files cannot grow (on a store) they are put whole: this often, and before every checkpoint.
+BRING_S = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +79,14 @@ class RunLog:
         """phases: every phase of the run, in order. settings: the run's config, which W&B shows."""
         self._workdir, self._path = workdir, metrics_path(workdir)
         self._phases, self._config, self._clock = tuple(phases), config, clock
+        self._grown = drafts.grown(workdir)
+        self._brought = clock()
         self._file: TextIO | None = None
         self._recorded: set[tuple[str, int]] = set()
         self._board: Any = None
         self._wandb: Any = None
         if config.wandb_project:
-            self._wandb = _open_wandb(workdir, config, self._phases, dict(settings or {}))
+            self._wandb = _open_wandb(workdir, self._grown.folder, config, self._phases, dict(settings or {}))
 
     def __enter__(self) -> RunLog:
         return self
@@ -100,13 +105,15 @@ class RunLog:
         here = (self._order(phase), step)
         lines = jsonl.read(self._path)
         kept = [x for x in lines if again or (self._order(x["phase"]), x["step"]) < here]
-        jsonl.write(self._path, kept)
+        here_path = metrics_path(self._grown.folder)
+        jsonl.write(here_path, kept)
+        self._bring()
         self._recorded = {(x["phase"], x["step"]) for x in kept}
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = here_path.open("a", encoding="utf-8")
         if self._config.tensorboard and not again:
             for later in self._phases[here[0] + 1 :]:
-                shutil.rmtree(self._workdir / "tensorboard" / later, ignore_errors=True)
-            self._board = _open_board(self._workdir / "tensorboard" / phase, step)
+                drafts.remove(self._workdir / "tensorboard" / later)
+            self._board = _open_board(self._grown.folder / "tensorboard" / phase, step)
 
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         """Record one step, once. values: flat key to number (Python, NumPy or fetched device scalars)."""
@@ -125,6 +132,14 @@ class RunLog:
                 self._board.add_scalar(key, value, int(step))
         if self._wandb is not None:
             self._wandb.log({f"{phase}/{k}": v for k, v in finite.items()} | {f"{phase}/step": int(step)})
+        if self._clock() - self._brought > BRING_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """What was written is where a run that goes on will find it."""
+        if self._board is not None:
+            self._board.flush()
+        self._bring()
 
     def close(self) -> None:
         """Flush and close everything."""
@@ -132,6 +147,12 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.finish()
             self._wandb = None
+        self._bring()
+        self._grown.close()
+
+    def _bring(self) -> None:
+        self._grown.bring()
+        self._brought = self._clock()
 
     def _close_files(self) -> None:
         for sink in (self._file, self._board):
@@ -159,6 +180,9 @@ class NullLog(RunLog):
     def write(self, phase: str, step: int, values: Mapping[str, Any]) -> None:
         pass
 
+    def flush(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -178,9 +202,13 @@ def _open_board(folder: pathlib.Path, step: int) -> Any:
 
 
 def _open_wandb(
-    workdir: pathlib.Path, config: MetricsConfig, phases: Sequence[str], settings: dict[str, Any]
+    workdir: pathlib.Path,
+    folder: pathlib.Path,
+    config: MetricsConfig,
+    phases: Sequence[str],
+    settings: dict[str, Any],
 ) -> Any:
-    """A W&B run that a resumed job continues: its id is kept in the workdir."""
+    """A W&B run that a resumed job continues: its id is kept in the workdir, its files grow in `folder`."""
     try:
         import wandb
     except ImportError as error:
@@ -195,7 +223,7 @@ def _open_wandb(
         mode=config.wandb_mode,
         id=id_file.read_text(),
         resume="allow",
-        dir=str(workdir),
+        dir=str(folder),
         config=settings,
     )
     for phase in phases:

@@ -162,6 +162,7 @@ def _steps(session: Session, phase: Phase, state: TrainState, start: _Start) -> 
             if done % config.every == 0 or done == steps or stop:
                 # On record before it is saved: the run that goes on from there does not make it again.
                 recorder.flush()
+                session.log.flush()
                 numbers = to_numbers(metrics) if config.keep_best else None
                 checkpoint.save(manager, done, stored(state), {"phase": phase.name, "step": done}, numbers)
             if stop and done < steps:

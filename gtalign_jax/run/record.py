@@ -9,7 +9,6 @@ import dataclasses
 import datetime
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import ml_collections
@@ -17,6 +16,7 @@ import ml_collections
 from gtalign_jax import config as config_lib
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import drafts
 from gtalign_jax.learning.algorithm import resolve_algorithm
 from gtalign_jax.mesh import processes
 from gtalign_jax.remote.client import redacted_value
@@ -81,7 +81,7 @@ def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
             entry = {"after": changes.steps_done(workdir), "changed": values}
             history = [*jsonl.read_object(path).get(HISTORY, []), entry]
         elif not _recorded(path).get("start", {}).get("path"):
-            shutil.rmtree(workdir / "init", ignore_errors=True)  # made as the old config said
+            drafts.remove(workdir / "init")  # made as the old config said
     more: dict[str, Any] = {HISTORY: history} if history else {}
     if ":" in config.align.algorithm:
         more[RESOLVED] = dataclasses.asdict(resolve_algorithm(config.align.algorithm))
@@ -94,9 +94,9 @@ def has_steps(workdir: pathlib.Path) -> bool:
     marks = ("checkpoints", "checkpoints/*", "checkpoints/*/*")
     found = (path for mark in marks for path in workdir.glob(mark))
     metrics = workdir / "metrics.jsonl"
-    return any(path.is_file() or path.name.isdigit() for path in found) or (
-        metrics.is_file() and metrics.stat().st_size > 0
-    )
+    if any(path.is_file() or path.name.isdigit() for path in found):
+        return True
+    return metrics.is_file() and bool(metrics.read_bytes())
 
 
 def start_date(workdir: pathlib.Path) -> datetime.date:

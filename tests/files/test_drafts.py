@@ -12,7 +12,7 @@ import pytest
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
-from gtalign_jax.files import drafts
+from gtalign_jax.files import drafts, local
 
 
 def test_output_to_a_symlink_replaces_the_file_it_points_to(tmp_path):
@@ -77,7 +77,7 @@ def test_a_planted_link_is_not_followed_and_draft_names_differ(tmp_path, monkeyp
         with drafts.file(tmp_path / "out") as sink:
             seen.append(sink.name)
     assert len(set(map(str, seen))) == 2
-    monkeypatch.setattr(drafts.secrets, "token_hex", lambda _: "guessed")
+    monkeypatch.setattr(local.secrets, "token_hex", lambda _: "guessed")
     (tmp_path / ".out.guessed.incomplete").symlink_to(victim)
     with pytest.raises(UserError, match="cannot write there"):
         jsonl.write_atomic(tmp_path / "out", "x")
@@ -88,8 +88,8 @@ def test_the_mode_is_that_of_a_new_file_or_of_the_one_replaced(tmp_path):
     before = os.umask(0o027)
     try:
         jsonl.write_atomic(tmp_path / "out", "x")
-        with drafts.folder(tmp_path / "folder") as folder:
-            (folder / "a").touch()
+        with drafts.folder(tmp_path / "folder") as draft:
+            (draft.folder / "a").touch()
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o640
@@ -108,8 +108,8 @@ def test_an_error_leaves_the_file_before_and_no_draft(tmp_path):
             raise KeyError
 
     def half_a_folder():
-        with drafts.folder(tmp_path / "folder") as folder:
-            (folder / "half").touch()
+        with drafts.folder(tmp_path / "folder") as draft:
+            (draft.folder / "half").touch()
             raise KeyError
 
     for half in (half_a_file, half_a_folder):
@@ -125,8 +125,8 @@ def test_a_folder_takes_the_place_of_the_one_a_link_points_to(tmp_path):
     for neighbour in ("disk.old", "disk.incomplete"):
         (tmp_path / neighbour).mkdir()
         (tmp_path / neighbour / "mine").touch()
-    with drafts.folder(tmp_path / "hf") as folder:
-        (folder / "new").touch()
+    with drafts.folder(tmp_path / "hf") as draft:
+        (draft.folder / "new").touch()
     assert (tmp_path / "hf").is_symlink()
     assert [p.name for p in (tmp_path / "disk").iterdir()] == ["new"]
     assert {p.name for p in tmp_path.iterdir()} == {"disk", "hf", "disk.old", "disk.incomplete"}
@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_line_with_the_path(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(drafts.os, "replace", full)
+    monkeypatch.setattr(local.os, "replace", full)
     with pytest.raises(UserError, match="out: writing failed"):
         jsonl.write_atomic(tmp_path / "out", "x")
     assert list(tmp_path.iterdir()) == []
@@ -163,8 +163,8 @@ def test_check_finds_an_output_that_is_the_input(tmp_path):
 def test_the_draft_of_a_killed_writer_is_removed_by_the_next_and_no_other(tmp_path):
     code = (
         "import os, signal, sys; from gtalign_jax.files import drafts\n"
-        "with drafts.folder(sys.argv[1]) as folder:\n"
-        "    (folder / 'half').touch()\n"
+        "with drafts.folder(sys.argv[1]) as draft:\n"
+        "    (draft.folder / 'half').touch()\n"
         "    os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "hf")], check=False)
@@ -172,8 +172,8 @@ def test_the_draft_of_a_killed_writer_is_removed_by_the_next_and_no_other(tmp_pa
     assert (left / "new" / "half").exists()
     (tmp_path / ".hf.mine.incomplete" / "new").mkdir(parents=True)
     with drafts.folder(tmp_path / "hf"):  # one that is being written is no left-over
-        with drafts.folder(tmp_path / "hf") as folder:
-            (folder / "whole").touch()
+        with drafts.folder(tmp_path / "hf") as draft:
+            (draft.folder / "whole").touch()
         assert not left.exists()
         assert len(list(tmp_path.glob(".hf.*.incomplete"))) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"hf", ".hf.mine.incomplete"}

@@ -6,7 +6,7 @@ import pytest
 from experiments import export
 from gtalign_jax.config import writable_directory
 from gtalign_jax.errors import UserError
-from gtalign_jax.files import drafts
+from gtalign_jax.files import local
 from gtalign_jax.models import hf, transformer
 from gtalign_jax.models.config import ModelConfig
 
@@ -111,14 +111,14 @@ def test_a_full_disk_at_an_export_is_one_line_and_leaves_the_model_before(tmp_pa
 
 def test_a_model_that_cannot_be_put_in_place_gives_the_old_one_back(tmp_path, params, monkeypatch):
     hf.save_params(params, MODEL, tmp_path / "hf")
-    before, replace = contents(tmp_path), drafts.os.replace
+    before, replace = contents(tmp_path), local.os.replace
 
     def second_fails(source, target):
         if source.name == "new":
             raise OSError(5, "Input/output error")
         replace(source, target)
 
-    monkeypatch.setattr(drafts.os, "replace", second_fails)
+    monkeypatch.setattr(local.os, "replace", second_fails)
     with pytest.raises(UserError, match="Input/output error"):
         hf.save_params(params, MODEL, tmp_path / "hf")
     assert contents(tmp_path) == before

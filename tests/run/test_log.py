@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 import re
 import sys
 import types
@@ -191,5 +192,5 @@ def test_dumps_keep_hostile_text_and_are_replaced_whole(tmp_path):
 
 
 def test_every_key_is_documented():
-    docs = (jsonl.pathlib.Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    docs = (pathlib.Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     assert [key for key in KEYS if f"`{key}`" not in docs] == []

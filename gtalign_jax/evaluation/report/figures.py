@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gtalign_jax.evaluation.report.curves import Cloud, Panel, thin_points
+from gtalign_jax.files import drafts
 
 COLORS = {
     "user": "#23797c",
@@ -23,7 +24,6 @@ def save_figures(
     folder: pathlib.Path, panels: Sequence[Panel], clouds: Sequence[Cloud], roles: Sequence[str]
 ) -> list[pathlib.Path]:
     """Write curves.png and pareto.png, as far as there is data; returns what was written."""
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     if panels:
         written.append(_save(_curves(panels), folder / "curves.png"))
@@ -33,7 +33,8 @@ def save_figures(
 
 
 def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
-    figure.savefig(path, dpi=150)
+    with drafts.file(path, "wb") as sink:
+        figure.savefig(sink, dpi=150, format="png")
     return path
 
 

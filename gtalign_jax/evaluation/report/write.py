@@ -21,6 +21,7 @@ from gtalign_jax.evaluation.bootstrap import OVERALL, Estimate, digits, separate
 from gtalign_jax.evaluation.report import curves, figures, svg
 from gtalign_jax.evaluation.report.recorded import RecordedRun, load_run, newest_rollouts
 from gtalign_jax.evaluation.report.samples import count_lines, pick_samples, steering_examples
+from gtalign_jax.files import paths
 from gtalign_jax.game.moves import ACTIONS, USER_MOVES
 from gtalign_jax.remote.client import redacted_value
 from gtalign_jax.run.health import HealthConfig, scan
@@ -43,7 +44,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     It may be called at any time: what the run has not recorded yet is left out. Raises UserError when
     the folder is missing or one of its files is damaged.
     """
-    run = load_run(pathlib.Path(workdir))
+    run = load_run(paths.path(workdir))
     panels = curves.panels(run.records)
     roles = _roles(run.models)
     found = [curves.cloud(model, newest_rollouts(run, model)) for model in run.models]
@@ -85,7 +86,7 @@ def _context(run: RecordedRun, roles: Mapping[str, str], charts: list[dict], sca
     }
     data = {"samples": shown, "steering": steered, "actions": ACTIONS, "user_moves": USER_MOVES}
     return {
-        "name": run.workdir.absolute().name,
+        "name": paths.absolute(run.workdir).name,
         "lede": _lede(run),
         "sections": [(key, title) for key, (title, content) in present.items() if content],
         "findings": scan(run.records, build(HealthConfig, run.config.get("health", {}), "health")),

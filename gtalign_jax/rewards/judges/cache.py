@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import paths
 from gtalign_jax.rewards.judges.rubrics import Prompt
 
 FILE = "verdicts.sqlite3"
@@ -56,7 +57,7 @@ class TextCache:
     def __init__(self, folder: str, limit: int = 2**30) -> None:
         self.errors = 0
         self._limit, self._written, self._lock = limit, 0, threading.Lock()
-        path = pathlib.Path(folder).expanduser() / FILE
+        path = paths.local(folder, "config.judge.cache_dir").expanduser() / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _open(path)
