@@ -5,6 +5,7 @@ import functools
 import http.server
 import io
 import re
+import sys
 import threading
 import urllib.parse
 
@@ -67,12 +68,19 @@ class Emulator(RequestHandler):
         pass
 
 
+class Server(http.server.HTTPServer):
+    def handle_error(self, request, client_address):
+        """Clients hang up, killed ones in the middle of a word; anything else is printed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextlib.contextmanager
 def google():
     """The handler of an emulator that has a bucket; the clients of this process and its children know it."""
     storage = Storage(use_memory_fs=True)
     buckets.create_bucket(BUCKET, storage)
-    with http.server.HTTPServer(("127.0.0.1", 0), functools.partial(Emulator, storage)) as server:
+    with Server(("127.0.0.1", 0), functools.partial(Emulator, storage)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}"
         with pytest.MonkeyPatch.context() as patch:
