@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{missing[0]} is not installed; pip install 'gtalign-jax[real]'")
-    out = paths.local(flags.out, "--out").expanduser().absolute()
+    out = paths.absolute(flags.out)
     check_free(out, flags.overwrite)
     with found(flags.model) as file:
         convert(file, out)
@@ -109,8 +109,8 @@ def convert(file: pathlib.Path, out: pathlib.Path) -> None:
         del model.config.quantization_config
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     with drafts.folder(out, needed=size) as draft:
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
+        model.save_pretrained(draft.folder)
+        tokenizer.save_pretrained(draft.folder)
 
 
 def _check_family(file: pathlib.Path) -> None:
