@@ -11,7 +11,7 @@ prefix would be. `steer.steer` does the same for prompts that are known together
 import contextlib
 import dataclasses
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,7 +72,7 @@ async def answer(scheduler: Scheduler, engine: Engine, ask: Ask, row: Row) -> As
         none = Cut((), reason="the answer ended before its matrix did")
         yield Part(stream.text[sent:], finish=finish, steering=steering(ask, none, stream.text))
         return
-    cut = edit(engine, stream.tokens, ask, row.max_new_tokens)
+    cut = edit(engine, stream.tokens, ask, row)
     async with contextlib.aclosing(_go_on(scheduler, engine, ask, row, cut)) as parts:
         async for part, text in parts:
             skipped, sent = min(sent, len(part.text)), max(0, sent - len(part.text))
@@ -98,8 +98,8 @@ async def _go_on(
             yield Part(piece.text, finish=finish, usage=Usage(completion=count)), stream.text
 
 
-def edit(engine: Engine, token_ids: list[int], ask: Ask, budget: int) -> Cut:
-    """What a sequence that ends with its matrix goes on with, within a budget of tokens for the whole."""
+def edit(engine: Engine, token_ids: Sequence[int], ask: Ask, row: Row) -> Cut:
+    """What a sequence that ends with its matrix goes on with, within the row's budget for the whole."""
     assert ask.pricing is not None
     own = tuple(token_ids)
     try:
@@ -109,8 +109,12 @@ def edit(engine: Engine, token_ids: list[int], ask: Ask, budget: int) -> Cut:
         prefix = splice_payoff(engine, own, payoff_json(edited), analysis).prefix
     except UserError as error:
         return Cut(own, reason=str(error).partition(";")[0])
-    if len(prefix) >= budget:
-        said = f"max_tokens={budget}: the edited matrix ends at token {len(prefix)}; raise it"
+    longest = engine.buckets.prompt[-1]
+    if len(prefix) >= row.max_new_tokens:
+        said = f"max_tokens={row.max_new_tokens}: the edited matrix ends at token {len(prefix)}; raise it"
+        return Cut(own, payoff, reason=said)
+    if (count := len(row.prompt) + len(prefix)) > longest:
+        said = f"prompt and edited matrix have {count} tokens; at most {longest} are read"
         return Cut(own, payoff, reason=said)
     return Cut(prefix, payoff, edited)
 
