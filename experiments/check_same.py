@@ -27,6 +27,7 @@ import tempfile
 
 from experiments.check_kills import differences, digests
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.files import paths
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "--config=configs/quickstart.py:tiny"
@@ -60,7 +61,7 @@ def main(argv: list[str]) -> None:
     for case in cases:
         if case not in CASES:
             raise UserError(f"--cases={flags.cases}: {case!r} is not one of {', '.join(CASES)}")
-    folder = pathlib.Path(flags.workdir or tempfile.mkdtemp(prefix="check_same_")).resolve()
+    folder = paths.local(flags.workdir or tempfile.mkdtemp(prefix="check_same_"), "--workdir").resolve()
     old = check_out(flags.old_rev, folder)
     new = pathlib.Path(tempfile.mkdtemp(prefix="new_", dir=folder))
     found: dict[str, list[str]] = {}

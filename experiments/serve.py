@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import pathlib
 import ssl
 import sys
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 import openai
 
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
+from gtalign_jax.files import paths
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.remote.client import api_key, check_urls, open_client
@@ -150,7 +150,7 @@ def open_model(flags: argparse.Namespace) -> Backend:
     runtime = RuntimeConfig(compute_dtype=flags.compute_dtype)
     engine, params = load_engine(flags.model, EngineOptions(buckets=buckets, runtime=runtime))
     print("compiling", file=sys.stderr)
-    name = flags.name or pathlib.Path(flags.model).resolve().name
+    name = flags.name or paths.path(flags.model).resolve().name
     return Local(continuous.open_places(engine, params, flags.rows), name)
 
 

@@ -81,7 +81,9 @@ def naming(prefix: str) -> Iterator[None]:
 
 
 def _lost_output(error: OSError) -> str:
-    """The line about a full disk, where no writer of a file has named it."""
+    """The line about a full disk or a store that fails, where nobody has named it before."""
+    if error.errno is None:  # of a store's client: those have words and no number
+        return f"{' '.join(str(error).split())}; see that the place can be reached, read and written"
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         raise error
     _let_go_of_stdout()

@@ -64,7 +64,7 @@ def hub_rows(place: str, split: str) -> Iterator[Row]:
 
     name, _, subset = place.partition(":")
     try:
-        if any((pathlib.Path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
+        if any((paths.path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
             saved = datasets.load_from_disk(name)
             rows = saved[split] if isinstance(saved, dict) else saved
         else:

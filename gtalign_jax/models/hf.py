@@ -53,7 +53,7 @@ def resolve_folder(model: str) -> pathlib.Path:
 
     patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
     try:
-        return pathlib.Path(snapshot_download(model, allow_patterns=patterns))
+        return paths.path(snapshot_download(model, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(f"{model}: not a local folder and not to be had from the hub ({error})") from error
 

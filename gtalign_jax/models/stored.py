@@ -69,7 +69,7 @@ def _weight_map(index: pathlib.Path) -> dict[str, str]:
     names = jsonl.read_object(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
         raise UserError(f"{index}: weight_map must name the file of each tensor; fetch the file again")
-    outside = [file for file in names.values() if pathlib.Path(file).name != file]
+    outside = [file for file in names.values() if pathlib.PurePath(file).name != file]
     if outside:
         raise UserError(f"{index}: {outside[0]!r} is not the name of a file beside it")
     return names

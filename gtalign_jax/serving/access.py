@@ -6,12 +6,12 @@ import hashlib
 import hmac
 import json
 import os
-import pathlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import paths
 from gtalign_jax.serving.ask import ApiError, Bounds, Defaults
 from gtalign_jax.serving.protocol import read_defaults
 
@@ -63,7 +63,7 @@ def read_keys(path: str | None, bounds: Bounds) -> Keys:
     else:
         where = path
         try:
-            lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+            lines = paths.path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--keys={path}: cannot be read ({error}); name a file of keys") from error
     found: list[Key] = []

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from experiments import export, train
+from experiments import analyze, export, train
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.files import clients, drafts, paths
@@ -38,6 +38,14 @@ def test_a_bucket_without_permission_is_one_line(gs, emulator, capsys, status):
     emulator.refusal = status
     line = stopped_with(capsys, train.main, ["train", TINY, f"--workdir={gs}/run"])
     assert f"--workdir={gs}/run: not permitted" in line and "log in" in line
+
+
+def test_reading_where_it_is_not_permitted_is_one_line(gs, emulator, capsys):
+    emulator.refusal = 403
+    exporting = [f"--checkpoint={gs}/run/checkpoints", "--out=out"]
+    for main, argv in ((export.main, exporting), (analyze.main, [f"{gs}/a.jsonl", f"{gs}/b.jsonl"])):
+        line = stopped_with(capsys, main, argv)
+        assert "Forbidden" in line and "a-bucket" in line and "see that" in line
 
 
 def test_a_missing_client_is_one_line_with_the_extra(capsys, monkeypatch):

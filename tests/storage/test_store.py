@@ -1,7 +1,12 @@
 """What `drafts` promises, on a store."""
 
+import ast
+import pathlib
+import re
+
 import pytest
 
+import gtalign_jax
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.files import drafts, paths
@@ -65,6 +70,20 @@ def test_one_of_two_creates_a_file(bucket):
     assert abs(drafts.age(path)) < 60
     assert not drafts.withdraw(path, "second") and path.read_text() == "first"
     assert drafts.withdraw(path, "first") and not path.exists()
+
+
+def test_no_text_of_a_user_becomes_a_local_path_at_once():
+    """`pathlib.Path("gs://bucket")` is a folder named `gs:`; `paths.path` knows better."""
+    package = pathlib.Path(gtalign_jax.__file__).parent
+    jobs = [*package.parent.glob("experiments/[!b]*.py")]  # benchmarks write what they measure to stdout
+    found = []
+    for path in [path for path in [*package.rglob("*.py"), *jobs] if path.parent.name != "files"]:
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        made = [node for node in calls if ast.unparse(node.func) in ("pathlib.Path", "Path")]
+        named = [ast.unparse(argument) for node in made for argument in node.args]
+        of_users = [text for text in named if re.search(r"^(?!tempfile).*\b(path|flags|folder)\b", text)]
+        found += [f"{path.name}: {text}" for text in of_users]
+    assert found == []
 
 
 @pytest.mark.parametrize(
