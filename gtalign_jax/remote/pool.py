@@ -237,7 +237,7 @@ async def _attempt(pool: Pool, line: Line, turn: Turn, call: Call, started: floa
                 await _welcome(pool, line, turn.server)
             sent = time.monotonic()
             body = await post(next(line.clients), call.path, call.body, pool.config.timeout_s)
-            _is_back(pool, turn.server)
+            _say_back(pool, turn.server)
             failure, now = None, time.monotonic()  # it works, unless it is to blame for what it sent
             return call.read(Answer(body, now - sent, now - started))
     except AttemptFailed as error:
@@ -257,7 +257,7 @@ async def _welcome(pool: Pool, line: Line, server: int) -> None:
         if first is not None and server in pool.away:
             body = await post(next(line.clients), first.path, first.body, pool.config.timeout_s)
             first.read(Answer(body, 0.0, 0.0))
-            _is_back(pool, server)
+        pool.away.discard(server)
 
 
 def _say_away(pool: Pool, server: int, reason: str) -> None:
@@ -269,8 +269,7 @@ def _say_away(pool: Pool, server: int, reason: str) -> None:
         log.warning("%s is away (%s); waiting for up to patience_s=%g", pool.urls[server], reason, limit)
 
 
-def _is_back(pool: Pool, server: int) -> None:
-    pool.away.discard(server)
+def _say_back(pool: Pool, server: int) -> None:
     if server in pool.missed:
         pool.missed.discard(server)
         log.warning("%s is back", pool.urls[server])

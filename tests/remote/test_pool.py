@@ -323,3 +323,21 @@ def test_a_server_is_welcomed_once_by_whoever_comes_first(serve):
     pool = dataclasses.replace(make_pool(in_flight=5), welcome=lambda place: welcome)
     assert post_all(pool, calls(5)) == [{"place": place} for place in range(5)]
     assert seen[5] == {"hello": True} and seen.count({"hello": True}) == 1
+
+
+def test_an_answer_from_before_a_server_went_away_is_no_return(serve):
+    """The first request is answered after the second met nobody: what follows is welcomed all the same."""
+
+    async def answer(url, body):
+        seen.append(body)
+        if body == {"place": 1}:
+            fail("connection")
+        await asyncio.sleep(0.05)
+        return body
+
+    seen = []
+    serve(answer)
+    pool = dataclasses.replace(make_pool(tries=1), welcome=lambda place: Call("/w", {"hello": True}, str))
+    first, second = post_all(pool, calls(2))
+    assert first == {"place": 0} and second.kind == "connection"
+    assert post_all(pool, calls(1)) == [{"place": 0}] and seen[2:] == [{"hello": True}, {"place": 0}]
