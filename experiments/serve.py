@@ -25,14 +25,14 @@ from gtalign_jax.remote.client import api_key, check_urls, open_client
 from gtalign_jax.rollout import continuous
 from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.folder import EngineOptions, load_engine
-from gtalign_jax.serving.access import Limits, read_keys
-from gtalign_jax.serving.app import Service, make_app
-from gtalign_jax.serving.ask import Bounds
-from gtalign_jax.serving.connections import Patience, allow_files, bind, make_server
-from gtalign_jax.serving.local import Local
-from gtalign_jax.serving.parts import Backend
+from gtalign_jax.serving.server.access import Limits, read_keys
+from gtalign_jax.serving.server.app import Service, make_app
+from gtalign_jax.serving.server.ask import Bounds
+from gtalign_jax.serving.server.connections import Patience, allow_files, bind, make_server
+from gtalign_jax.serving.server.local import Local
+from gtalign_jax.serving.server.parts import Backend
+from gtalign_jax.serving.server.upstream import Upstream, find_models
 from gtalign_jax.serving.sweep import read_amounts
-from gtalign_jax.serving.upstream import Upstream, find_models
 
 SHORTEST_PROMPT = 64  # slots of the smallest program for prompts
 

@@ -1,1 +1,1 @@
-"""A trained model put to use: steering by an edited matrix, steered examples."""
+"""A trained model put to use: steering by an edited matrix, sweeps of prices, examples, the server."""

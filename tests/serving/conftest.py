@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from gtalign_jax.serving.app import make_app
-from gtalign_jax.serving.connections import Patience, bind, make_server
+from gtalign_jax.serving.server.app import make_app
+from gtalign_jax.serving.server.connections import Patience, bind, make_server
 
 
 @contextlib.contextmanager

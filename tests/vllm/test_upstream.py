@@ -15,10 +15,10 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.remote.client import open_client
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.serving.ask import Ask, Pricing
-from gtalign_jax.serving.parts import Usage
+from gtalign_jax.serving.server.ask import Ask, Pricing
+from gtalign_jax.serving.server.parts import Usage
+from gtalign_jax.serving.server.upstream import Upstream, find_models
 from gtalign_jax.serving.solution import solver_analysis
-from gtalign_jax.serving.upstream import Upstream, find_models
 
 ASKED = ({"role": "user", "content": "Which train do you mean?"},)
 FREE = np.array([[[2, 2], [0, 0], [2.5, 2.5]]] * 2)

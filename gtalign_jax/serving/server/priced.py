@@ -23,13 +23,13 @@ from gtalign_jax.game.pricing import apply_policy, as_written
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.continuous import Row
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.serving.ask import SOLVER, ApiError, Ask, Pricing
-from gtalign_jax.serving.parts import Part, Usage
-from gtalign_jax.serving.scheduler import LENGTH, STOP, Scheduler
+from gtalign_jax.serving.server.ask import SOLVER, ApiError, Ask, Pricing
+from gtalign_jax.serving.server.parts import Part, Usage
+from gtalign_jax.serving.server.scheduler import LENGTH, STOP, Scheduler
+from gtalign_jax.serving.server.text import Before, TextStream
+from gtalign_jax.serving.server.written import write
 from gtalign_jax.serving.solution import solution, solver_analysis
 from gtalign_jax.serving.splice import CLOSE, OPEN, read_payoff, splice_payoff
-from gtalign_jax.serving.text import Before, TextStream
-from gtalign_jax.serving.written import write
 
 SPLICED = 128  # tokens that an edited matrix and a solver's analysis may add to a prefix
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
-from gtalign_jax.serving.ask import Ask
+from gtalign_jax.serving.server.ask import Ask
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,13 +13,13 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.continuous import Places, Row, check_row
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.serving import priced
-from gtalign_jax.serving.ask import ApiError, Ask, Messages, Prompt
-from gtalign_jax.serving.parts import Part, Said, Usage
-from gtalign_jax.serving.scheduler import Scheduler
+from gtalign_jax.serving.server import priced
+from gtalign_jax.serving.server.ask import ApiError, Ask, Messages, Prompt
+from gtalign_jax.serving.server.parts import Part, Said, Usage
+from gtalign_jax.serving.server.scheduler import Scheduler
+from gtalign_jax.serving.server.text import Piece, TextStream
+from gtalign_jax.serving.server.written import write
 from gtalign_jax.serving.solution import solution
-from gtalign_jax.serving.text import Piece, TextStream
-from gtalign_jax.serving.written import write
 
 
 class Local:

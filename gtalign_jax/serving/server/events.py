@@ -8,7 +8,7 @@ from typing import Any
 import openai
 
 from gtalign_jax.remote.client import redacted
-from gtalign_jax.serving.ask import ApiError
+from gtalign_jax.serving.server.ask import ApiError
 
 LONGEST = 1_000_000  # bytes of an event
 

@@ -19,15 +19,15 @@ import openai
 
 from gtalign_jax.chain.prompt import payoff_json
 from gtalign_jax.errors import UserError
-from gtalign_jax.serving import priced
-from gtalign_jax.serving.ask import SOLVER, ApiError, Ask, Messages, Prompt
-from gtalign_jax.serving.events import events
-from gtalign_jax.serving.parts import Part, Said, Usage
-from gtalign_jax.serving.priced import Cut
-from gtalign_jax.serving.scheduler import LENGTH, STOP
+from gtalign_jax.serving.server import priced
+from gtalign_jax.serving.server.ask import SOLVER, ApiError, Ask, Messages, Prompt
+from gtalign_jax.serving.server.events import events
+from gtalign_jax.serving.server.parts import Part, Said, Usage
+from gtalign_jax.serving.server.priced import Cut
+from gtalign_jax.serving.server.scheduler import LENGTH, STOP
+from gtalign_jax.serving.server.text import Before
 from gtalign_jax.serving.solution import solution, solver_analysis
 from gtalign_jax.serving.splice import CLOSE, OPEN, read_payoff, splice_text
-from gtalign_jax.serving.text import Before
 
 Answer = AsyncGenerator[Part]
 

@@ -5,10 +5,10 @@ import json
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gtalign_jax.serving.ask import ApiError, Ask, Bounds, Defaults
-from gtalign_jax.serving.fields import FIELDS
-from gtalign_jax.serving.protocol import ABSENT, LABELS, parse_json, read_ask
-from gtalign_jax.serving.text import MODES
+from gtalign_jax.serving.server.ask import ApiError, Ask, Bounds, Defaults
+from gtalign_jax.serving.server.fields import FIELDS
+from gtalign_jax.serving.server.protocol import ABSENT, LABELS, parse_json, read_ask
+from gtalign_jax.serving.server.text import MODES
 
 BOUNDS = Bounds(tokens=100, choices=8, policies=("per_token", "none"))
 LEAVES = (

@@ -16,11 +16,11 @@ import pytest
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import Amounts
-from gtalign_jax.serving.access import VARIABLE, Limits, read_keys
-from gtalign_jax.serving.app import Service
-from gtalign_jax.serving.ask import ApiError, Bounds
-from gtalign_jax.serving.connections import Patience
-from gtalign_jax.serving.parts import Part, Usage
+from gtalign_jax.serving.server.access import VARIABLE, Limits, read_keys
+from gtalign_jax.serving.server.app import Service
+from gtalign_jax.serving.server.ask import ApiError, Bounds
+from gtalign_jax.serving.server.connections import Patience
+from gtalign_jax.serving.server.parts import Part, Usage
 
 AMOUNTS = Amounts((3, 2, 1))
 BOUNDS = Bounds(tokens=1000, choices=8, policies=("per_token", "subscription"), amounts=AMOUNTS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from gtalign_jax.serving.ask import ApiError
+from gtalign_jax.serving.server.ask import ApiError
 
 DONE = "[DONE]"
 EVENTS = {"content-type": "text/event-stream", "cache-control": "no-cache"}

@@ -12,8 +12,8 @@ from typing import Any
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.files import paths
-from gtalign_jax.serving.ask import ApiError, Bounds, Defaults
-from gtalign_jax.serving.protocol import read_defaults
+from gtalign_jax.serving.server.ask import ApiError, Bounds, Defaults
+from gtalign_jax.serving.server.protocol import read_defaults
 
 VARIABLE = "GTALIGN_API_KEYS"  # as the file, or keys divided by commas
 RETRY_S = 1

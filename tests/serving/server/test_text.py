@@ -11,7 +11,7 @@ from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.serving.text import APART, HIDDEN, MODES, SHOWN, TextStream, View
+from gtalign_jax.serving.server.text import APART, HIDDEN, MODES, SHOWN, TextStream, View
 
 CHAIN = format_chain("Naïve → 日本語 🙂.", "{}", "I choose DA.", "At <b>noon</b>.\n\nOr é later.")
 

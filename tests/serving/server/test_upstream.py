@@ -13,10 +13,10 @@ import pytest
 from experiments import serve
 from gtalign_jax.chain.prompt import format_chain, payoff_json
 from gtalign_jax.remote.client import open_client
-from gtalign_jax.serving.access import Keys, Limits
-from gtalign_jax.serving.app import Service
-from gtalign_jax.serving.ask import Bounds
-from gtalign_jax.serving.upstream import Upstream
+from gtalign_jax.serving.server.access import Keys, Limits
+from gtalign_jax.serving.server.app import Service
+from gtalign_jax.serving.server.ask import Bounds
+from gtalign_jax.serving.server.upstream import Upstream
 
 PRICE = {"policy": "per_token", "price": 4}
 FREE = np.array([[[2, 2], [0, 0], [2.5, 2.5]]] * 2)

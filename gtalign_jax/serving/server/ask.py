@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from gtalign_jax.game.pricing import TYPICAL, Amounts
-from gtalign_jax.serving.text import SHOWN
+from gtalign_jax.serving.server.text import SHOWN
 
 ANALYZE = MODEL, SOLVER = ("model", "solver")
 Messages = tuple[dict[str, str], ...]

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
-from gtalign_jax.serving.ask import Ask
-from gtalign_jax.serving.parts import Part, Said, Usage
-from gtalign_jax.serving.text import APART, Shown, View
+from gtalign_jax.serving.server.ask import Ask
+from gtalign_jax.serving.server.parts import Part, Said, Usage
+from gtalign_jax.serving.server.text import APART, Shown, View
 
 NEVER = -9999.0  # the protocol's logarithm of nothing
 Answers = Sequence[AsyncGenerator[Part]]

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from gtalign_jax.rollout.continuous import Row
-from gtalign_jax.serving.ask import ApiError
-from gtalign_jax.serving.scheduler import FAILED, LENGTH, STOP, Closed, Scheduler, Tokens
-from gtalign_jax.serving.text import Piece, TextStream
+from gtalign_jax.serving.server.ask import ApiError
+from gtalign_jax.serving.server.scheduler import FAILED, LENGTH, STOP, Closed, Scheduler, Tokens
+from gtalign_jax.serving.server.text import Piece, TextStream
 
 
 async def write(

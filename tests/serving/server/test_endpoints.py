@@ -23,13 +23,13 @@ from gtalign_jax.rollout.decode_state import Forced
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Placed, Rules
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
-from gtalign_jax.serving import priced
-from gtalign_jax.serving.access import Keys
-from gtalign_jax.serving.app import Service
-from gtalign_jax.serving.ask import ApiError, Ask, Bounds, Pricing
-from gtalign_jax.serving.local import Local, make_row, stream_seed
+from gtalign_jax.serving.server import priced
+from gtalign_jax.serving.server.access import Keys
+from gtalign_jax.serving.server.app import Service
+from gtalign_jax.serving.server.ask import ApiError, Ask, Bounds, Pricing
+from gtalign_jax.serving.server.local import Local, make_row, stream_seed
+from gtalign_jax.serving.server.upstream import Upstream
 from gtalign_jax.serving.solution import solver_analysis
-from gtalign_jax.serving.upstream import Upstream
 
 ASKED = [{"role": "user", "content": "Which train do you mean?"}]
 PRICE = {"policy": "per_token", "price": 4}

@@ -24,14 +24,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gtalign_jax.serving import answers, wire
-from gtalign_jax.serving.access import Admission, Key, Keys, Limits
-from gtalign_jax.serving.answers import Account
-from gtalign_jax.serving.ask import ApiError, Bounds
-from gtalign_jax.serving.metrics import Metrics
-from gtalign_jax.serving.parts import Backend
-from gtalign_jax.serving.protocol import parse_json, read_ask
-from gtalign_jax.serving.wire import ClientGone
+from gtalign_jax.serving.server import answers, wire
+from gtalign_jax.serving.server.access import Admission, Key, Keys, Limits
+from gtalign_jax.serving.server.answers import Account
+from gtalign_jax.serving.server.ask import ApiError, Bounds
+from gtalign_jax.serving.server.metrics import Metrics
+from gtalign_jax.serving.server.parts import Backend
+from gtalign_jax.serving.server.protocol import parse_json, read_ask
+from gtalign_jax.serving.server.wire import ClientGone
 
 LOG = logging.getLogger("gtalign_jax.serving.requests")
 GONE = 499  # as proxies log a client that left

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.serving.ask import ApiError, Ask, Bounds, Defaults
-from gtalign_jax.serving.fields import (
+from gtalign_jax.serving.server.ask import ApiError, Ask, Bounds, Defaults
+from gtalign_jax.serving.server.fields import (
     FIELDS,
     kind,
     read_go_on,
@@ -20,7 +20,7 @@ from gtalign_jax.serving.fields import (
     read_prompts,
     read_tokens,
 )
-from gtalign_jax.serving.text import SHOWN
+from gtalign_jax.serving.server.text import SHOWN
 
 # They change nothing in what is written here.
 LABELS = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})

@@ -16,7 +16,7 @@ from gtalign_jax.rollout.continuous import STEPS, Row
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import SamplingConfig
-from gtalign_jax.serving.scheduler import FAILED, LENGTH, STOP, Closed, Scheduler
+from gtalign_jax.serving.server.scheduler import FAILED, LENGTH, STOP, Closed, Scheduler
 
 MODEL = ModelConfig(
     vocab_size=304,
