@@ -68,15 +68,18 @@ def make_item(messages: Sequence[Message], truth: str, intent: str = "", name: s
     return Item(0, tuple(messages), "", "", truth, intent or last, name=name)
 
 
-def read_published(record: Record) -> Item | None:
-    """The item of a row of the published files: `prompt`, `reward_model`, perhaps `extra_info`."""
+def read_published(record: Record, several: str = "") -> Item | None:
+    """The item of a row of the published files: `prompt`, `reward_model`, perhaps `extra_info`.
+
+    several: as in `read_question`.
+    """
     messages = _published_messages(record["prompt"])
     model, extra = record["reward_model"], record.get("extra_info")
     if not isinstance(model, Mapping) or "ground_truth" not in model:
         raise ValueError(f"reward_model {shown(model)}: must be an object with ground_truth")
     if extra is not None and not isinstance(extra, Mapping):
         raise ValueError(f"extra_info {shown(extra)}: must be an object or null")
-    truth, extra = truth_text(model["ground_truth"], "reward_model.ground_truth"), extra or {}
+    truth, extra = truth_text(model["ground_truth"], "reward_model.ground_truth", several), extra or {}
     item = make_item(messages, truth, str(extra.get("single_turn_prompt") or ""))
     turn = record.get("turn_id")
     return item and dataclasses.replace(

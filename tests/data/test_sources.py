@@ -73,8 +73,8 @@ SAID = [{"role": "user", "content": "What?"}]
     ("change", "message"),
     [
         (
-            {"reward_model": {"ground_truth": ["1/2", "0.5"]}},
-            "reward_model.ground_truth ['1/2', '0.5']: must be",
+            {"reward_model": {"ground_truth": {"value": 4}}},
+            "reward_model.ground_truth {'value': 4}: must be",
         ),
         ({"reward_model": {"ground_truth": float("nan")}}, "reward_model.ground_truth nan: must be finite"),
         ({"reward_model": {"style": "rule"}}, "reward_model {'style': 'rule'}: must be an object with"),

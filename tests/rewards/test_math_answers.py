@@ -141,6 +141,24 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("answer", "truth", "equal"),
+    [
+        ("1/2", ["1/2", "0.5"], True),
+        ("0.5", ["1/2", "0.5"], True),
+        ("5", ["1/2", "0.5"], False),
+        ("x", ["x", 7], True),
+        ("7", ["x", 7], True),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", "\\begin{pmatrix}1\\\\\n2\\end{pmatrix}", True),
+        ("2", "\\begin{pmatrix}1\\\\\n2\\end{pmatrix}", False),
+    ],
+)
+def test_a_truth_may_be_alternatives(answer, truth, equal):
+    row = {"prompt": [{"role": "user", "content": "?"}], "reward_model": {"ground_truth": truth}}
+    for item in (math.MATH.read(row), math.MATH.read({"question": "?", "truth": truth})):
+        assert math.matches(rf"So \boxed{{{answer}}}.", item.ground_truth) is equal
+
+
 @pytest.mark.parametrize("answer", HOSTILE)
 @pytest.mark.parametrize("threaded", [False, True])
 def test_hostile_answers_are_wrong_and_quick(answer, threaded):

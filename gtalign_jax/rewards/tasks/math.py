@@ -14,7 +14,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from gtalign_jax.data.item import Item, Record, make_item, text_of
+from gtalign_jax.data.item import Item, Record, make_item, read_question, text_of
 from gtalign_jax.game.moves import CQ
 from gtalign_jax.rewards.tasks import algebra
 from gtalign_jax.rewards.tasks.task import Judged, Task, from_truth, reader, with_offer
@@ -46,7 +46,15 @@ _CALL = re.compile(r"\bnp\.([a-z]+)")
 
 
 def matches(response: str, truth: str) -> bool:
-    """Whether the answer of `response` equals `truth`. An empty truth matches nothing."""
+    """Whether the answer of `response` equals `truth`, or one of its lines: those are alternatives.
+
+    An empty truth matches nothing.
+    """
+    lines = [] if "\\begin" in truth else truth.strip().splitlines()  # a matrix may stand in several lines
+    return any(_matches(response, each) for each in (lines if len(lines) > 1 else [truth]))
+
+
+def _matches(response: str, truth: str) -> bool:
     truth = ascii_text(truth).strip()
     answer = find_answer(ascii_text(response), _number(truth) is not None) if truth else None
     return answer is not None and equal(answer, truth)
@@ -200,7 +208,8 @@ def _rule(response: str, truth: str, item: Judged) -> float:
 def _respond(item: Item, action: str, correct: bool, rng: np.random.Generator) -> str:
     if action == CQ:
         return from_truth(item, action, correct, rng)
-    return with_offer(f"The answer is \\boxed{{{item.ground_truth}}}.", action)
+    first = item.ground_truth.partition("\n")[0]  # of alternatives
+    return with_offer(f"The answer is \\boxed{{{first}}}.", action)
 
 
 def _read_math(record: Record) -> Item | None:
@@ -218,10 +227,12 @@ def _solved(record: Record) -> Item | None:
     return make_item([{"role": "user", "content": text_of(record, "problem")}], truth)
 
 
+_plain = functools.partial(read_question, several="\n")  # alternatives
+
 MATH = Task(
     name="math",
     source="math-hard",
-    read=reader(_read_math, ("problem", "level", "solution")),
+    read=reader(_read_math, ("problem", "level", "solution"), _plain, in_rows="\n"),
     rule=_rule,
     rubric=_MATH,
     respond=_respond,
@@ -229,7 +240,7 @@ MATH = Task(
 MINERVA_MATH = Task(
     name="minerva_math",
     source="minerva",
-    read=reader(_solved, ("problem", "solution")),
+    read=reader(_solved, ("problem", "solution"), _plain, in_rows="\n"),
     rule=_rule,
     rubric=_MINERVA,
     respond=_respond,

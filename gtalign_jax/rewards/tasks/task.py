@@ -91,15 +91,18 @@ def with_offer(answer: str, action: str) -> str:
     return answer + (" Shall I say more?" if action == AQ else "")
 
 
-def reader(original: Read | None = None, fields: tuple[str, ...] = (), plain: Read = read_question) -> Read:
+def reader(
+    original: Read | None = None, fields: tuple[str, ...] = (), plain: Read = read_question, in_rows: str = ""
+) -> Read:
     """Reads published rows, those of an original schema, and plain records with a question or messages.
 
-    original: reads a record that has all of these fields. plain: reads one that is neither.
+    original: reads a record that has all of these fields. plain: reads one that is neither. in_rows: what joins
+    the texts of a truth that is a list in published rows; "" refuses one.
     """
 
     def read(record: Record) -> Item | None:
         if "reward_model" in record:
-            return read_published(record)
+            return read_published(record, in_rows)
         if original is not None and all(name in record for name in fields):
             return original(record)
         return plain(record)
