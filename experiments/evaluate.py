@@ -12,9 +12,10 @@ import sys
 
 from experiments.fields import explain
 from gtalign_jax.config import parse_command, writable_directory
-from gtalign_jax.errors import exit_on_user_error
+from gtalign_jax.errors import exit_on_user_error, naming
 from gtalign_jax.files import paths
 from gtalign_jax.mesh import cluster
+from gtalign_jax.run.rollouts import check_split
 
 
 @exit_on_user_error
@@ -23,6 +24,8 @@ def main(argv: list[str]) -> None:
     required = {"model": "HF folder or checkpoints folder", "workdir": "folder for the results"}
     optional = {"name": "the model's name in the table", **cluster.FLAGS}
     config, flags = parse_command(argv, required, optional, explain)
+    with naming("--name="):
+        check_split(flags["name"] or "model")
     workdir = writable_directory(flags["workdir"], "workdir")
     cluster.initialize_from(flags)
     from gtalign_jax.train import evaluate_model

@@ -100,6 +100,17 @@ def _loaded(path: str, where: str, what: str) -> Any:
         raise UserError(f"{where}={path!r}: {kind}{' '.join(str(error).split())}") from error
 
 
+def check_call(where: str, call: Callable[[], Any]) -> Any:
+    """What the user's function gives on trial arguments; UserError in one line when it does not take them."""
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:  # of the user's code, of any kind; a ValueError names its field
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UserError(f"{where}: {kind}{_one_line(error)}") from error
+
+
 def parse_command(
     argv: Sequence[str],
     required: Mapping[str, str],

@@ -31,8 +31,13 @@ def protocol_strings() -> tuple[str, ...]:
     return (*tags, *cells, f', "{second}":', "}}", *payoffs)
 
 
+# All bytes, the tags and pieces of a matrix, and three tokens of the chat format.
+SMALLEST = 256 + len(protocol_strings()) + 3
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A tokenizer with a ChatML template, of at most vocab_size entries; deterministic in the texts."""
+    """A tokenizer with a ChatML template, of at most vocab_size entries (SMALLEST or more); deterministic in
+    the texts."""
     protocol = protocol_strings()
     cut = re.compile("|".join(map(re.escape, protocol)))
     pieces = (piece for text in texts for piece in cut.split(text) if piece)

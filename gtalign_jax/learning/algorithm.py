@@ -4,9 +4,13 @@ docs/algorithms.md writes each preset out as equations.
 """
 
 import dataclasses
+import functools
 
-from gtalign_jax.config import load_symbol
-from gtalign_jax.errors import INF, MAX_COUNT, UserError, in_range, naming, within
+import jax
+import jax.numpy as jnp
+
+from gtalign_jax.config import check_call, load_symbol
+from gtalign_jax.errors import INF, MAX_COUNT, UserError, in_range, within
 
 _CHOICES = {
     "advantage": ("group", "gae", "returns"),
@@ -184,9 +188,22 @@ def resolve_algorithm(name: str) -> AlgorithmConfig:
         known = ", ".join(PRESETS)
         raise UserError(f"config.align.algorithm={name!r}: use one of {known}, or module:function")
     make = load_symbol(name, "config.align.algorithm")
-    with naming(f"config.align.algorithm={name!r}: "):
-        config = make()
+    config = check_call(f"config.align.algorithm={name!r}", make)
     if not isinstance(config, AlgorithmConfig):
         kind = type(config).__name__
         raise UserError(f"config.align.algorithm={name!r}: must return an AlgorithmConfig, not {kind}")
     return config
+
+
+def check_functions(config: AlgorithmConfig) -> None:
+    """UserError for a `scale` or `loss` of the user's own that does not take, or give, arrays as ours do."""
+    number = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+    given = {"scale": (number, jax.ShapeDtypeStruct((2, 2), bool)), "loss": (number,) * 4}
+    for field, arguments in given.items():
+        name = getattr(config, field)
+        if ":" in name:
+            where = f"config.algorithm.{field}={name!r}"
+            function = load_symbol(name, where)
+            found = check_call(where, functools.partial(jax.eval_shape, function, *arguments))
+            if getattr(found, "shape", None) != number.shape:
+                raise UserError(f"{where}: must return one number for each it is given")

@@ -11,13 +11,15 @@ Every symbol, its unit and source: docs/rewards.md.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax.nn import sigmoid
 
-from gtalign_jax.config import load_symbol
+from gtalign_jax.config import check_call, load_symbol
 from gtalign_jax.errors import INF, UserError, in_range, positive, within
 from gtalign_jax.game import welfare
 from gtalign_jax.types import Array, Features, Reward
@@ -184,4 +186,28 @@ def resolve_reward(name: str, where: str = "config.reward.fn") -> RewardFn:
         return REWARDS[name]
     if ":" not in name:
         raise UserError(f"{where}={name!r}: use one of {', '.join(REWARDS)}, or module:function")
-    return load_symbol(name, where)
+    reward = load_symbol(name, where)
+    of_config = functools.partial(jax.eval_shape, lambda features: reward(features, RewardConfig()))
+    found = check_call(f"{where}={name!r}", functools.partial(of_config, _shapes(2)))
+    if not isinstance(found, Reward):
+        raise UserError(f"{where}={name!r}: returned {type(found).__name__}; it must return a Reward")
+    return reward
+
+
+def _shapes(rows: int) -> Features:
+    """Features [rows] as shapes alone."""
+    number, flag = (jax.ShapeDtypeStruct((rows,), kind) for kind in (jnp.float32, bool))
+    return Features(
+        valid=flag,
+        format_ok=flag,
+        answer_user=number,
+        answer_llm=number,
+        payoff=jax.ShapeDtypeStruct((rows, 2, 3, 2), jnp.float32),
+        payoff_ok=flag,
+        frontier=number,
+        reasoning_chars=number,
+        response_words=number,
+        total_words=number,
+        source=jax.ShapeDtypeStruct((rows,), jnp.int32),
+        analyze_ok=flag,
+    )

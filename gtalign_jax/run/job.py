@@ -23,6 +23,7 @@ from gtalign_jax.data.item import Item
 from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.errors import UserError
+from gtalign_jax.learning.algorithm import check_functions
 from gtalign_jax.learning.by_tokens import schedule_sizes
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.sharding import batch_shards, make_mesh, shard_tree
@@ -98,6 +99,8 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     check_batches(settings, batch_shards(mesh))
     _warn(settings)
     reward_fn = resolve_reward(config.reward.fn)
+    check_functions(settings.algorithm)
+    _check_attention(settings.start.attention)
     stats = Counters()
     tasks = run_tasks(settings.data)
     judge, consistency = _judges(settings, stats, tasks)
@@ -160,6 +163,13 @@ def _block_tables(engine: Engine, blocks: Sequence[str]) -> tuple[Tables, ...]:
         return ()
     texts = engine_lib.token_texts(engine)
     return tuple(block_tables(block, texts) for block in blocks)
+
+
+def _check_attention(name: str) -> None:
+    """Refuse an attention that the devices here do not have."""
+    needs = {"splash": "tpu", "cudnn": "gpu"}.get(name)
+    if needs is not None and needs != jax.default_backend():
+        raise UserError(f"config.start.attention={name!r}: needs a {needs.upper()}; use auto or xla")
 
 
 def _warn(settings: Settings) -> None:

@@ -25,7 +25,7 @@ from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.run import checkpoint, health
 from gtalign_jax.run.compiles import CompileCount, counting_compiles
 from gtalign_jax.run.layout import restored, stored
-from gtalign_jax.run.log import RunLog
+from gtalign_jax.run.log import KEYS, RunLog
 from gtalign_jax.run.progress import Progress, stage
 from gtalign_jax.run.signals import stop_requests
 from gtalign_jax.types import Ratio, TrainState
@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 Metrics = Mapping[str, Any]
 Step = Callable[[TrainState, int], tuple[TrainState, Metrics]]
 WarmUp = Callable[[TrainState, int], None]
+
+
+# What the keys of metrics begin with.
+_GROUPS = {key.partition("/")[0] for key in KEYS} | {"action", "ratio", "value"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,8 @@ class CheckpointConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.keep_best < 0:
             raise ValueError(f"keep_best={self.keep_best}: must be 0 or more")
+        if self.keep_best and self.best.partition("/")[0] not in _GROUPS:
+            raise ValueError(f"best={self.best!r}: must be a key of metrics.jsonl, such as reward/welfare")
         in_range(self, every=(1, MAX_COUNT), keep=(1, MAX_COUNT), keep_best=(0, MAX_COUNT))
 
 

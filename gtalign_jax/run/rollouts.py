@@ -64,14 +64,18 @@ _BEFORE_GAP = _NAMES[: _NAMES.index("action")]
 FIELDS = frozenset(_BEFORE_GAP) | {"reward_gap", "action", "n_tokens", "judge"}
 
 
+def check_split(split: str) -> None:
+    """ValueError for a name that no rollout file could have."""
+    if not _NAME.fullmatch(f"{split}_0.jsonl"):
+        raise ValueError(f"{split!r}: must be letters, digits, '.', '-' and '_', a letter or digit first")
+
+
 def write_rollouts(
     workdir: pathlib.Path, split: str, step: int, lines: Iterable[Mapping[str, Any]]
 ) -> pathlib.Path:
     """Write, or replace, the dump of one split and step; returns its path."""
-    name = f"{split}_{step}.jsonl"
-    path = workdir / "rollouts" / name
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{split!r}: a split is letters, digits, '.', '-' and '_'")
+    check_split(split)
+    path = workdir / "rollouts" / f"{split}_{step}.jsonl"
     jsonl.write(path, lines)
     return path
 

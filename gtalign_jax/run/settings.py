@@ -9,6 +9,7 @@ import ml_collections
 from gtalign_jax import config as config_lib
 from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.data.config import DataConfig
+from gtalign_jax.data.tokenizer import SMALLEST
 from gtalign_jax.errors import INF, MAX_COUNT, MAX_SEED, UserError, in_range
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
@@ -52,7 +53,7 @@ class StartConfig(RuntimeConfig):
     def __post_init__(self) -> None:
         if self.param_dtype not in ("", "float32", "bfloat16"):
             raise ValueError(f"param_dtype={self.param_dtype!r}: must be float32 or bfloat16")
-        in_range(self, vocab_size=(1, MAX_COUNT))
+        in_range(self, vocab_size=(SMALLEST, MAX_COUNT))
         _ = self.runtime  # which refuses a wrong value of the other fields
 
     @property
@@ -86,7 +87,7 @@ class SftConfig:
         if self.pack < 0:
             raise ValueError(f"pack={self.pack}: must be 0 or the length of a row")
         in_range(self, steps=(0, MAX_COUNT), pack=(0, MAX_COUNT))
-        in_range(self, prompts=(1, MAX_COUNT), chains=(1, MAX_COUNT), microbatches=(1, MAX_COUNT))
+        in_range(self, prompts=(1, MAX_COUNT), chains=(1, 10_000), microbatches=(1, MAX_COUNT))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +218,7 @@ ALL_SECTIONS = SECTIONS | {"algorithm": AlgorithmConfig, "reward": RewardConfig,
 
 def make_settings(config: ml_collections.ConfigDict) -> Settings:
     """Every section of the config as its frozen dataclass; UserError names a field that is wrong."""
+    _check_fields(config)
     chosen = resolve_algorithm(config.align.algorithm)
     overrides = {k: v for k, v in config.algorithm.items() if v is not None}
     if not chosen.max_tokens:  # a length is measured against the budget, not against the width of a bucket
@@ -248,6 +250,16 @@ def run_tasks(data: DataConfig, names: Sequence[str] | None = None) -> dict[str,
     """
     registry = EMBEDDED if data.source == "synthetic" else TASKS
     return resolve_tasks(data.tasks if names is None else names, registry)
+
+
+def _check_fields(config: ml_collections.ConfigDict) -> None:
+    """Refuse a field at the top that nothing reads, and the lack of one that has no default."""
+    known = {*ALL_SECTIONS, "seed", "max_new_tokens"}
+    for name in sorted(set(config) - known):
+        raise UserError(f"config.{name}: no such field; known: {', '.join(sorted(known))}")
+    for name in ("seed", "max_new_tokens", "align", "algorithm", "reward", "model"):
+        if name not in config:
+            raise UserError(f"config.{name}: is missing; start from configs/base.py, which has it")
 
 
 def _check_together(settings: Settings) -> None:
@@ -296,6 +308,8 @@ def _check_sampling(align: AlignConfig, algorithm: AlgorithmConfig, sampling: Sa
 def _check_components(algorithm: AlgorithmConfig, reward: RewardConfig) -> None:
     """The parts that GDPO normalises, of a reward of ours."""
     known = ("user", "llm", "welfare", *component_weights(reward))
+    if algorithm.needs_components and not algorithm.components:
+        raise UserError(f"config.algorithm.components: names none of {', '.join(known)}")
     for name in algorithm.components:
         if algorithm.needs_components and name not in known:
             raise UserError(f"config.algorithm.components: {name!r} is not one of {', '.join(known)}")

@@ -6,8 +6,10 @@ import time
 
 import pytest
 
+from configs import base
 from gtalign_jax import config as config_lib
 from gtalign_jax.errors import MAX_SEED, UserError
+from gtalign_jax.run.job import make_job
 from gtalign_jax.run.settings import ALL_SECTIONS as ALL
 from gtalign_jax.run.settings import make_settings, run_tasks
 
@@ -85,6 +87,8 @@ def test_a_number_out_of_its_range_is_one_line(section, name, default, bad):
         ("model", "head_dim", 33),
         ("judge", "top_p", 1.5),
         ("buckets", "prompt", (8.5,)),
+        ("sft", "chains", 10**9),
+        ("start", "vocab_size", 10),
         ("metrics", "wandb_mode", "zz"),
         ("engine", "push_every", 0),
     ],
@@ -109,6 +113,7 @@ def test_an_unknown_task_is_named():
         (["policy_optimizer.warmup=9"], "config.policy_optimizer.warmup=9: must be below the 4 updates"),
         (["sampling.temperature=0.0"], "config.sampling.temperature=0: "),
         (["align.group_size=1"], "config.align.group_size=1: "),
+        (["align.algorithm=gdpo", "algorithm.components=()"], "config.algorithm.components: names none of"),
         (["sampling.repetition_penalty=1.1"], "config.sampling.repetition_penalty=1.1: draws from another"),
         (
             ["align.algorithm=gdpo", "algorithm.components=('user','nosuch')"],
@@ -130,3 +135,48 @@ def test_values_that_are_wrong_together_are_one_line(flags, message):
     if message.startswith(("config.policy", "config.sampling", "config.align")):
         config.align.steps = 0  # then nothing is aligned
         make_settings(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda config: config.update(nosuch=3), "config.nosuch: no such field; known: algorithm, align"),
+        (lambda config: config.__delattr__("align"), "config.align: is missing; start from configs/base.py"),
+        (lambda config: config.__delattr__("seed"), "config.seed: is missing; start from configs/base.py"),
+    ],
+)
+def test_the_fields_at_the_top_are_those_of_base(change, message):
+    config = base.get_config()
+    change(config)
+    with pytest.raises(UserError) as error:
+        make_settings(config)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("align.algorithm=math:sin", "config.align.algorithm='math:sin': TypeError: "),
+        ("reward.fn=math:sin", "config.reward.fn='math:sin': TypeError: "),
+        ("reward.fn=json:dumps", "config.reward.fn='json:dumps': TypeError: "),
+        ("reward.fn=builtins:max", "config.reward.fn='builtins:max': "),
+        ("algorithm.scale=math:sin", "config.algorithm.scale='math:sin': TypeError: "),
+        ("algorithm.loss=math:sin", "config.algorithm.loss='math:sin': TypeError: "),
+        ("algorithm.loss=jax.numpy:stack", "config.algorithm.loss='jax.numpy:stack': "),
+        ("start.attention=splash", "config.start.attention='splash': needs a TPU"),
+        ("start.attention=cudnn", "config.start.attention='cudnn': needs a GPU"),
+        ("checkpoint.best=nosuch", "config.checkpoint.best='nosuch': must be a key of metrics.jsonl"),
+    ],
+)
+def test_what_cannot_work_here_is_refused_before_any_work(tmp_path, flag, message):
+    command = [
+        "prog",
+        "--config=configs/quickstart.py:tiny",
+        f"--config.{flag}",
+        "--config.checkpoint.keep_best=1",
+    ]
+    config, _ = config_lib.parse_command(command, {})
+    with pytest.raises(UserError) as error:
+        make_job(config, tmp_path)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())

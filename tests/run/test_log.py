@@ -187,7 +187,7 @@ def test_dumps_keep_hostile_text_and_are_replaced_whole(tmp_path):
     assert "漢字" in path.read_text(encoding="utf-8")
     assert [x[:2] for x in list_rollouts(tmp_path)] == [("test_sft", 0), ("train", 12)]
     assert sorted(p.name for p in path.parent.iterdir()) == ["test_sft_0.jsonl", "train_12.jsonl"]
-    with pytest.raises(ValueError, match="a split is"):
+    with pytest.raises(ValueError, match="must be letters, digits"):
         write_rollouts(tmp_path, "../up", 0, [])
 
 

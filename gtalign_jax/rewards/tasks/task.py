@@ -96,8 +96,8 @@ def reader(
 ) -> Read:
     """Reads published rows, those of an original schema, and plain records with a question or messages.
 
-    original: reads a record that has all of these fields. plain: reads one that is neither. in_rows: what joins
-    the texts of a truth that is a list in published rows; "" refuses one.
+    original: reads a record that has all of these fields. plain: reads one that is neither. in_rows: what
+    joins the texts of a truth that is a list in published rows; "" refuses one.
     """
 
     def read(record: Record) -> Item | None:
