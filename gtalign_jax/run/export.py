@@ -9,7 +9,7 @@ import jax
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
-from gtalign_jax.files import drafts, paths
+from gtalign_jax.files import paths
 from gtalign_jax.models import folders, hf, lora
 from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.rollout.folder import load_tokenizer
@@ -66,23 +66,19 @@ def export_checkpoint(
 
 
 def list_checkpoints(checkpoints: pathlib.Path) -> list[str]:
-    """A line for each checkpoint of a run: phase, step, when it was saved, W of its last step, and what is
-    damaged. UserError when there is none."""
+    """A line for each checkpoint of a run: phase, step, when its last step was recorded, W of that step,
+    and what is damaged. UserError when there is none."""
     recorded = jsonl.read(metrics_path(paths.absolute(checkpoints).parent))
-    welfare = {(line["phase"], line["step"]): line.get("reward/welfare") for line in recorded}
+    last = {(line["phase"], line["step"] + 1): line for line in recorded}
     lines = []
     for phase in PHASES:
         checkpoint.check_folder(checkpoints / phase)
         for step in checkpoint.steps_in(checkpoints / phase):
-            folder = checkpoints / phase / str(step)
-            saved = time.strftime(
-                "%Y-%m-%d %H:%M:%S", time.localtime(time.time() - (drafts.age(folder) or 0.0))
-            )
-            w, damage = welfare.get((phase, step - 1)), checksums.damage(folder)
-            lines.append(
-                f"{phase:5} {step:6}  {saved}  {'' if w is None else f'W {w:.3f}':7}  "
-                f"{f'damaged: {damage}' if damage else ''}".rstrip()
-            )
+            line = last.get((phase, step), {})
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line["time"])) if "time" in line else ""
+            w, damage = line.get("reward/welfare"), checksums.damage(checkpoints / phase / str(step))
+            text = f"{phase:5} {step:6}  {when:19}  {'' if w is None else f'W {w:.3f}':7}"
+            lines.append(f"{text}  damaged: {damage}" if damage else text.rstrip())
     if not lines:
         raise UserError(f"{checkpoints}: holds no checkpoint; name the checkpoints folder of a run")
     return lines
