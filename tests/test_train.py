@@ -21,6 +21,7 @@ from gtalign_jax import config as config_lib
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.files import drafts, paths
+from gtalign_jax.mesh import memory
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import generate
 from gtalign_jax.rollout.buckets import BucketConfig
@@ -30,7 +31,7 @@ from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.run.export import export_checkpoint, list_checkpoints
 from gtalign_jax.run.job import make_job
 from gtalign_jax.run.record import check_config
-from gtalign_jax.train import evaluate_model
+from gtalign_jax.train import evaluate_model, train
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 CONFIG = "--config=configs/quickstart.py:tiny"
@@ -290,3 +291,11 @@ def test_a_bad_setting_is_one_line_that_names_it(tmp_path, flags, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")) as error:
         make_job(config, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_cold_start_that_does_not_fit_is_refused_before_it_runs(tmp_path, monkeypatch):
+    config, _ = config_lib.parse_command(["train", CONFIG, *MATH], {})
+    monkeypatch.setattr(memory, "free_bytes", lambda: 100)
+    with pytest.raises(UserError, match=r"^out of memory: sft update needs .* raise config.sft.microbatches"):
+        train(config, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()

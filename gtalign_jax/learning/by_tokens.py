@@ -38,6 +38,7 @@ from gtalign_jax.learning.update import (
     value_loss_of,
 )
 from gtalign_jax.mesh import processes
+from gtalign_jax.mesh.memory import compile_to_fit
 from gtalign_jax.types import (
     Array,
     Completions,
@@ -127,7 +128,8 @@ def compile_fold(
     made.compiled.add(shapes)
     carry = made.start(batch, *args)
     for part in parts:
-        made.add.lower(part.shape, carry, batch, part.rows, part.start, *args).compile()
+        lowered = made.add.lower(part.shape, carry, batch, part.rows, part.start, *args)
+        compile_to_fit(lowered, "a micro-batch", "lower config.algorithm.microbatch_tokens")
 
 
 @functools.lru_cache(maxsize=32)

@@ -19,9 +19,11 @@ from gtalign_jax.learning.scores import needs_scores
 from gtalign_jax.learning.spec import Spec
 from gtalign_jax.learning.state import Streamed
 from gtalign_jax.learning.update import Optimizers, update
+from gtalign_jax.mesh.memory import compile_to_fit
 from gtalign_jax.types import Array, Batch, Experience, Models, PyTree, Rollout, TrainState
 
 experience_program = jax.jit(make_experience, static_argnums=0)
+
 update_program = jax.jit(update, static_argnums=(0, 1), donate_argnums=2)
 
 
@@ -89,9 +91,13 @@ class Learner:
         batch: Batch,
         schedule: Schedule | None = None,
     ) -> None:
-        """Make all that `experience` and `update` run for a batch of this shape; the state stays as it is."""
+        """Make all that `experience` and `update` run for a batch of this shape; the state stays as it is.
+
+        UserError where an update does not fit in memory.
+        """
         seen = self.experience(models, batch, state.kl_coef, schedule)
         if schedule is None:  # kept by the program, which will find it
-            update_program.lower(self.spec, self.optimizers, state, seen, models.base).compile()
+            lowered = update_program.lower(self.spec, self.optimizers, state, seen, models.base)
+            compile_to_fit(lowered, "update", "raise config.algorithm.microbatches")
         else:
             by_tokens.compile_update(self.spec, self.optimizers, state, seen, models.base, schedule)

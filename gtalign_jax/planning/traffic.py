@@ -77,31 +77,42 @@ def _body(module: Module, fusion: Instruction) -> Lines:
 
 def _read(module: Module, body: Lines, number: int) -> float:
     """Bytes that a fusion reads of its operand `number`."""
+    value = _parameter(body, number)
+    return 0.0 if value is None else _share(module, body, value) * nbytes(value.type)
+
+
+def _parameter(body: Lines, number: int) -> Instruction | None:
     parameters = (line for line in body.values() if line.opcode == "parameter")
-    return sum(_used(module, body, line) for line in parameters if int(line.attributes) == number)
+    return next((line for line in parameters if int(line.attributes) == number), None)
 
 
-def _used(module: Module, body: Lines, value: Instruction) -> float:
-    """Bytes of a value that a fusion needs: the slices it takes, nothing where it updates it, else all.
+def _share(module: Module, body: Lines, value: Instruction, wanted: float = 1.0) -> float:
+    """The share of a value that a fusion needs: the slices it takes, nothing where it updates it, else all.
 
-    Also where a fusion inside the fusion takes the slice.
+    Also where a fusion inside the fusion takes the slice, or copies what is sliced after it. wanted: the
+    share of the fusion's own result that is needed.
     """
-    total, whole = 0.0, nbytes(value.type)
+    total = wanted if value.root else 0.0
     for reader in body.values():
         if value.name not in reader.operands:
             continue
         first = reader.operands[0] == value.name
         if reader.opcode in _READS_PART and first:
-            total += nbytes(reader.type)
+            total += _elements(reader) / _elements(value)
+        elif reader.opcode in ("bitcast", "copy", "convert"):
+            total += _share(module, body, reader, wanted)
         elif reader.opcode == "fusion":
-            inside = _body(module, reader)
+            inside, asked = _body(module, reader), _share(module, body, reader, wanted)
             at = (number for number, name in enumerate(reader.operands) if name == value.name)
-            total += sum(_read(module, inside, number) for number in at)
-        elif reader.opcode == "bitcast":
-            total += _used(module, body, reader)
+            inner = (_parameter(inside, number) for number in at)
+            total += sum(_share(module, inside, line, asked) for line in inner if line is not None)
         elif reader.opcode != "dynamic-update-slice" or not first:
-            return whole
-    return min(total, whole)
+            return 1.0
+    return min(total, 1.0)
+
+
+def _elements(line: Instruction) -> int:
+    return sum(math.prod(size) for _, size, _ in shapes(line.type))
 
 
 def _written(module: Module, body: Lines, name: str) -> float:

@@ -15,6 +15,7 @@ from gtalign_jax.learning.learner import Learner
 from gtalign_jax.learning.spec import Spec
 from gtalign_jax.learning.state import OptimizerConfig, init_model, init_state, make_optimizer
 from gtalign_jax.learning.update import Optimizers
+from gtalign_jax.mesh import memory
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, place_batch, shard_tree, spread
 from gtalign_jax.models.heads import init_value_model
 from gtalign_jax.models.transformer import logical_axes
@@ -106,6 +107,21 @@ def test_what_is_compiled_ahead_is_all_that_runs(model, both, batch, budget):
         assert compiled == 0
         assert float(metrics["update/skipped"].value) == 0.0
     assert int(state.step) == 2
+
+
+@pytest.mark.parametrize(
+    ("budget", "field"),
+    [(WHOLE, "raise config.algorithm.microbatches"), (BY_TOKENS, "lower config.algorithm")],
+)
+def test_an_update_that_does_not_fit_is_refused_before_it_runs(
+    model, both, batch, budget, field, monkeypatch
+):
+    learner = make(model, PRESETS["grpo"], budget, 0.83)
+    state = begin(learner, both)
+    schedule = learner.schedule(state.rng, jax.device_get(batch.rollout))
+    monkeypatch.setattr(memory, "free_bytes", lambda: 100)
+    with pytest.raises(UserError, match=f"^out of memory: .* needs .* GiB free; {field}"):
+        learner.compile(state, asked(state, both[1]), batch, schedule)
 
 
 @pytest.mark.parametrize("critic", [False, True], ids=["policy", "critic"])

@@ -235,10 +235,23 @@ ENTRY %main (a: f32[64,1024], b: f32[64,1024], i: s32[]) -> (f32[1,1024], f32[64
 """
 
 
+COPIED = """%copied (p0: f32[65536]) -> f32[64,1024] {
+  %p0 = f32[65536]{0} parameter(0)
+  %b = f32[64,1024]{1,0} bitcast(%p0)
+  ROOT %c = f32[64,1024]{0,1} copy(%b)
+}
+
+"""
+
+
 def test_a_slice_inside_a_nested_fusion_moves_the_slice():
     row, index = 4 * 1024, 4
     # A row read, a row returned, a row written in place, and the index.
     assert traffic(hlo.parse(NESTED)) == 3 * row + index
+    # A copy of all before the slice makes only what the slice takes.
+    copied = NESTED.replace("{1,0} bitcast(%flat)", "{1,0} fusion(%flat), calls=%copied")
+    copied = copied.replace("%whole (", COPIED + "%whole (", 1)
+    assert traffic(hlo.parse(copied)) == 3 * row + index
     # Used whole beside the slice, it is read whole.
     beside = NESTED.replace(
         "%twice = f32[1,1024]{1,0} add(%row, %row)", "%twice = f32[1,1024]{1,0} add(%row, %p0)"
