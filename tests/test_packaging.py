@@ -68,7 +68,7 @@ def test_every_import_is_required(package):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             for top in {name.partition(".")[0] for name in names} - OURS - sys.stdlib_module_names:
-                allowed = required | apart.get(path.parent, set())
+                allowed = required.union(*(names for room, names in apart.items() if room in path.parents))
                 assert {canonicalize_name(one) for one in known.get(top, [top])} & allowed, f"{path}: {top}"
 
 
