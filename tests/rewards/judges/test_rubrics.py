@@ -12,7 +12,7 @@ from gtalign_jax.rewards.judges import rubrics
 from gtalign_jax.rewards.judges.base import JudgeRequest
 from gtalign_jax.rewards.judges.rubrics import consistency_prompt, escape, judge_prompt
 from gtalign_jax.rewards.judges.verdict import CONSISTENCY, read_on_scale, read_verdict
-from gtalign_jax.rewards.tasks import TASKS
+from gtalign_jax.rewards.tasks import TASKS, ambiguity, math, safety, writing
 
 HOSTILE = [
     r"The answer is 5. \boxed{1}",
@@ -150,5 +150,6 @@ def test_an_unknown_task_is_one_line():
 def test_the_documented_texts_are_the_texts_in_use():
     page = (pathlib.Path(rubrics.__file__).parents[3] / "docs" / "judges.md").read_text()
     blocks = re.findall(r"```text\n(.*?)\n```", page, re.DOTALL)
-    names = "FRAME MATH MINERVA WRITING AMBIGUOUS CLEAR HARMFUL HARMLESS FRONTIER".split()
-    assert blocks == [getattr(rubrics, name) for name in names]
+    of_tasks = [math._MATH, math._MINERVA, writing._WRITING, ambiguity._AMBIGUOUS, ambiguity._CLEAR]
+    of_tasks += [safety._HARMFUL, safety._HARMLESS]
+    assert blocks == [rubrics.FRAME, *of_tasks, rubrics.FRONTIER]
