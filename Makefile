@@ -62,7 +62,7 @@ $(VLLM)/.installed:
 	@touch $@
 
 test-vllm: $(STAMP) vllm
-	@echo "== test-vllm: what stands against a real server (10 minutes)"
+	@echo "== test-vllm: what stands against a real server (a quarter of an hour)"
 	$(BIN)/python -m pytest -q -n 0 tests/vllm
 
 clean:
