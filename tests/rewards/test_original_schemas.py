@@ -231,4 +231,4 @@ def test_a_list_of_answers_counts_where_it_is_said_how(tmp_path):
     assert ambiguity.verdict("It was Anna.", item.ground_truth) == 1.0
     assert ambiguity.verdict("It was Bob.", item.ground_truth) == 0.0
     with pytest.raises(UserError, match=r"train.jsonl:1: truth \['1', '2'\]: must be one text or number"):
-        load(tmp_path, "math", {"question": "Which?", "truth": ["1", "2"]})
+        load(tmp_path, "medium", {"question": "Which?", "truth": ["1", "2"]})
