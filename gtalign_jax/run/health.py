@@ -150,10 +150,10 @@ def _streak(records: Sequence[Record], i: int, config: HealthConfig) -> str:
     recent = records[max(0, i + 1 - config.nonfinite_patience) : i + 1]
     if len(recent) < config.nonfinite_patience or not all(_bad_keys(r) for r in recent):
         return ""
-    return (
-        f"{len(recent)} steps in a row were not finite, the run cannot recover; "
-        "go back to a checkpoint before them with a smaller learning rate"
-    )
+    said = f"{len(recent)} steps in a row were not finite, the run cannot recover; "
+    if all(any(k.startswith("reward/") for k in _bad_keys(r)) for r in recent):
+        return said + "the reward itself is not: mend the reward function or the judge's scores"
+    return said + "go back to a checkpoint before them with a smaller learning rate"
 
 
 def _kl(window: Sequence[Record], config: HealthConfig) -> str:

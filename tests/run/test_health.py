@@ -66,6 +66,13 @@ def test_a_streak_of_nonfinite_steps_stops_the_run():
     assert "reward function" in scan(reward, CONFIG)[0].message
 
 
+def test_a_run_that_ends_for_its_reward_does_not_blame_the_learning_rate():
+    (_, rewards) = scan(_run(3, reward__welfare=lambda s: math.nan), CONFIG)
+    (_, losses) = scan(_run(3, loss__policy=lambda s: math.nan), CONFIG)
+    assert rewards.stop and "mend the reward function" in rewards.message
+    assert "learning rate" not in rewards.message and "learning rate" in losses.message
+
+
 def test_a_judge_outage_and_flat_groups_are_named():
     assert _kinds(_run(6, judge__missing=lambda s: 1.0 if s > 2 else 0.0)) == [("judge", 4)]
     assert _kinds(_run(6, group__zero_variance=lambda s: 1.0)) == [("flat", 1)]
