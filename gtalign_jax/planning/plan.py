@@ -168,11 +168,21 @@ def measure(program: Program, *, chip: Chip, say: Say) -> tuple[dict[str, Any], 
     tokens = program.calls * program.tokens
     row = {"name": program.name, "compiled": True, "tokens": tokens}
     row |= memory(compiled, resident, chip)
-    row |= work(hlo.parse(compiled.as_text(), program.steps), chip, program.calls)
+    row |= read_work(compiled, program, chip, say)
     row |= {"lower_s": started - began, "compile_s": ended - started, "read_s": time.monotonic() - ended}
     stages = ", ".join(f"{name} {row[key]:.0f} s" for name, key in STAGES.items())
     say(f"{program.name}: {stages}; {row['hbm_gib']:.1f} GiB a chip")
     return row, compiled
+
+
+def read_work(compiled: Any, program: Program, chip: Chip, say: Say) -> dict[str, Any]:
+    """The work part of a row; nothing, and why, for a program whose text the compiler cannot write."""
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        say(f"{program.name}: only its sizes, because its text cannot be had: {str(error).splitlines()[0]}")
+        return {}
+    return work(hlo.parse(text, program.steps), chip, program.calls)
 
 
 def out_of_memory(message: str) -> float | None:
@@ -262,7 +272,7 @@ def whole_step(
 ) -> dict[str, float] | None:
     """Seconds, tokens a second and the bound on MFU of one alignment step; None if a program is missing."""
     mine = [row for row in rows if row["name"] != "sft"]
-    if not mine or not all(row["compiled"] for row in mine):
+    if not mine or not all("seconds" in row for row in mine):
         return None
     seconds = sum(row["seconds"] for row in mine)
     tokens = settings.align.prompts * settings.align.group_size * settings.max_new_tokens

@@ -24,6 +24,9 @@ def format_plan(plan: dict[str, Any]) -> str:
             continue
         sizes = (f"{row[k]:.2f}" for k in ("argument_gib", "temporary_gib", "resident_gib", "hbm_gib"))
         fits = "yes" if row["fits"] else "no"
+        if "seconds" not in row:
+            lines.append(f"| {row['name']} | {' | '.join(sizes)} | {fits} |" + " |" * 6)
+            continue
         times = (f"{row[k]:.2f}" for k in ("matmul_s", "memory_s", "network_s"))
         cells = [row["name"], *sizes, fits, f"{row['tflops']:.0f}", f"{row['traffic_gb']:.0f}", *times]
         lines.append(f"| {' | '.join(cells)} | {row['bound']} |")
@@ -42,7 +45,7 @@ def _collective_table(plan: dict[str, Any]) -> list[str]:
     lines = ["| collectives (executions, GB a chip) | " + " | ".join(COLLECTIVES) + " |"]
     lines.append("|---" * (1 + len(COLLECTIVES)) + "|")
     for row in plan["programs"]:
-        if row["compiled"]:
+        if "collectives" in row:
             found = (row["collectives"].get(kind) for kind in COLLECTIVES)
             cells = (f"{c['count']:.0f}, {c['gb']:.1f}" if c else "" for c in found)
             lines.append(f"| {row['name']} | {' | '.join(cells)} |")
@@ -55,7 +58,7 @@ def advice(plan: dict[str, Any]) -> list[str]:
     for row in plan["programs"]:
         if not row["fits"]:
             lines.append(f"{row['name']}: {row['hbm_gib']:.1f} GiB of {plan['hbm_gib']:.2f}; {_knob(row)}")
-    slowest = max((r for r in plan["programs"] if r["compiled"]), key=lambda r: r["seconds"], default=None)
+    slowest = max((r for r in plan["programs"] if "seconds" in r), key=lambda r: r["seconds"], default=None)
     if slowest is not None and slowest["bound"] == "network":
         worst = slowest["largest_collective"]
         lines.append(

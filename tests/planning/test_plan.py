@@ -116,6 +116,29 @@ def test_the_table_names_the_verdict_and_the_knob():
     assert "verdict: does not fit" in text and "algorithm.microbatches" in text
 
 
+def test_a_program_whose_text_the_compiler_cannot_write_keeps_its_sizes():
+    """As libtpu 0.0.52 does of the 32B cold start on v5p."""
+
+    class Compiled:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure\nmore")
+
+    said = []
+    program = programs.Program("rollout prefill", None, None, (), {}, (), 8)
+    assert plan_lib.read_work(Compiled(), program, chips.CHIPS["v5p"], said.append) == {}
+    assert said == [
+        "rollout prefill: only its sizes, because its text cannot be had: INTERNAL: RET_CHECK failure"
+    ]
+    sizes = {name: ROW[name] for name in ROW if name.endswith("_gib")}
+    unread = {"name": "rollout prefill", "compiled": True, "fits": True, **sizes}
+    plan = plan_of(unread, ROW)
+    text = format_plan(plan | {"advice": advice(plan)})
+    assert (
+        "| rollout prefill | 4.00 | 3.00 | 1.00 | 8.00 | yes | | | | | | |" in text and "| update | 7" in text
+    )
+    assert plan_lib.whole_step(None, None, [unread, ROW], None, 16, 1) is None
+
+
 def test_a_plan_says_what_it_leaves_out(monkeypatch):
     config = quickstart.get_config()
     assert plan_lib.unplanned(make_settings(config)) == []
