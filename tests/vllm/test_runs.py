@@ -12,7 +12,7 @@ from experiments.check_kills import digests
 from gtalign_jax import jsonl
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
-STEPS, PROMPTS, G, N = 5, 2, 16, 128  # of two servers each writes one group
+STEPS, PROMPTS, G, N = 5, 2, 48, 128  # of two servers each writes one group
 PROBES = 4  # samples that a hand-over of weights asks for at a time
 ABSENCE_S, STARTING_S = 120.0, 20.0  # a server is away for so long, of which its start takes this or more
 FLAGS = {
