@@ -149,6 +149,32 @@ def test_a_run_that_is_not_finite_ends_with_one_line(tmp_path):
     assert last.startswith("error: ") and "sft step 2" in last
 
 
+AGAIN = """
+import importlib.util, pathlib, sys
+from gtalign_jax.errors import exit_on_user_error
+spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
+toy = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(toy)
+exit_on_user_error(toy.run)(pathlib.Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("left", [0, 0.5])
+def test_falling_back_is_told_in_lines_and_no_tracebacks(tmp_path, left):
+    """Nothing that the reader of checkpoints leaves behind speaks at the end of the process."""
+    run(tmp_path)
+    for path in (tmp_path / "checkpoints" / "align" / "4" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])
+    command = [sys.executable, "-c", AGAIN, __file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+    assert "align/4" in done.stderr  # what is passed over is named
+    for noise in ("Traceback", "Exception ignored", "Event loop", "never awaited"):
+        assert noise not in done.stderr, done.stderr
+    assert steps(tmp_path) == ALL
+
+
 NO_ROOM = """
 import importlib.util, pathlib, resource, sys
 import jax, jax.numpy as jnp
