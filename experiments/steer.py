@@ -40,7 +40,8 @@ from gtalign_jax.run.progress import batches
 from gtalign_jax.serving import sweep
 from gtalign_jax.serving.examples import branch_fields
 from gtalign_jax.serving.solution import solution
-from gtalign_jax.serving.steer import ANALYZE, UNUSABLE, Options, Steered, steer, stop_ending
+from gtalign_jax.serving.splice import ANALYZE, MODEL
+from gtalign_jax.serving.steer import UNUSABLE, Options, Steered, steer, stop_ending
 from gtalign_jax.serving.sweep import Pricing
 
 SYSTEM = {"short": SHORT_INSTRUCTION, "full": INSTRUCTION}
@@ -66,7 +67,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--tokens_per_s", type=float, default=50.0, help="of --amounts, for the latency policy"
     )
-    parser.add_argument("--analyze", default="model", choices=ANALYZE, help="who writes the edited <analyze>")
+    parser.add_argument("--analyze", default=MODEL, choices=ANALYZE, help="who writes the edited <analyze>")
     parser.add_argument(
         "--unusable", choices=UNUSABLE, help="matrix not readable (default: error, unsteered for --prompts)"
     )

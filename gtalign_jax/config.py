@@ -94,7 +94,7 @@ def _loaded(path: str, where: str, what: str) -> Any:
         raise UserError(f"{where}={path!r}: write module:{what}")
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as error:
+    except Exception as error:  # of the user's module, of any kind
         says_it = isinstance(error, ImportError | AttributeError | SyntaxError)
         kind = "" if says_it else f"{type(error).__name__}: "
         raise UserError(f"{where}={path!r}: {kind}{' '.join(str(error).split())}") from error

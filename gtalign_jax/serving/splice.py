@@ -6,11 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from gtalign_jax.chain.parse import parse_payoff, to_array
+from gtalign_jax.chain.prompt import payoff_json
 from gtalign_jax.errors import UserError
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.serving.solution import solver_analysis
 
 OPEN, CLOSE = "<payoff>", "</payoff>"
+ANALYZE = MODEL, SOLVER = ("model", "solver")  # who writes <analyze> after an edited matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,15 +40,15 @@ def read_payoff(text: str) -> np.ndarray:
 
 
 def splice_payoff(
-    engine: Engine, token_ids: Sequence[int], matrix: str, analysis: str | None = None
+    engine: Engine, token_ids: Sequence[int], payoff: np.ndarray, analyze: str = MODEL
 ) -> Splice:
-    """Replace the text inside the <payoff> block of a sequence that ends with </payoff>.
+    """Replace the matrix of a sequence that ends with </payoff> by payoff [U, A, 2].
 
-    Only the tokens that touch the matrix are made again; those before it are kept as they are. analysis: what
-    <analyze> says, up to the opening of <response> (None: the model goes on after the matrix).
+    Only the tokens that touch the matrix are made again; those before it are kept as they are. With analyze
+    SOLVER the analysis that follows from the matrix stands after it, up to the opening of <response>.
     """
     text = engine_lib.decode_tokens(engine, token_ids)
-    first, following = splice_text(text, matrix, analysis)
+    first, following = splice_text(text, payoff, analyze)
     kept = len(token_ids)
     while not text[:first].startswith(head := engine_lib.decode_tokens(engine, token_ids[:kept])):
         kept -= 1
@@ -55,14 +58,15 @@ def splice_payoff(
     return Splice((*map(int, token_ids[:kept]), *made), kept)
 
 
-def splice_text(text: str, matrix: str, analysis: str | None = None) -> tuple[int, str]:
+def splice_text(text: str, payoff: np.ndarray, analyze: str = MODEL) -> tuple[int, str]:
     """`splice_payoff` of text: how many of its characters are kept, and what stands after them."""
     close = text.index(CLOSE)
     inside = text.rindex(OPEN, 0, close) + len(OPEN)
     block = text[inside:close]
     first = inside + len(block) - len(block.lstrip())
     after = inside + len(block.rstrip())
-    if analysis is None:
+    matrix = payoff_json(payoff)
+    if analyze == MODEL:
         return first, matrix + text[after:]
     tags = text[after : close + len(CLOSE)]
-    return first, f"{matrix}{tags}\n<analyze>\n{analysis}\n</analyze>\n<response>\n"
+    return first, f"{matrix}{tags}\n<analyze>\n{solver_analysis(payoff)}\n</analyze>\n<response>\n"

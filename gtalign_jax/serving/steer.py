@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from gtalign_jax.chain.parse import chosen_action, parse_chain
-from gtalign_jax.chain.prompt import payoff_json
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import engine as engine_lib
@@ -26,11 +25,9 @@ from gtalign_jax.rollout.decode_state import DecodeState, Forced
 from gtalign_jax.rollout.engine import Engine, Messages
 from gtalign_jax.rollout.grammar import Constraint
 from gtalign_jax.rollout.request import Ending, Request
-from gtalign_jax.serving.solution import solver_analysis
-from gtalign_jax.serving.splice import CLOSE, Splice, read_payoff, splice_payoff
+from gtalign_jax.serving.splice import ANALYZE, CLOSE, MODEL, Splice, read_payoff, splice_payoff
 from gtalign_jax.types import Array, PyTree
 
-ANALYZE = ("model", "solver")
 UNUSABLE = ("error", "again", "grammar", "unsteered")
 Edit = Callable[[np.ndarray], np.ndarray]
 
@@ -47,7 +44,7 @@ class Options:
     """
 
     max_new_tokens: int
-    analyze: str = "model"
+    analyze: str = MODEL
     unusable: str = "error"
     tries: int = 2
 
@@ -188,8 +185,7 @@ def _edited(engine: Engine, cut: _Cut, edit: Edit, options: Options) -> tuple[np
     if cut.payoff is None:
         return None, Splice(cut.token_ids, len(cut.token_ids))
     payoff = np.asarray(edit(cut.payoff), np.float64)
-    analysis = solver_analysis(payoff) if options.analyze == "solver" else None
-    return payoff, splice_payoff(engine, cut.token_ids, payoff_json(payoff), analysis)
+    return payoff, splice_payoff(engine, cut.token_ids, payoff, options.analyze)
 
 
 def _no_room(splice: Splice, options: Options) -> str:

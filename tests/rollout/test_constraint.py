@@ -26,7 +26,7 @@ from gtalign_jax.rollout.grammar import BlockLimits, GrammarState
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig, sample_token
 from gtalign_jax.rollout.token_bytes import token_bytes
-from gtalign_jax.serving.steer import read_payoff, splice_payoff
+from gtalign_jax.serving.splice import read_payoff, splice_payoff
 
 N, G = 96, 12
 GRAMMAR = chain_grammar()
@@ -277,7 +277,7 @@ def test_a_sequence_cut_edited_and_resumed_stays_a_chain(engine, params, constra
     written = engine_lib.completion_ids(state.completions)[0]
     text = engine_lib.decode_tokens(engine, written)
     assert text.endswith("</payoff>") and read_payoff(text).shape == (2, 3, 2)
-    splice = splice_payoff(engine, written, payoff_json(matrix))
+    splice = splice_payoff(engine, written, matrix)
     tokens = np.zeros((1, 1, N), np.int32)
     tokens[..., : len(splice.prefix)] = splice.prefix
     forced = Forced(tokens, np.full((1, 1), len(splice.prefix), np.int32))

@@ -185,7 +185,7 @@ def test_a_splice_replaces_the_matrix_and_nothing_else(engine, gap, tail):
     head = f"<thinking>\nA <b> é\n</thinking>\n<payoff>{gap}"
     rest = f"{gap}</payoff>{tail}"
     ids = engine_lib.encode(engine, head + payoff_json(CLARIFY) + rest)
-    splice = splice_payoff(engine, ids, payoff_json(ANSWER))
+    splice = splice_payoff(engine, ids, ANSWER)
     assert engine_lib.decode_tokens(engine, splice.prefix) == head + payoff_json(ANSWER) + rest
     assert list(splice.prefix[: splice.kept]) == ids[: splice.kept]
     assert head.startswith(engine_lib.decode_tokens(engine, ids[: splice.kept]))

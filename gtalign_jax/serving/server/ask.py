@@ -5,8 +5,8 @@ from typing import Any
 
 from gtalign_jax.game.pricing import TYPICAL, Amounts
 from gtalign_jax.serving.server.text import SHOWN
+from gtalign_jax.serving.splice import MODEL
 
-ANALYZE = MODEL, SOLVER = ("model", "solver")
 Messages = tuple[dict[str, str], ...]
 Prompt = str | tuple[int, ...] | Messages
 

@@ -5,8 +5,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gtalign_jax.serving.server.ask import ANALYZE, ApiError, Bounds, Messages, Pricing, Prompt
+from gtalign_jax.serving.server.ask import ApiError, Bounds, Messages, Pricing, Prompt
 from gtalign_jax.serving.server.text import MODES
+from gtalign_jax.serving.splice import ANALYZE
 
 MAX_STOPS, MAX_STOP_CHARS = 4, 256
 MAX_SEED = 2**63 - 1

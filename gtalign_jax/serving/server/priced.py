@@ -23,12 +23,12 @@ from gtalign_jax.game.pricing import apply_policy, as_written
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.continuous import Row
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.serving.server.ask import SOLVER, ApiError, Ask, Pricing
+from gtalign_jax.serving.server.ask import ApiError, Ask, Pricing
 from gtalign_jax.serving.server.parts import Part, Usage
 from gtalign_jax.serving.server.scheduler import LENGTH, STOP, Scheduler
 from gtalign_jax.serving.server.text import Before, TextStream
 from gtalign_jax.serving.server.written import write
-from gtalign_jax.serving.solution import solution, solver_analysis
+from gtalign_jax.serving.solution import solution
 from gtalign_jax.serving.splice import CLOSE, OPEN, read_payoff, splice_payoff
 
 SPLICED = 128  # tokens that an edited matrix and a solver's analysis may add to a prefix
@@ -105,8 +105,7 @@ def edit(engine: Engine, token_ids: Sequence[int], ask: Ask, row: Row) -> Cut:
     try:
         payoff = read_payoff(engine_lib.decode_tokens(engine, own))
         edited = edited_payoff(payoff, ask.pricing)
-        analysis = solver_analysis(edited) if ask.analyze == SOLVER else None
-        prefix = splice_payoff(engine, own, payoff_json(edited), analysis).prefix
+        prefix = splice_payoff(engine, own, edited, ask.analyze).prefix
     except UserError as error:
         return Cut(own, reason=str(error).partition(";")[0])
     longest = engine.buckets.prompt[-1]

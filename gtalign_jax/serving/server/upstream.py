@@ -17,16 +17,15 @@ from typing import Any, cast
 import numpy as np
 import openai
 
-from gtalign_jax.chain.prompt import payoff_json
 from gtalign_jax.errors import UserError
 from gtalign_jax.serving.server import priced
-from gtalign_jax.serving.server.ask import SOLVER, ApiError, Ask, Messages, Prompt
+from gtalign_jax.serving.server.ask import ApiError, Ask, Messages, Prompt
 from gtalign_jax.serving.server.events import events
 from gtalign_jax.serving.server.parts import Part, Said, Usage
 from gtalign_jax.serving.server.priced import Cut
 from gtalign_jax.serving.server.scheduler import LENGTH, STOP
 from gtalign_jax.serving.server.text import Before
-from gtalign_jax.serving.solution import solution, solver_analysis
+from gtalign_jax.serving.solution import solution
 from gtalign_jax.serving.splice import CLOSE, OPEN, read_payoff, splice_text
 
 Answer = AsyncGenerator[Part]
@@ -174,8 +173,7 @@ def _edit(ask: Ask, text: str, finish: str | None, reason: str | None) -> tuple[
         return (Cut((), reason=said), whole) if reason == CLOSE else (ended, None)
     assert ask.pricing is not None
     edited = priced.edited_payoff(payoff, ask.pricing)
-    analysis = solver_analysis(edited) if ask.analyze == SOLVER else None
-    kept, following = splice_text(whole, payoff_json(edited), analysis)
+    kept, following = splice_text(whole, edited, ask.analyze)
     return Cut((), payoff, edited), whole[:kept] + following
 
 
