@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from gtalign_jax.chain.matrix import Row
 from gtalign_jax.game.pricing import TYPICAL, Amounts
 from gtalign_jax.serving.server.text import SHOWN
 from gtalign_jax.serving.splice import MODEL
@@ -36,11 +37,15 @@ class ApiError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Pricing:
-    """Who pays and how much: a policy of `game.pricing`, its price, and what actions write."""
+    """Who pays and how much: a policy of `game.pricing`, its price, and what actions write.
+
+    matrix: what the price is put on in place of the matrix that the model writes; None for that one.
+    """
 
     policy: str
     price: float
     amounts: Amounts = TYPICAL
+    matrix: Row | None = None
 
 
 @dataclasses.dataclass(frozen=True)

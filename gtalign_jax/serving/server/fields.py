@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gtalign_jax.chain.matrix import Row, parse_row
 from gtalign_jax.serving.server.ask import ApiError, Bounds, Messages, Pricing, Prompt
 from gtalign_jax.serving.server.text import MODES
 from gtalign_jax.serving.splice import ANALYZE
@@ -87,8 +88,8 @@ def _stream_options(name: str, value: Any, bounds: Bounds) -> bool:
 
 
 def read_pricing(name: str, value: Any, bounds: Bounds) -> Pricing:
-    """`{"policy": …, "price": …}` as a request or a key's defaults hold it."""
-    if not isinstance(value, dict) or not set(value) <= {"policy", "price"}:
+    """`{"policy": …, "price": …}`, perhaps with a `matrix`, as a request or a key's defaults hold it."""
+    if not isinstance(value, dict) or not set(value) <= {"policy", "price", "matrix"}:
         raise ApiError(400, f'{name}: must be {{"policy": "per_token", "price": 0.5}}', param=name)
     policy = _one_of(*bounds.policies)(f"{name}.policy", value.get("policy"), bounds)
     price = value.get("price")
@@ -97,7 +98,17 @@ def read_pricing(name: str, value: Any, bounds: Bounds) -> Pricing:
         raise ApiError(
             400, f"{name}.price: must be a finite number, {MAX_PRICE:g} at most", param=f"{name}.price"
         )
-    return Pricing(policy, float(price), bounds.amounts)
+    matrix = value.get("matrix")
+    row = None if matrix is None else _read_matrix(f"{name}.matrix", matrix)
+    return Pricing(policy, float(price), bounds.amounts, row)
+
+
+def _read_matrix(name: str, value: Any) -> Row:
+    """A payoff matrix as models write it."""
+    row, errors = parse_row(json.dumps(value))
+    if row is None:
+        raise ApiError(400, errors[0].replace("payoff", name, 1), param=name)
+    return row
 
 
 FIELDS: dict[str, Callable[[str, Any, Bounds], Any]] = {

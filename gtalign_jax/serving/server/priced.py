@@ -120,6 +120,8 @@ def edit(engine: Engine, token_ids: Sequence[int], ask: Ask, row: Row) -> Cut:
 
 def edited_payoff(payoff: np.ndarray, pricing: Pricing) -> np.ndarray:
     """The matrix [U, A, 2] as the pricing has it, as models read it."""
+    if pricing.matrix is not None:
+        payoff = np.array(pricing.matrix).reshape(payoff.shape)
     return as_written(apply_policy(payoff, pricing.policy, pricing.price, pricing.amounts))
 
 

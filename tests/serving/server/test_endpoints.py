@@ -210,6 +210,16 @@ def test_a_price_changes_the_matrix_the_choice_and_the_answer(client, engine, an
     assert usage.prompt_tokens == 2 * prompt + prefix and usage.completion_tokens == first + rest
 
 
+@pytest.mark.parametrize("pricing", [PRICE, {"policy": "none", "price": 0}])
+def test_a_matrix_of_the_request_stands_in_place_of_the_models(client, pricing):
+    given = json.loads(payoff_json(FREE - 0.2 if pricing is PRICE else PAID))
+    (choice,) = chat(client, pricing={**pricing, "matrix": given}, max_tokens=200).choices
+    edited = per_token(FREE - 0.2, 4.0) if pricing is PRICE else PAID
+    assert choice.steering["payoff"] == json.loads(payoff_json(FREE))
+    assert choice.steering["edited"] == json.loads(payoff_json(as_written(edited)))
+    assert payoff_json(as_written(edited)) in choice.message.content
+
+
 def test_text_before_the_matrix_comes_before_it_is_settled(client):
     pieces = [e.choices[0].delta.content or "" for e in chat(client, pricing=PRICE, stream=True)]
     assert "".join(pieces) == CHAINS["DA"]

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gtalign_jax.game.moves import KEYS as CELLS
 from gtalign_jax.serving.server.ask import ApiError, Ask, Bounds, Defaults
 from gtalign_jax.serving.server.fields import FIELDS
 from gtalign_jax.serving.server.protocol import ABSENT, LABELS, parse_json, read_ask
@@ -68,3 +70,35 @@ def test_any_json_is_a_request_or_a_line(body, chat):
 def test_any_bytes_are_an_object_or_a_line(body):
     found = refused(lambda: parse_json(body))
     assert found is None or isinstance(found, dict)
+
+
+MATRIX = {key: {"LLM": i, "user": -i / 2} for i, key in enumerate(CELLS)}
+
+
+def priced(matrix):
+    pricing = {"policy": "none", "price": 0, "matrix": matrix}
+    return read_ask({"prompt": "a", "pricing": pricing}, False, Defaults(), BOUNDS).pricing
+
+
+def test_a_price_may_be_put_on_a_matrix_of_the_request():
+    assert priced(None).matrix is None
+    assert priced(MATRIX).matrix == (5, -2.5, 4, -2, 3, -1.5, 2, -1, 1, -0.5, 0, 0)  # VQ before DQ, DA first
+
+
+@pytest.mark.parametrize(
+    ("matrix", "said"),
+    [
+        ([], "pricing.matrix: "),
+        ("{}", "pricing.matrix: "),
+        ({}, "pricing.matrix.DQ_AQ: missing"),
+        ({**MATRIX, "DA": {"LLM": 1, "user": 1}}, "not a cell"),
+        ({**MATRIX, "DQ_DA": {"LLM": 1}}, "pricing.matrix.DQ_DA: must hold LLM and user"),
+        ({**MATRIX, "DQ_DA": {"LLM": 1, "user": True}}, "pricing.matrix.DQ_DA.user: "),
+        ({**MATRIX, "DQ_DA": {"LLM": 1, "user": 10**400}}, "pricing.matrix.DQ_DA.user: "),
+        ({**MATRIX, "x" * 5000: 0}, "over 4000"),
+    ],
+)
+def test_a_matrix_that_is_none_is_refused_with_its_cell(matrix, said):
+    with pytest.raises(ApiError, match=said) as refusal:
+        priced(matrix)
+    assert refusal.value.status == 400 and refusal.value.param == "pricing.matrix"
