@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from gtalign_jax.chain.prompt import analysis_text
 from gtalign_jax.game.equilibrium import mixed_nash, price_of_anarchy, pure_nash, stackelberg
 from gtalign_jax.game.moves import ACTIONS, GTALIGN, KEYS, LLM, PLAYERS, USER, USER_MOVES
 from gtalign_jax.game.payoff import cell_welfare, pareto_frontier, welfare_optimal
@@ -46,13 +45,6 @@ def solution(payoff: np.ndarray) -> dict[str, Any]:
         "stackelberg": _key(*found["stackelberg"]),
         "price_of_anarchy": anarchy if math.isfinite(anarchy) else None,
     }
-
-
-def solver_analysis(payoff: np.ndarray) -> str:
-    """The text of <analyze> that follows from a matrix: each action's best cell, then the recommendation."""
-    found = jax.device_get(_solve(np.asarray(payoff, np.float32)))
-    best = np.argmax(found["welfare"], axis=0)
-    return analysis_text(payoff[best, np.arange(payoff.shape[1])], ACTIONS[found["chosen"][1]])
 
 
 def _key(move: int, action: int) -> str:

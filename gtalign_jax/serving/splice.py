@@ -7,10 +7,10 @@ import numpy as np
 
 from gtalign_jax.chain.parse import parse_payoff, to_array
 from gtalign_jax.chain.prompt import payoff_json
+from gtalign_jax.chain.solver import solver_analysis
 from gtalign_jax.errors import UserError
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.serving.solution import solver_analysis
 
 OPEN, CLOSE = "<payoff>", "</payoff>"
 ANALYZE = MODEL, SOLVER = ("model", "solver")  # who writes <analyze> after an edited matrix

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gtalign_jax.chain.prompt import format_chain, payoff_json
+from gtalign_jax.chain.solver import solver_analysis
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
@@ -18,7 +19,7 @@ from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY
-from gtalign_jax.serving.solution import solution, solver_analysis
+from gtalign_jax.serving.solution import solution
 from gtalign_jax.serving.splice import splice_payoff
 from gtalign_jax.serving.steer import Options, steer
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gtalign_jax.chain.prompt import format_chain
+from gtalign_jax.chain.solver import solver_analysis
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.game.pricing import as_written, per_token
 from gtalign_jax.models import hf
@@ -18,7 +19,6 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.serving.server.ask import Ask, Pricing
 from gtalign_jax.serving.server.parts import Usage
 from gtalign_jax.serving.server.upstream import Upstream, find_models
-from gtalign_jax.serving.solution import solver_analysis
 
 ASKED = ({"role": "user", "content": "Which train do you mean?"},)
 FREE = np.array([[[2, 2], [0, 0], [2.5, 2.5]]] * 2)

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from gtalign_jax.chain.prompt import format_chain, payoff_json
+from gtalign_jax.chain.solver import solver_analysis
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.game.pricing import as_written, per_token
 from gtalign_jax.models.config import ModelConfig
@@ -29,7 +30,6 @@ from gtalign_jax.serving.server.app import Service
 from gtalign_jax.serving.server.ask import ApiError, Ask, Bounds, Pricing
 from gtalign_jax.serving.server.local import Local, make_row, stream_seed
 from gtalign_jax.serving.server.upstream import Upstream
-from gtalign_jax.serving.solution import solver_analysis
 
 ASKED = [{"role": "user", "content": "Which train do you mean?"}]
 PRICE = {"policy": "per_token", "price": 4}
