@@ -14,7 +14,7 @@ PURE   := tests/test_rooms.py tests/test_config.py tests/test_packaging.py tests
 BOUNDS := tests/game tests/chain tests/data tests/rewards tests/models tests/learning tests/rollout tests/run \
           tests/mesh/test_sharding.py tests/test_train.py
 
-.PHONY: quickstart test check lint types newest oldest vllm test-vllm clean
+.PHONY: quickstart test check lint types newest oldest vllm test-vllm docs clean
 
 quickstart: $(STAMP)
 	@echo "== quickstart: SFT, GRPO on mutual welfare, evaluation, report, HF export"
@@ -64,6 +64,10 @@ $(VLLM)/.installed:
 test-vllm: $(STAMP) vllm
 	@echo "== test-vllm: what stands against a real server (a quarter of an hour)"
 	$(BIN)/python -m pytest -q -n 0 tests/vllm
+
+# The site, from docs/*.md and docstrings; nothing is fetched. build/docs/index.html is where it begins.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 clean:
 	rm -rf $(VENV) $(VENV)-newest $(VENV)-oldest $(VLLM) runs build dist *.egg-info

@@ -93,6 +93,7 @@ setup(
         "s3": STORES[1:],
         "test": SERVE + STORES + pins("test"),
         "dev": pins("dev"),
+        "docs": pins("docs"),
         "real": [*pins("real"), *(line for line in pins("test") if line.startswith("torch=="))],
         # Without the stores: their clients and the oldest `datasets` want different fsspec.
         "oldest": [line.partition(",")[0].replace(">=", "==") for line in RUNTIME + SERVE] + pins("test"),
