@@ -1,13 +1,14 @@
 """A TFDS builder of records: each row is kept as its source held it, as JSON, in the source's order.
 
-A data set is FOLDER/NAME/TASK/VERSION: one of TFDS's configs for each task, so that tasks can be mixed. Its
-one feature is text, because records of different sources have different fields, nulls and nested lists, for
+A data set is FOLDER/NAME/TASK/VERSION: one of TFDS's configs for each task, so that tasks can be mixed. A
+record is one text, because records of different sources have different fields, nulls and nested lists, for
 which TFDS has no types.
 """
 
 import contextlib
 import datetime
 import decimal
+import functools
 import io
 import json
 import logging
@@ -15,18 +16,24 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from gtalign_jax.data.item import Record, shown
+from gtalign_jax.data.records import Row
 from gtalign_jax.errors import UserError, naming
 
-FEATURE = "record"
 VERSION = "1.0.0"
-Splits = Mapping[str, Callable[[], Iterable[Record]]]
+FEATURES = {
+    "record": tfds.features.Text(doc="A record as JSON, with the fields that it had in its source."),
+    "published": tfds.features.Scalar(np.bool_, doc="Whether it is a row of the published files."),
+    "seen": tfds.features.Scalar(np.bool_, doc="Whether its prompt, of a test row, stands in train."),
+}
+Splits = Mapping[str, Callable[[], Iterable[Row]]]
 
 
 class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes the records of a task. splits: name → its records, read when the split is written."""
+    """Writes the rows of a task. splits: name → its rows, read when the split is written."""
 
     VERSION = tfds.core.Version(VERSION)
     code_path = None  # no file of checksums lies beside this code, and TFDS needs not look for one
@@ -38,25 +45,36 @@ class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         super().__init__(config=config, data_dir=folder, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text(doc="A record as JSON, with the fields it had in its source.")
-        features = tfds.features.FeaturesDict({FEATURE: text})
+        features = tfds.features.FeaturesDict(FEATURES)
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, bytes]]]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         del dl_manager  # nothing is downloaded
         return {split: self._generate_examples(split) for split in self._splits}
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, bytes]]]:
-        for i, record in enumerate(self._splits[split]()):
-            with naming(f"{self.name}/{self.builder_config.name}, split {split}, row {i}: "):
-                yield i, {FEATURE: encoded(record)}
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        for i, row in enumerate(self._splits[split]()):
+            with naming(f"{row.where}: "):
+                yield i, {"record": encoded(row.record), "published": row.published, "seen": row.seen}
 
 
-def write_records(folder: pathlib.Path, name: str, task: str, splits: Splits) -> pathlib.Path:
+def write_records(
+    folder: pathlib.Path, name: str, task: str, splits: Mapping[str, Iterable[Record]]
+) -> pathlib.Path:
+    """Write records as the data set NAME/TASK, as `write_rows` does."""
+
+    def rows(split: str) -> Iterator[Row]:
+        for i, record in enumerate(splits[split]):
+            yield Row(f"{name}/{task}, split {split}, row {i}", record)
+
+    return write_rows(folder, name, task, {split: functools.partial(rows, split) for split in splits})
+
+
+def write_rows(folder: pathlib.Path, name: str, task: str, splits: Splits) -> pathlib.Path:
     """Write the data set NAME/TASK, and give its folder, which is there once all of it is written.
 
     folder: on a disk. splits: `train` and `test`, or as they are to be called. UserError for a split without
-    records, a data set that is there already, and a record that cannot be kept.
+    rows, a data set that is there already, and a record that cannot be kept.
     """
     with _quiet():
         builder = Records(name, task, splits, folder)
@@ -66,7 +84,10 @@ def write_records(folder: pathlib.Path, name: str, task: str, splits: Splits) ->
         try:
             builder.download_and_prepare()
         except AssertionError as error:  # of a split without records
-            raise UserError(f"{made}: {' '.join(str(error).split())}") from error
+            empty = next((split for split in splits if f'"{split}"' in str(error)), "")
+            raise UserError(
+                f"{name}/{task}: split {empty!r} has no row; leave the task out, or give it some"
+            ) from error
         finally:
             downloads = folder / "downloads"
             _remove_empty(downloads / "extracted", downloads, made.parent, made.parent.parent)
