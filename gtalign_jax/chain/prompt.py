@@ -29,6 +29,12 @@ Carry the choice out. DA: the answer only. CQ: exactly one question. AQ: a short
 # For the embedded tasks, whose models learn the form from examples.
 SHORT_INSTRUCTION = "Play the game, then respond."
 
+# For the baseline without the chain: the same three ways to answer, and nothing but the answer.
+PLAIN_INSTRUCTION = (
+    "Answer directly, ask one clarifying question, or answer briefly and ask one follow-up question, "
+    "whichever serves the user best. Write the reply alone."
+)
+
 
 def payoff_json(payoff: Array) -> str:
     """Canonical text of a matrix [2, 3, 2]: sorted keys, one decimal."""

@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
+from gtalign_jax.chain.prompt import INSTRUCTION, PLAIN_INSTRUCTION, SHORT_INSTRUCTION
+from gtalign_jax.data.history import HISTORIES, TOO_LONG
 from gtalign_jax.data.records import KINDS
 from gtalign_jax.errors import MAX_COUNT, MAX_SEED, in_range
 
-INSTRUCTIONS = {"short": SHORT_INSTRUCTION, "full": INSTRUCTION}
+INSTRUCTIONS = {"short": SHORT_INSTRUCTION, "full": INSTRUCTION, "plain": PLAIN_INSTRUCTION}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,10 @@ class DataConfig:
     tasks: names, or module:NAME of a `Task` of one's own (docs/tasks.md). splits: what the source calls the
     split that is trained on and the one that is held out. test_share: the part of a single file that is held
     out, by a hash of the question. fields: what the source calls its fields. instruction: the system message
-    of a conversation that has none: `short`, `full` (`chain.prompt`), a text, or "" for none.
+    of a conversation that has none: `short`, `full`, `plain` (`chain.prompt`), a text, or "" for none.
+    history: what was said before the question is written as `given`, as `turns`, or `flat`, in the user's one
+    message; other than `given` the published and embedded rows become conversations under our instruction.
+    too_long: `drop` a prompt that no bucket holds, or `cut` its oldest turns first, as far as it takes.
     decontaminate: leave out training rows whose prompt also stands in the test split.
     train_per_task, test_per_task: items of each task (0: all there are). seed: of the embedded items, the
     demonstrations and the order of batches.
@@ -41,6 +45,8 @@ class DataConfig:
     test_share: float = 0.2
     fields: FieldNames = FieldNames()
     instruction: str = "short"
+    history: str = "given"
+    too_long: str = "drop"
     decontaminate: bool = False
     train_per_task: int = 512
     test_per_task: int = 64
@@ -57,6 +63,9 @@ class DataConfig:
             raise ValueError(f"tasks={name}: write several names, or one with a comma: ('{name}',)")
         if not self.tasks or len(set(self.tasks)) != len(self.tasks):
             raise ValueError(f"tasks={self.tasks}: name one task or more, each once")
+        for name, known in (("history", HISTORIES), ("too_long", TOO_LONG)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(known)}")
         if len(self.splits) != 2 or not all(self.splits):
             raise ValueError(f"splits={self.splits}: name two, the one to train on first")
 

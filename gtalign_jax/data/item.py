@@ -23,7 +23,8 @@ class Item:
     task: our task name. ground_truth: label, reference or answer. intent: the question a judge sees.
     slots: what an embedded task was written from; None for real data. seen: a test item whose prompt also
     stands in the training split. name: the `id` of its record, "" where there is none.
-    turn: which turn of its conversation a published row is of; 0 where it does not say.
+    turn: which turn of its conversation a published row is of; 0 where it does not say. where: the file and
+    row of its record.
     """
 
     id: int
@@ -36,6 +37,7 @@ class Item:
     seen: bool = False
     name: str = ""
     turn: int = 0
+    where: str = dataclasses.field(default="", compare=False)
 
 
 Read = Callable[[Record], Item | None]
@@ -73,7 +75,7 @@ def read_published(record: Record, several: str = "") -> Item | None:
 
     several: as in `read_question`.
     """
-    messages = _published_messages(record["prompt"])
+    messages = published_messages(record["prompt"], "prompt")
     model, extra = record["reward_model"], record.get("extra_info")
     if not isinstance(model, Mapping) or "ground_truth" not in model:
         raise ValueError(f"reward_model {shown(model)}: must be an object with ground_truth")
@@ -147,17 +149,17 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _published_messages(prompt: Any) -> tuple[Message, ...]:
-    """The chat messages of a published row; null content is empty text."""
-    if not isinstance(prompt, list) or not prompt:
-        raise ValueError(f"prompt {shown(prompt)}: must be a list of messages with role and content")
+def published_messages(value: Any, field: str) -> tuple[Message, ...]:
+    """The chat messages in a field of a published row; null content is empty text."""
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{field} {shown(value)}: must be a list of messages with role and content")
     messages = []
-    for number, message in enumerate(prompt):
+    for number, message in enumerate(value):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise ValueError(f"prompt[{number}] {shown(message)}: must have a role and content")
+            raise ValueError(f"{field}[{number}] {shown(message)}: must have a role and content")
         content = "" if message.get("content") is None else message["content"]
         if not isinstance(content, str):
-            raise ValueError(f"prompt[{number}].content {shown(content)}: must be text; join its parts")
+            raise ValueError(f"{field}[{number}].content {shown(content)}: must be text; join its parts")
         messages.append({"role": message["role"], "content": content})
     return tuple(messages)
 

@@ -1,6 +1,6 @@
 """What step k trains on, as a pure function of (seed, k): a run resumes with nothing but its step.
 
-Examples are token lists; those that fit no bucket were dropped and counted, never cut.
+Examples are token lists. What fits no bucket is left out and named; a chain is never cut.
 """
 
 import dataclasses
@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 import grain
 import numpy as np
 
+from gtalign_jax.data.config import DataConfig
+from gtalign_jax.data.history import prompt_tokens
 from gtalign_jax.data.item import Item
 from gtalign_jax.errors import UserError
 from gtalign_jax.types import Array
@@ -16,26 +18,49 @@ from gtalign_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-    """Items with their prompt tokens. dropped: items whose prompt fits no bucket."""
+    """Items with their prompt tokens. cut: how many of them lost the oldest turns of their history.
+
+    dropped: items whose prompt fits no bucket.
+    """
 
     items: list[Item]
     tokens: list[list[int]]
-    dropped: int
+    cut: int = 0
+    dropped: tuple[Item, ...] = ()
 
 
 def encode_prompts(
-    items: Sequence[Item], encode: Callable[[Sequence], list[int]], fits: Callable[[Sequence[int]], bool]
+    items: Sequence[Item],
+    encode: Callable[[Sequence], list[int]],
+    fits: Callable[[Sequence[int]], bool],
+    config: DataConfig,
 ) -> PromptSet:
     """Tokenise every prompt with the chat template and keep those that fit a bucket."""
-    encoded = [(item, encode(item.messages)) for item in items]
-    kept = [(item, tokens) for item, tokens in encoded if fits(tokens)]
+    encoded = [(item, *prompt_tokens(item, encode, fits, config.history, config.too_long)) for item in items]
+    kept = [(item, tokens) for item, tokens, _ in encoded if fits(tokens)]
     if not kept:
-        shortest = min((len(tokens) for _, tokens in encoded), default=0)
+        shortest = min((len(tokens) for _, tokens, _ in encoded), default=0)
         raise UserError(
-            f"no prompt of {len(encoded)} fits: the shortest has {shortest} tokens; "
-            "raise the last of config.buckets.prompt"
+            f"no prompt of {len(encoded)} fits: the shortest has {shortest} tokens; {mend_of_length(config)}"
         )
-    return PromptSet([i for i, _ in kept], [t for _, t in kept], len(encoded) - len(kept))
+    return PromptSet(
+        items=[item for item, _ in kept],
+        tokens=[tokens for _, tokens in kept],
+        cut=sum(cut for *_, cut in encoded),
+        dropped=tuple(item for item, tokens, _ in encoded if not fits(tokens)),
+    )
+
+
+def mend_of_length(config: DataConfig) -> str:
+    """What can be done about prompts that no bucket holds."""
+    cut = "" if config.too_long == "cut" else ", or cut histories with config.data.too_long=cut"
+    return f"raise the last of config.buckets.prompt{cut}"
+
+
+def named(items: Sequence[Item], most: int = 5) -> str:
+    """Where the records of items stand, at most so many of them."""
+    more = len(items) - most
+    return ", ".join(item.where for item in items[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def step_rows(count: int, batch: int, seed: int, step: int, shard: tuple[int, int] = (0, 1)) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,21 +11,32 @@ from gtalign_jax.data.item import Item
 from gtalign_jax.data.sources import mark_seen, prompt_key
 
 MAX_LABELS = 10  # more different truths are answers, not labels
+MAX_NAMED = 20  # rows that are dropped, by name
 Report = dict[str, Any]
+
+
+class Written(NamedTuple):
+    """A prompt as a run writes it: its tokens, and whether its history was cut."""
+
+    tokens: int
+    cut: bool = False
 
 
 def split_report(
     items: Sequence[Item],
-    lengths: Sequence[int],
+    prompts: Sequence[Written],
     buckets: Sequence[int],
     right_action: Callable[[Item], str],
 ) -> Report:
-    """The numbers of one task's items in one split. lengths [rows]: tokens of each prompt.
+    """The numbers of one task's items in one split. prompts [rows]: of each item.
 
     labels: how often each truth stands (its part before ###), where those are few. repeated: prompts that
     stand in several rows, `turns` where the rows are turns of one conversation that were given the same
-    prompt. buckets: rows that each holds, and those longer than it; dropped: longer than all.
+    prompt. buckets: rows that each holds, and those longer than it. cut: rows whose history is cut. dropped:
+    those longer than all buckets; dropped_rows: where the first MAX_NAMED of them stand.
     """
+    lengths = [prompt.tokens for prompt in prompts]
+    dropped = [item for item, length in zip(items, lengths, strict=True) if length > buckets[-1]]
     labels = Counter(item.ground_truth.strip().partition("###")[0] for item in items)
     return {
         "rows": len(items),
@@ -36,7 +47,9 @@ def split_report(
         "right_actions": dict(Counter(map(right_action, items)).most_common()),
         "tokens": _lengths(lengths),
         "buckets": _buckets(lengths, buckets),
-        "dropped": sum(length > buckets[-1] for length in lengths),
+        "cut": sum(prompt.cut for prompt in prompts),
+        "dropped": len(dropped),
+        "dropped_rows": [item.where for item in dropped[:MAX_NAMED]],
     }
 
 
@@ -94,6 +107,7 @@ def _buckets(lengths: Sequence[int], buckets: Sequence[int]) -> dict[str, dict[s
 def text_report(report: Mapping[str, Any]) -> str:
     """A report as lines for a terminal."""
     lines = [f"source {report['source']}, tokens of {report['tokenizer']}"]
+    lines += [f"the chat template {sentence}" for sentence in report["template"]]
     for name, task in report["tasks"].items():
         lines += ["", name]
         for split, found in task["splits"].items():
@@ -117,6 +131,11 @@ def _split_lines(found: Mapping[str, Any]) -> list[str]:
         f"rows by bucket: {sizes}; longer than all, so dropped: {found['dropped']:,}",
         f"right actions: {_counts(found['right_actions'])}",
     ]
+    if found["cut"]:
+        lines.append(f"{found['cut']:,} prompts lose their oldest turns to fit")
+    if found["dropped"]:
+        more = ", ..." if found["dropped"] > len(found["dropped_rows"]) else ""
+        lines.append(f"dropped: {', '.join(found['dropped_rows'])}{more}")
     if found["labels"]:
         lines.append(f"labels: {_counts(found['labels'])}")
     for kind, said in (("turns", "the turns of one conversation"), ("copies", "copies")):

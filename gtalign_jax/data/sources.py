@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from gtalign_jax.data import synthetic
 from gtalign_jax.data.config import DataConfig, FieldNames
+from gtalign_jax.data.history import instructed, published_turns
 from gtalign_jax.data.item import Item, Readable, Record, shown
 from gtalign_jax.data.records import KINDS, Row
 from gtalign_jax.errors import UserError, naming
@@ -68,9 +69,9 @@ def read_source(
     if config.source == "synthetic":
         made = synthetic.make_records(list(tasks.values()), split, limit, config.seed)
         embedded = (Row(f"embedded tasks, row {i}", record) for i, record in enumerate(made))
-        return read_rows(embedded, _published_reader(tasks), keep_going=keep_going)
+        return read_rows(embedded, _published_reader(tasks, config.system), keep_going=keep_going)
     if config.source == "gtalign":
-        loaded = read_split(config.root, tasks.values(), config.split_name(split), keep_going)
+        loaded = _read_split(config, tasks.values(), split, keep_going)
         kept = _first_of_each(loaded.items, tasks, limit) if limit else loaded.items
         return dataclasses.replace(loaded, items=kept)
     _, rows_of = KINDS[config.kind]
@@ -103,7 +104,7 @@ def read_rows(
             empty += 1
         elif belongs(row, item) and (not limits or left[item.task] > 0):
             left[item.task] -= 1
-            items.append(dataclasses.replace(item, id=len(items)))
+            items.append(dataclasses.replace(item, id=len(items), where=row.where))
             if limits and not +left:
                 break
     return Loaded(items, empty, tuple(bad))
@@ -120,9 +121,20 @@ def _read(row: Row, read: Callable[[Row], Item | None]) -> Item | None:
         raise UserError(f"{row.where}: cannot be read ({error}); mend or remove the row") from error
 
 
-def read_split(root: str, tasks: Iterable[Readable], split: str, keep_going: bool = False) -> Loaded:
+def _read_split(
+    config: DataConfig, tasks: Iterable[Readable], split: str, keep_going: bool = False
+) -> Loaded:
+    """`read_split` as a config has it."""
+    anew = None if config.history == "given" else config.system
+    return read_split(config.root, tasks, config.split_name(split), keep_going, anew)
+
+
+def read_split(
+    root: str, tasks: Iterable[Readable], split: str, keep_going: bool = False, anew: str | None = None
+) -> Loaded:
     """Items of `root/TASK/SPLIT.parquet` for each task that has the split.
 
+    anew: the instruction that conversations are written under in place of the rows' own prompts.
     Raises UserError for a missing root, a task without any file, or a row of another task.
     """
     folder, tasks = paths.path(root), list(tasks)
@@ -136,7 +148,8 @@ def read_split(root: str, tasks: Iterable[Readable], split: str, keep_going: boo
                 f"{path}: not found; leave {task.name!r} out of config.data.tasks or add the file"
             )
         rows += [Row(f"{path}, row {i}", record) for i, record in enumerate(_published_rows(path))]
-    return read_rows(rows, _published_reader({task.name: task for task in tasks}), keep_going=keep_going)
+    reader = _published_reader({task.name: task for task in tasks}, anew)
+    return read_rows(rows, reader, keep_going=keep_going)
 
 
 def prompt_key(item: Item) -> tuple[str, ...]:
@@ -160,7 +173,7 @@ def _mark_seen(config: DataConfig, tasks: Mapping[str, Known], test: list[Item])
     if config.source == "gtalign":
         asked = {name: tasks[name] for name in dict.fromkeys(item.task for item in test)}
         there = with_split(config, asked, TRAIN)
-        trained = read_split(config.root, there.values(), config.split_name(TRAIN)).items
+        trained = _read_split(config, there.values(), TRAIN).items
     else:
         trained = read_source(config, tasks, TRAIN, config.train_per_task).items
     return mark_seen(test, _unseen(trained, test) if config.decontaminate else trained)
@@ -197,8 +210,9 @@ def _published_rows(path: pathlib.Path) -> list[dict]:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
 
 
-def _published_reader(tasks: Mapping[str, Readable]) -> Callable[[Row], Item | None]:
-    """Reads a row of the published schema by the task that its data_source belongs to."""
+def _published_reader(tasks: Mapping[str, Readable], anew: str | None = None) -> Callable[[Row], Item | None]:
+    """Reads a row of the published schema by the task that its data_source belongs to; anew: see
+    `read_split`."""
     known = {task.source: task for task in tasks.values()}
 
     def read(row: Row) -> Item | None:
@@ -206,7 +220,12 @@ def _published_reader(tasks: Mapping[str, Readable]) -> Callable[[Row], Item | N
         if source not in list(known):
             raise ValueError(f"data_source {source!r} is not a known task; known: {', '.join(known)}")
         item = known[source].read(row.record)
-        return item and dataclasses.replace(item, task=known[source].name, source=source)
+        if item is None:
+            return None
+        messages = item.messages if anew is None else instructed(published_turns(row.record), anew)
+        if not messages[-1]["content"].strip():
+            return None
+        return dataclasses.replace(item, messages=messages, task=known[source].name, source=source)
 
     return read
 
@@ -225,10 +244,8 @@ def _own_reader(config: DataConfig, tasks: Mapping[str, Readable]) -> Callable[[
                 f"truth: missing or empty, and task {task.name!r} needs one; give it, or map it with "
                 "config.data.fields.truth"
             )
-        if config.system and item.messages[0]["role"] != "system":
-            system = {"role": "system", "content": config.system}
-            item = dataclasses.replace(item, messages=(system, *item.messages))
-        return dataclasses.replace(item, task=task.name, source=task.source)
+        messages = instructed(item.messages, config.system)
+        return dataclasses.replace(item, messages=messages, task=task.name, source=task.source)
 
     return read
 

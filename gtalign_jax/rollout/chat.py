@@ -8,20 +8,22 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.errors import UserError
+from gtalign_jax.rollout.template import AS_GIVEN, Messages, Template, fitted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Messages = Sequence[Mapping[str, str]]
 STEPS = 3_000_000  # lines of Python that a template may take for two short messages; real ones take thousands
 _NOW = re.compile(r"""\bstrftime_now\(\s*(['"])(.*?)\1\s*\)""")
-_ANSWER = "zqxjk"  # stands nowhere in a template
+_ASKED, _ANSWER, _TOLD = "qzvxw", "zqxjk", "xkqjz"  # stand nowhere in a template
 
 
 class _Endless(Exception):
@@ -34,16 +36,18 @@ def render(
     date: datetime.date | None = None,
     *,
     answered: bool = False,
+    template: Template = AS_GIVEN,
 ) -> str:
     """Chat messages as text, ready to be answered, or `answered` already.
 
-    date: what a template that asks for today is told (None: today).
+    date: what a template that asks for today is told (None: today). template: what it does with messages,
+    which are put as it takes them.
     """
     if not tokenizer.chat_template:
         raise UserError("the model's tokenizer has no chat template; give plain text or token ids instead")
     try:
         text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            [dict(message) for message in fitted(messages, template)],
             chat_template=_dated(tokenizer.get_chat_template(), date or datetime.date.today()),
             tokenize=False,
             add_generation_prompt=not answered,
@@ -79,15 +83,64 @@ def check_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
         raise UserError(f"{where}: the chat template leaves a message out; mend chat_template.jinja")
 
 
+def ask_template(tokenizer: PreTrainedTokenizerBase) -> Template:
+    """What the chat template does with messages, found by having it write some."""
+    if not tokenizer.chat_template:
+        return AS_GIVEN
+    user, answer = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWER}
+    blocks = {name: f"<{name}>\n{_TOLD}\n</{name}>" for name in BLOCKS}
+    chain = {"role": "assistant", "content": "\n".join(blocks.values())}
+    alone = _written(tokenizer, [user])
+    under = _written(tokenizer, [{"role": "system", "content": _TOLD}, user])
+    twice = _written(tokenizer, [user, {"role": "user", "content": _TOLD}])
+    talk = _written(tokenizer, [user, chain, user])
+    asked = _written(tokenizer, [user], answered=True)
+    return Template(
+        takes_system=_TOLD in under,
+        takes_repeats=_ASKED in twice and _TOLD in twice,
+        default_system=_added(under, alone),
+        opens=_opened(alone, asked, _written(tokenizer, [user, answer], answered=True)),
+        lost_blocks=tuple(name for name in BLOCKS if talk and blocks[name] not in talk),
+    )
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, messages: Messages, answered: bool = False) -> str:
+    """The text of messages as they are, "" where the template does not write them."""
+    try:
+        return _in_steps(lambda: render(tokenizer, messages, answered=answered))
+    except (UserError, _Endless):
+        return ""
+
+
+def _added(under: str, alone: str) -> str:
+    """What stands before a question in the place of the system message that it does not have.
+
+    under, alone: texts of the question with the system message _TOLD, and without one.
+    """
+    before, _, after = under.partition(_TOLD)
+    after, alone = after.partition(_ASKED)[0], alone.partition(_ASKED)[0]
+    if not (under and alone.startswith(before) and alone.endswith(after)):
+        return ""
+    return alone[len(before) : len(alone) - len(after)].strip()
+
+
+def _opened(alone: str, asked: str, answered: str) -> str:
+    """What stands after a question that is to be answered and not before its answer _ANSWER.
+
+    alone, asked, answered: texts of the question to be answered, not to be, and with its answer.
+    """
+    if not (alone.startswith(asked) and answered.startswith(asked)):
+        return ""
+    tail, head = alone[len(asked) :], answered[len(asked) :].partition(_ANSWER)[0]
+    return tail[len(os.path.commonprefix([tail, head])) :].strip()
+
+
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The special token that the chat template writes after an answer; None when it writes none."""
     if not tokenizer.chat_template:
         return None
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
-    try:
-        text = _in_steps(lambda: render(tokenizer, messages, answered=True))
-    except (UserError, _Endless):  # it writes no answers, only what asks for one
-        return None
+    text = _written(tokenizer, messages, answered=True)  # "" where it writes only what asks for an answer
     _, _, tail = text.rpartition(_ANSWER)
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}

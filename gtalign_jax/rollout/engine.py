@@ -20,11 +20,11 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import chat, grammar
 from gtalign_jax.rollout.buckets import BucketConfig, bucket
-from gtalign_jax.rollout.chat import Messages
 from gtalign_jax.rollout.grammar import BlockLimits, Constraint
 from gtalign_jax.rollout.request import Ending
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.rollout.stop import stop_table
+from gtalign_jax.rollout.template import AS_GIVEN, Messages, Template
 from gtalign_jax.rollout.token_bytes import token_bytes
 from gtalign_jax.types import Completions, PromptBatch
 
@@ -41,7 +41,7 @@ class Engine:
     so many rows are decoded at a time, rounded up to the devices they are spread over; the others of a call
     wait for the place of a row that is done, and batch buckets do not bound the call (0: all at once).
     eos_ids: the tokens that end a completion; the first is the one that ends a turn. date: what a chat
-    template that asks for today is told (None: today).
+    template that asks for today is told (None: today). template: what the chat template does with messages.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -53,6 +53,7 @@ class Engine:
     compact_every: int = 0
     rows: int = 0
     date: datetime.date | None = None
+    template: Template = AS_GIVEN
 
 
 def encode(engine: Engine, prompt: str | Messages) -> list[int]:
@@ -64,7 +65,7 @@ def encode(engine: Engine, prompt: str | Messages) -> list[int]:
         ids, begin = list(engine.tokenizer(prompt)["input_ids"]), engine.tokenizer.bos_token
         doubled = begin and prompt.startswith(begin) and ids[:2] == [engine.tokenizer.bos_token_id] * 2
         return ids[1:] if doubled else ids
-    text = chat.render(engine.tokenizer, prompt, engine.date)
+    text = chat.render(engine.tokenizer, prompt, engine.date, template=engine.template)
     return list(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

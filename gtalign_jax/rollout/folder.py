@@ -16,7 +16,7 @@ from gtalign_jax.models.config import RuntimeConfig, read_config
 from gtalign_jax.models.fields import read_fields, token_ids
 from gtalign_jax.models.transformer import logical_axes
 from gtalign_jax.rollout.buckets import BucketConfig
-from gtalign_jax.rollout.chat import check_template, turn_end
+from gtalign_jax.rollout.chat import ask_template, check_template, turn_end
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import PyTree
@@ -102,6 +102,7 @@ def folder_engine(
         compact_every=options.compact_every,
         rows=options.rows,
         date=options.date,
+        template=ask_template(tokenizer),
     )
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gtalign_jax.data import report, sources
 from gtalign_jax.data.config import DataConfig
+from gtalign_jax.data.history import prompt_tokens
 from gtalign_jax.data.item import Item
 from gtalign_jax.data.sources import TEST, TRAIN, Loaded
 from gtalign_jax.errors import UserError
@@ -15,11 +16,11 @@ from gtalign_jax.files import paths
 from gtalign_jax.rewards.tasks.task import Tasks
 from gtalign_jax.rollout import chat
 from gtalign_jax.rollout.folder import load_tokenizer
+from gtalign_jax.rollout.template import Messages, Template, peculiarities
 from gtalign_jax.run.job import make_tokenizer, write_chains
 from gtalign_jax.run.settings import Settings, run_tasks
 
 SHOWN = 20  # lines about bad records
-_ROWS = 256  # tokenised at a time
 
 
 def describe_data(settings: Settings) -> report.Report:
@@ -35,23 +36,33 @@ def describe_data(settings: Settings) -> report.Report:
     if not any(found.items for found in loaded.values()):
         raise UserError(bad[0] if bad else f"config.data.source={config.source}: no item in either split")
     tokenizer, name = _tokenizer(settings, tasks, loaded)
-    lengths = {split: token_lengths(tokenizer, found.items) for split, found in loaded.items()}
+    template = chat.ask_template(tokenizer)
+    written = {split: _written(tokenizer, template, found.items, settings) for split, found in loaded.items()}
     return {
         "source": config.source,
         "tokenizer": name,
-        "tasks": {task: _task(settings, tasks, task, loaded, lengths) for task in tasks},
+        "template": list(peculiarities(template)),
+        "tasks": {task: _task(settings, tasks, task, loaded, written) for task in tasks},
         "left_out": {split: found.empty for split, found in loaded.items()},
         "bad": {"rows": len(bad), "lines": bad[:SHOWN]},
     }
 
 
-def token_lengths(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[int]:
-    """Tokens of each item's prompt [rows], through the chat template."""
-    lengths: list[int] = []
-    for first in range(0, len(items), _ROWS):
-        texts = [chat.render(tokenizer, item.messages) for item in items[first : first + _ROWS]]
-        lengths += map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])
-    return lengths
+def _written(
+    tokenizer: PreTrainedTokenizerBase, template: Template, items: Sequence[Item], settings: Settings
+) -> list[report.Written]:
+    """Each item's prompt as the run would write it."""
+
+    def encode(messages: Messages) -> list[int]:
+        text = chat.render(tokenizer, messages, template=template)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def fits(tokens: Sequence[int]) -> bool:
+        return len(tokens) <= settings.buckets.prompt[-1]
+
+    data = settings.data
+    found = (prompt_tokens(item, encode, fits, data.history, data.too_long) for item in items)
+    return [report.Written(len(tokens), cut) for tokens, cut in found]
 
 
 def _whole(config: DataConfig, tasks: Tasks, split: str) -> Loaded:
@@ -84,7 +95,7 @@ def _task(
     tasks: Tasks,
     name: str,
     loaded: Mapping[str, Loaded],
-    lengths: Mapping[str, Sequence[int]],
+    written: Mapping[str, Sequence[report.Written]],
 ) -> dict[str, Any]:
     """The numbers of one task: of each split that it has, and of what both share."""
     mine: dict[str, list[Item]] = {}
@@ -93,8 +104,8 @@ def _task(
         rows = [i for i, item in enumerate(found.items) if item.task == name]
         mine[split] = [found.items[i] for i in rows]
         if rows:
-            tokens = [lengths[split][i] for i in rows]
+            prompts = [written[split][i] for i in rows]
             action, buckets = tasks[name].right_action, settings.buckets.prompt
-            splits[split] = report.split_report(mine[split], tokens, buckets, action)
+            splits[split] = report.split_report(mine[split], prompts, buckets, action)
     both = mine[TRAIN] and mine[TEST]
     return {"splits": splits, "leaks": report.leak_report(mine[TRAIN], mine[TEST]) if both else None}

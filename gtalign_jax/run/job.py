@@ -42,6 +42,7 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_fields
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
+from gtalign_jax.rollout.template import peculiarities
 from gtalign_jax.run.progress import stage
 from gtalign_jax.run.record import start_date
 from gtalign_jax.run.settings import (
@@ -115,19 +116,21 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     engine = load_folder_engine(folder, settings, mesh)
     if asks_for_date(engine.tokenizer):
         engine = dataclasses.replace(engine, date=start_date(workdir))
+    for sentence in peculiarities(engine.template):
+        log.warning("%s: the chat template %s", folder, sentence)
     encode = functools.partial(engine_lib.encode, engine)
     fits = functools.partial(engine_lib.fits, engine)
     with stage(f"tokenise {len(train_items) + len(test_items)} prompts"):
-        test = loader.encode_prompts(test_items, encode, fits)
-        train = loader.encode_prompts(train_items, encode, fits) if trains else PromptSet([], [], 0)
+        test = loader.encode_prompts(test_items, encode, fits, settings.data)
+        train = PromptSet([], [])
+        if trains:
+            train = loader.encode_prompts(train_items, encode, fits, settings.data)
         demonstrations = _demonstrations(engine, train, chains, settings)
     _check_rows("align", settings.align, len(train.items))
     _check_rows("sft", settings.sft, len(demonstrations))
     _check_budget(settings, train, batch_shards(mesh))
     for name, part in (("train", train), ("test", test)):
-        if part.dropped:
-            longest = settings.buckets.prompt[-1]
-            log.warning("%d %s prompts have over %d tokens and are dropped", part.dropped, name, longest)
+        _say_left_out(name, part, settings)
     return Job(
         settings=settings,
         workdir=workdir,
@@ -144,6 +147,20 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         untrained=_block_tables(engine, settings.align.untrained_blocks),
         generator=make_generator(settings.engine, engine, workdir),
     )
+
+
+def _say_left_out(split: str, found: PromptSet, settings: Settings) -> None:
+    """Nothing of a prompt is left out in silence: of how many, of which, and what else could be done."""
+    longest, dropped = settings.buckets.prompt[-1], found.dropped
+    if found.cut:
+        log.warning(
+            "%d %s prompts were over %d tokens and lost their oldest turns", found.cut, split, longest
+        )
+    if dropped:
+        log.warning(
+            "%d %s prompts have over %d tokens and are dropped (%s); %s",
+            *(len(dropped), split, longest, loader.named(dropped), loader.mend_of_length(settings.data)),
+        )
 
 
 def _judges(settings: Settings, stats: Counters, tasks: Tasks) -> tuple[Judge, ConsistencyJudge | None]:

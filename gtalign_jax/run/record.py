@@ -33,6 +33,8 @@ ADDED = {
         "test_share": 0.2,
         "fields": {name: name for name in ("question", "messages", "truth", "task", "id")},
         "instruction": "short",
+        "history": "given",
+        "too_long": "drop",
         "decontaminate": False,
     },
     "engine": {"patience_s": 300.0},

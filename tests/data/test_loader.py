@@ -1,10 +1,20 @@
 """Step k is a function of (seed, k), hosts split one batch, and what does not fit is counted."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from gtalign_jax.data.config import DataConfig
 from gtalign_jax.data.item import Item
-from gtalign_jax.data.loader import encode_prompts, pad_completions, step_rows, steps_by_width
+from gtalign_jax.data.loader import (
+    encode_prompts,
+    mend_of_length,
+    named,
+    pad_completions,
+    step_rows,
+    steps_by_width,
+)
 from gtalign_jax.errors import UserError
 
 
@@ -29,11 +39,19 @@ def item(i, text):
 def test_long_prompts_are_dropped_and_counted_never_cut():
     items = [item(0, "abc"), item(1, "abcdefgh"), item(2, "ab")]
     encode = lambda messages: list(messages[-1]["content"].encode())
-    kept = encode_prompts(items, encode, lambda tokens: len(tokens) <= 4)
-    assert [i.id for i in kept.items] == [0, 2] and kept.dropped == 1
+    kept = encode_prompts(items, encode, lambda tokens: len(tokens) <= 4, DataConfig())
+    assert [i.id for i in kept.items] == [0, 2] and kept.dropped == (items[1],) and kept.cut == 0
     assert kept.tokens == [list(b"abc"), list(b"ab")]
     with pytest.raises(UserError, match="the shortest has 2 tokens; raise the last of config.buckets.prompt"):
-        encode_prompts(items, encode, lambda tokens: False)
+        encode_prompts(items, encode, lambda tokens: False, DataConfig())
+
+
+def test_what_is_left_out_is_named_by_its_row():
+    rows = [dataclasses.replace(item(i, "x"), where=f"q.jsonl:{i}") for i in range(9)]
+    assert named(rows, 3) == "q.jsonl:0, q.jsonl:1, q.jsonl:2 and 6 more"
+    assert named(rows[:2]) == "q.jsonl:0, q.jsonl:1"
+    assert "too_long=cut" in mend_of_length(DataConfig())
+    assert mend_of_length(DataConfig(too_long="cut")) == "raise the last of config.buckets.prompt"
 
 
 def test_completions_are_padded_on_the_right():

@@ -20,7 +20,8 @@ def item(text, truth="t", turn=0):
 
 
 def split(items, lengths=None, buckets=(8, 16), action=lambda item: "DA"):
-    return report.split_report(items, lengths or [5] * len(items), buckets, action)
+    prompts = [report.Written(length) for length in lengths or [5] * len(items)]
+    return report.split_report(items, prompts, buckets, action)
 
 
 def test_rows_prompts_truths_labels_and_actions_are_counted():
@@ -42,9 +43,14 @@ def test_repeated_prompts_are_the_turns_of_a_conversation_or_copies():
 
 
 def test_lengths_fall_into_the_smallest_bucket_that_holds_them():
-    found = split([item(str(i)) for i in range(5)], [3, 8, 9, 16, 17])
+    rows = [dataclasses.replace(item(str(i)), where=f"f:{i}") for i in range(5)]
+    found = split(rows, [3, 8, 9, 16, 17])
     assert found["buckets"] == {"8": {"holds": 2, "longer": 3}, "16": {"holds": 2, "longer": 1}}
-    assert found["dropped"] == 1 and found["tokens"] == {"min": 3, "p50": 9, "p95": 17, "max": 17}
+    assert (
+        found["dropped"] == 1
+        and found["dropped_rows"] == ["f:4"]
+        and found["tokens"] == {"min": 3, "p50": 9, "p95": 17, "max": 17}
+    )
 
 
 def text(rng, count=60):
@@ -119,6 +125,7 @@ def test_a_report_is_strict_json_and_lines():
     found = {
         "source": "x",
         "tokenizer": "y",
+        "template": ["adds 'x' where there is no system message"],
         "tasks": {"math": {"splits": {"test": split([item("a"), item("a")])}, "leaks": None}},
         "left_out": {"train": 0, "test": 3},
         "bad": {"rows": 1, "lines": ["f.jsonl:3: truth: missing"]},

@@ -53,6 +53,24 @@ def test_bad_rows_are_listed_and_the_others_described(folder, capsys):
     assert "train 9 rows" in text
 
 
+def talk(turns, words):
+    said = [{"role": ("user", "assistant")[i % 2], "content": f"turn {i} " * words} for i in range(2 * turns)]
+    return {"messages": [*said, {"role": "user", "content": "What then?"}], "truth": "x"}
+
+
+def test_histories_that_are_cut_and_prompts_that_are_dropped_are_named(folder, capsys):
+    rows = [talk(0, 1), talk(3, 9), talk(1, 1), {"question": "Why " * 99, "truth": "x"}]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = own(folder, "--config.buckets.prompt=(128,)")
+    dropped = [f"{folder / 'test.jsonl'}:{row}" for row in (2, 4)]
+    for too_long, cut, names in (("drop", 0, dropped), ("cut", 1, dropped[1:])):
+        more = f"--config.data.too_long={too_long}"
+        test = json.loads(run(capsys, *flags, more, "--json"))["tasks"]["own"]["splits"]["test"]
+        assert (test["cut"], test["dropped"], test["dropped_rows"]) == (cut, len(names), names)
+        text = run(capsys, *flags, more)
+        assert f"dropped: {', '.join(names)}" in text and ("1 prompts lose" in text) == cut
+
+
 def test_the_embedded_tasks_share_nothing(capsys):
     found = json.loads(run(capsys, "--json"))
     assert list(found["tasks"]) == ["math", "medium", "ambig_qa", "wildguard"]

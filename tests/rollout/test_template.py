@@ -1,0 +1,118 @@
+"""Templates of real models: asked what they do, given messages as they take them, beside transformers."""
+
+import copy
+import dataclasses
+
+import pytest
+
+from gtalign_jax.chain.prompt import format_chain
+from gtalign_jax.errors import UserError
+from gtalign_jax.rollout import chat
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout.folder import folder_engine
+from gtalign_jax.rollout.template import Template, fitted, peculiarities
+from tests.rollout.templates import TEMPLATES
+
+FOLDS, MERGES = {"takes_system": False}, {"takes_repeats": False}
+QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+SMOL = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+FOUND = {
+    "smollm2": {"default_system": SMOL},
+    "qwen2.5": {"default_system": QWEN},
+    "qwen3": {},
+    "llama3": {},
+    "gemma2": FOLDS | MERGES,
+    "gemma3": MERGES,
+    "mistral1": FOLDS | MERGES,
+    "mistral3": MERGES,
+    "r1_distill": {"opens": "<think>"},
+    "phi3": FOLDS,
+    "strips_thinking": {"lost_blocks": ("thinking",)},
+}
+CHAIN = format_chain("Hm.", "{}", "DA", "So.")
+
+
+CHAIN_LEFT, BOS = CHAIN.partition("</thinking>\n")[2], 0
+
+
+def turns(*said):
+    """user, assistant, user, ... of these texts."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+
+
+SYSTEM = {"role": "system", "content": "Play the game."}
+ANSWERED_FIRST = [SYSTEM, *turns("", "What is it?", "Why?")[1:]]
+TALKS = {
+    "question": turns("Why?"),
+    "history": turns("Why?", CHAIN, "And how?"),
+    "instructed": [SYSTEM, *turns("Why?")],
+    "instructed_history": [SYSTEM, *turns("Why?", CHAIN, "And how?")],
+    "repeated": [*turns("Why?"), *turns("Please?")],
+    "repeated_answers": [*turns("Why?", "So."), *turns("?", CHAIN)[1:], *turns("And how?")],
+}
+
+
+@pytest.fixture(scope="module")
+def engines(llama3_folder):
+    """Template name → an engine of the tiny Llama with it, whose tokenizer begins texts with BOS itself."""
+    engine = folder_engine(llama3_folder)
+
+    def made(text):
+        tokenizer = copy.deepcopy(engine.tokenizer)
+        tokenizer.chat_template = text
+        template = chat.ask_template(tokenizer)
+        return dataclasses.replace(engine, tokenizer=tokenizer, template=template)
+
+    return {name: made(text) for name, text in TEMPLATES.items()}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_what_a_template_does_is_found_by_asking_it(engines, name):
+    assert engines[name].template == Template(**FOUND[name])
+    assert len(list(peculiarities(engines[name].template))) == len(FOUND[name])
+
+
+@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_nothing_that_was_said_is_lost_and_what_transformers_writes_stays(engines, name, talk):
+    engine, messages = engines[name], TALKS[talk]
+    ids = engine_lib.encode(engine, messages)
+    text, lost = engine.tokenizer.decode(ids), engine.template.lost_blocks
+    said = [CHAIN_LEFT if lost and m["content"] == CHAIN else m["content"] for m in messages]
+    assert [part for part in said if part not in text] == []
+    assert ids.count(BOS) == ids[:1].count(BOS) == ("bos_token" in TEMPLATES[name])
+    refused = "instructed" in talk and not engine.template.takes_system
+    if not refused and not ("repeated" in talk and not engine.template.takes_repeats):
+        theirs = engine.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        assert ids == theirs["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "mistral1"])
+def test_what_a_template_refuses_is_put_as_it_takes_it(engines, name):
+    engine, both = engines[name], "Play the game.\n\nWhy?"
+    assert engine_lib.encode(engine, TALKS["instructed"]) == engine_lib.encode(engine, turns(both))
+    merged = engine_lib.encode(engine, TALKS["repeated"])
+    assert merged == engine_lib.encode(engine, turns("Why?\n\nPlease?"))
+    first = engine_lib.encode(engine, ANSWERED_FIRST)
+    assert first == engine_lib.encode(engine, turns("Play the game.", "What is it?", "Why?"))
+
+
+@pytest.mark.parametrize(("name", "messages"), [("gemma2", ANSWERED_FIRST[1:]), ("gemma3", ANSWERED_FIRST)])
+def test_what_no_rewriting_mends_is_refused_in_one_line(engines, name, messages):
+    with pytest.raises(UserError, match="the chat template refuses these messages .*roles must alternate"):
+        engine_lib.encode(engines[name], messages)
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_gemma_2_is_written_as_gemma_3_writes_it(engines, talk):
+    ours, theirs = (engine_lib.encode(engines[name], TALKS[talk]) for name in ("gemma2", "gemma3"))
+    assert ours == theirs
+
+
+def test_messages_alone_are_left_as_they_are():
+    assert fitted(TALKS["repeated"], Template()) is TALKS["repeated"]
+    assert fitted([SYSTEM], Template(takes_system=False)) == [{"role": "user", "content": "Play the game."}]
+
+
+def test_a_folders_engine_has_asked_its_template(llama3_folder):
+    assert folder_engine(llama3_folder).template == Template()
