@@ -150,11 +150,7 @@ def complete(
     on its batch."""
     encoded = [lines.prompt_ids(engine, line, flags.prompts) for line in prompts]
     for line, ids in zip(prompts, encoded, strict=True):
-        if not engine_lib.fits(engine, ids):
-            raise UserError(
-                f"{flags.prompts}:{line['line']}: {len(ids)} tokens; a prompt holds 1 to "
-                f"{engine.buckets.prompt[-1]}"
-            )
+        lines.check_fits(engine, ids, f"{flags.prompts}:{line['line']}")
     ending = engine_lib.make_ending(engine, flags.stop)
     constraint = None
     if flags.grammar is not None:

@@ -32,7 +32,7 @@ from gtalign_jax.game.moves import GTALIGN, KEYS
 from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.rollout import lines
 from gtalign_jax.rollout.buckets import BucketConfig
-from gtalign_jax.rollout.engine import Messages, make_constraint
+from gtalign_jax.rollout.engine import Messages, encode, make_constraint
 from gtalign_jax.rollout.folder import EngineOptions, load_engine
 from gtalign_jax.rollout.grammar import read_limits
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
@@ -145,29 +145,32 @@ def _questions(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(asked.values())
 
 
-def _prompt(flags: argparse.Namespace, line: Mapping[str, Any]) -> Messages:
-    """A line's messages as they are, or its text under the system message."""
+def _prompt(flags: argparse.Namespace, line: Mapping[str, Any]) -> tuple[str, Messages]:
+    """(where a line stands, its messages as they are, or its text under the system message)."""
     where = f"{flags.prompts}:{line['line']}"
     name, value = lines.prompt_field(line, where, allowed=("prompt", "messages"))
-    return value if name == "messages" else _messages(flags, value)
+    return where, value if name == "messages" else _messages(flags, value)
 
 
 def _steer_prompts(
     flags: argparse.Namespace,
     sampling: SamplingConfig,
     batch: int,
-    prompts: list[Messages],
+    prompts: list[tuple[str, Messages]],
     edits: list[sweep.Edit],
 ) -> Iterator[Steered]:
-    """Every prompt under every edit, `batch` at a time."""
+    """Every prompt, with where it stands, under every edit, `batch` at a time."""
     buckets = BucketConfig(completion=(flags.max_new_tokens,), batch=(batch,))
     engine, params = load_engine(flags.model, EngineOptions(sampling=sampling, buckets=buckets))
+    encoded = [encode(engine, messages) for _, messages in prompts]
+    for (where, _), ids in zip(prompts, encoded, strict=True):
+        lines.check_fits(engine, ids, where)
     unusable = flags.unusable or ("error" if flags.prompts is None else "unsteered")
     needed = flags.grammar is not None or unusable == "grammar"
     constraint = make_constraint(engine, read_limits(flags.grammar or "")) if needed else None
     options = Options(flags.max_new_tokens, flags.analyze, unusable)
     stop, done = stop_ending(engine), 0
-    for part in batches(prompts, batch):
+    for part in batches(encoded, batch):
         key = jax.random.fold_in(jax.random.key(flags.seed), done) if done else jax.random.key(flags.seed)
         yield from steer(engine, params, part, edits, key, options, stop=stop, constraint=constraint)
         done += len(part)
@@ -178,7 +181,7 @@ def _steer_prompts(
 def _steer_one(flags: argparse.Namespace, pricing: Pricing, sampling: SamplingConfig) -> None:
     flags.prompt = utf8_text(flags.prompt, "--prompt")
     edits = [sweep.point_edit(pricing, flags.price)]
-    (steered,) = _steer_prompts(flags, sampling, 1, [_messages(flags, flags.prompt)], edits)
+    (steered,) = _steer_prompts(flags, sampling, 1, [("--prompt", _messages(flags, flags.prompt))], edits)
     if flags.json:
         print(json.dumps(as_json(steered, flags), ensure_ascii=False))
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import jax
 import numpy as np
@@ -30,6 +30,8 @@ from gtalign_jax.types import Completions, PromptBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Prompt = str | Messages | Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,8 +58,9 @@ class Engine:
     template: Template = AS_GIVEN
 
 
-def encode(engine: Engine, prompt: str | Messages) -> list[int]:
-    """Token ids of a plain text, or of chat messages through the chat template, ready to be answered.
+def encode(engine: Engine, prompt: Prompt) -> list[int]:
+    """Token ids of a plain text, or of chat messages through the chat template, ready to be answered; token
+    ids stay as they are.
 
     A tokenizer may begin a text with a token of its own; one that the text begins with is not doubled.
     """
@@ -65,7 +68,9 @@ def encode(engine: Engine, prompt: str | Messages) -> list[int]:
         ids, begin = list(engine.tokenizer(prompt)["input_ids"]), engine.tokenizer.bos_token
         doubled = begin and prompt.startswith(begin) and ids[:2] == [engine.tokenizer.bos_token_id] * 2
         return ids[1:] if doubled else ids
-    text = chat.render(engine.tokenizer, prompt, engine.date, template=engine.template)
+    if prompt and isinstance(prompt[0], int):
+        return list(cast(Sequence[int], prompt))
+    text = chat.render(engine.tokenizer, cast(Messages, prompt), engine.date, template=engine.template)
     return list(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

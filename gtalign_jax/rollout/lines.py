@@ -5,7 +5,7 @@ from typing import Any
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
-from gtalign_jax.rollout.engine import Engine, encode
+from gtalign_jax.rollout.engine import Engine, encode, fits
 
 PROMPT_FIELDS = ("prompt", "messages", "token_ids")
 
@@ -22,6 +22,12 @@ def prompt_ids(engine: Engine, fields: Mapping[str, Any], path: str) -> list[int
     if name == "token_ids":
         return token_ids(value, engine.model_config.vocab_size, where)
     return encode(engine, value)
+
+
+def check_fits(engine: Engine, ids: Sequence[int], where: str) -> None:
+    """UserError for a prompt that has no bucket, before anything is written for those before it."""
+    if not fits(engine, ids):
+        raise UserError(f"{where}: {len(ids)} tokens; a prompt holds 1 to {engine.buckets.prompt[-1]}")
 
 
 def prompt_field(

@@ -26,12 +26,12 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
     config = job.settings.steer
     edit = price_edit(config.policy, config.price)
 
-    def attempt(item: Item) -> Steered | None:
+    def attempt(tokens: list[int]) -> Steered | None:
         try:
             return steer(
                 engine,
                 params,
-                [item.messages],
+                [tokens],
                 [edit],
                 jax.random.key(0),
                 Options(job.settings.max_new_tokens),
@@ -44,8 +44,9 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
     examples = []
     for task in dict.fromkeys(item.task for item in job.test.items):
         shown = None
-        for item in [item for item in job.test.items if item.task == task][: config.tries]:
-            steered = attempt(item)
+        asked = zip(job.test.items, job.test.tokens, strict=True)
+        for item, tokens in [(item, tokens) for item, tokens in asked if item.task == task][: config.tries]:
+            steered = attempt(tokens)
             if steered is None:
                 continue
             changed = steered.edited[0].action != steered.original.action

@@ -22,7 +22,7 @@ from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import generate
 from gtalign_jax.rollout.decode_state import DecodeState, Forced
-from gtalign_jax.rollout.engine import Engine, Messages
+from gtalign_jax.rollout.engine import Engine, Prompt
 from gtalign_jax.rollout.grammar import Constraint
 from gtalign_jax.rollout.request import Ending, Request
 from gtalign_jax.serving.splice import ANALYZE, CLOSE, MODEL, Splice, read_payoff, splice_payoff
@@ -94,7 +94,7 @@ class _Cut:
 def steer(
     engine: Engine,
     params: PyTree,
-    prompts: Sequence[str | Messages],
+    prompts: Sequence[Prompt],
     edits: Sequence[Edit],
     key: Array,
     options: Options,

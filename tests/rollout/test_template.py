@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import re
 
 import pytest
 
+from experiments import generate, steer
 from gtalign_jax.chain.prompt import format_chain
 from gtalign_jax.errors import UserError
 from gtalign_jax.rollout import chat
@@ -116,3 +118,14 @@ def test_messages_alone_are_left_as_they_are():
 
 def test_a_folders_engine_has_asked_its_template(llama3_folder):
     assert folder_engine(llama3_folder).template == Template()
+
+
+@pytest.mark.parametrize("main", [generate.main, steer.main])
+def test_a_prompt_that_no_bucket_holds_is_named_before_any_is_written(llama3_folder, tmp_path, capsys, main):
+    prompts, out = tmp_path / "P.jsonl", tmp_path / "O.jsonl"
+    prompts.write_text('{"prompt": "Why?"}\n{"prompt": "' + "Why?" * 3000 + '"}\n')
+    with pytest.raises(SystemExit) as stop:
+        main([f"--model={llama3_folder}", f"--prompts={prompts}", f"--out={out}", "--batch_size=1"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and not out.exists()
+    assert re.match(rf"error: {prompts}:2: 12\d\d\d tokens; a prompt holds 1 to 8192$", line)
