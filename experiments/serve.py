@@ -24,6 +24,7 @@ from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.remote.client import api_key, check_urls, open_client
 from gtalign_jax.rollout import continuous
 from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.engine import make_constraint
 from gtalign_jax.rollout.folder import EngineOptions, load_engine
 from gtalign_jax.serving.server.access import Limits, read_keys
 from gtalign_jax.serving.server.app import Service, make_app
@@ -32,6 +33,7 @@ from gtalign_jax.serving.server.connections import Patience, allow_files, bind, 
 from gtalign_jax.serving.server.local import Local
 from gtalign_jax.serving.server.parts import Backend
 from gtalign_jax.serving.server.upstream import Upstream, find_models
+from gtalign_jax.serving.splice import AGAIN, ERROR, GRAMMAR, UNSTEERED, UNUSABLE
 from gtalign_jax.serving.sweep import read_amounts
 
 SHORTEST_PROMPT = 64  # slots of the smallest program for prompts
@@ -55,6 +57,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--tokens_per_s", type=float, default=50.0, help="of --amounts, for the latency policy"
+    )
+    parser.add_argument(
+        "--unusable",
+        default=UNSTEERED,
+        choices=UNUSABLE,
+        help="a priced answer's matrix not readable, where the request does not say (grammar: of --model)",
     )
     parser.add_argument("--rows", type=int, default=16, help="answers decoded at a time, the others wait")
     parser.add_argument(
@@ -82,7 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("gtalign_jax", "uvicorn"):
         logging.getLogger(name).setLevel(logging.INFO)
     amounts = read_amounts(flags.amounts, flags.tokens_per_s)
-    bounds = Bounds(flags.max_new_tokens, flags.max_choices, tuple(POLICIES), amounts)
+    unusable = tuple(dict.fromkeys((flags.unusable, UNSTEERED, AGAIN, ERROR)))
+    bounds = Bounds(flags.max_new_tokens, flags.max_choices, tuple(POLICIES), amounts, unusable)
     keys = read_keys(flags.keys, bounds)
     limits = Limits(
         total=flags.max_requests,
@@ -104,6 +113,8 @@ def check_flags(flags: argparse.Namespace) -> None:
     """UserError for a number that no server can work with."""
     if (flags.model is None) == (flags.upstream is None):
         raise UserError("give --model=DIR, or --upstream=URL")
+    if flags.unusable == GRAMMAR and flags.upstream is not None:
+        raise UserError("--unusable=grammar: needs --model; an upstream is asked for no grammar of ours")
     whole = (
         "rows",
         "max_prompt_tokens",
@@ -151,7 +162,8 @@ def open_model(flags: argparse.Namespace) -> Backend:
     engine, params = load_engine(flags.model, EngineOptions(buckets=buckets, runtime=runtime))
     print("compiling", file=sys.stderr)
     name = flags.name or paths.path(flags.model).resolve().name
-    return Local(continuous.open_places(engine, params, flags.rows), name)
+    constraint = make_constraint(engine) if flags.unusable == GRAMMAR else None
+    return Local(continuous.open_places(engine, params, flags.rows, constraint), name)
 
 
 def prompt_buckets(longest: int) -> tuple[int, ...]:

@@ -40,8 +40,8 @@ from gtalign_jax.run.progress import batches
 from gtalign_jax.serving import sweep
 from gtalign_jax.serving.examples import branch_fields
 from gtalign_jax.serving.solution import solution
-from gtalign_jax.serving.splice import ANALYZE, MODEL
-from gtalign_jax.serving.steer import UNUSABLE, Options, Steered, steer, stop_ending
+from gtalign_jax.serving.splice import AGAIN, ANALYZE, ERROR, GRAMMAR, MODEL, UNSTEERED, UNUSABLE
+from gtalign_jax.serving.steer import Options, Steered, steer, stop_ending
 from gtalign_jax.serving.sweep import Pricing
 
 SYSTEM = {"short": SHORT_INSTRUCTION, "full": INSTRUCTION}
@@ -122,7 +122,7 @@ def _check(flags: argparse.Namespace) -> None:
     check_finite(flags, "price", "tokens_per_s")
     if flags.tokens_per_s <= 0:
         raise UserError(f"--tokens_per_s={flags.tokens_per_s}: must be positive")
-    if flags.unusable == "again" and flags.temperature == 0:
+    if flags.unusable == AGAIN and flags.temperature == 0:
         raise UserError("--unusable=again: a greedy second try is the first one; set --temperature")
     flags.system = utf8_text(flags.system, "--system")
 
@@ -165,8 +165,8 @@ def _steer_prompts(
     encoded = [encode(engine, messages) for _, messages in prompts]
     for (where, _), ids in zip(prompts, encoded, strict=True):
         lines.check_fits(engine, ids, where)
-    unusable = flags.unusable or ("error" if flags.prompts is None else "unsteered")
-    needed = flags.grammar is not None or unusable == "grammar"
+    unusable = flags.unusable or (ERROR if flags.prompts is None else UNSTEERED)
+    needed = flags.grammar is not None or unusable == GRAMMAR
     constraint = make_constraint(engine, read_limits(flags.grammar or "")) if needed else None
     options = Options(flags.max_new_tokens, flags.analyze, unusable)
     stop, done = stop_ending(engine), 0

@@ -17,12 +17,14 @@ import jax
 import numpy as np
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.rollout import placing, programs, ring
+from gtalign_jax.rollout import grammar, placing, programs, ring
 from gtalign_jax.rollout.decode_state import DecodeState, Pause
 from gtalign_jax.rollout.engine import Engine, make_ending, prompt_batch, prompt_slots
+from gtalign_jax.rollout.grammar import Constraint
 from gtalign_jax.rollout.request import Own, Placed, Rules
 from gtalign_jax.types import Array, PyTree
 
+TOP = 20  # most likely tokens that may be asked for
 STEPS = 8  # decode steps between two looks: a token waits for so many, and the host's work is paid once
 
 
@@ -32,7 +34,8 @@ class Row:
 
     prompt: token ids. seed: names its random stream, 0 to 2^31 - 1. max_new_tokens: at least 1. temperature:
     0 is greedy. top_p: in (0, 1]. first: the number of its token 0 in the stream: how many tokens were
-    written before, where a row goes on from a prompt that holds them.
+    written before, where a row goes on from a prompt that holds them. top: the TOP most likely tokens are
+    told beside each. held: to the grammar, as a chain whose first `first` tokens end the prompt.
     """
 
     prompt: Sequence[int]
@@ -41,6 +44,8 @@ class Row:
     temperature: float = 1.0
     top_p: float = 1.0
     first: int = 0
+    top: bool = False
+    held: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,14 +68,18 @@ class Places:
         return self.engine.buckets.completion[-1]
 
 
-def open_places(engine: Engine, params: PyTree, count: int) -> Places:
-    """So many places on the device. UserError for what one process with one device cannot serve."""
+def open_places(engine: Engine, params: PyTree, count: int, constraint: Constraint | None = None) -> Places:
+    """So many places on the device; constraint: the grammar of rows that are held.
+
+    UserError for what one process with one device cannot serve.
+    """
     if engine.mesh is not None or jax.process_count() > 1:
         raise UserError("serving: rows come one by one, so it needs one process and one device; give no mesh")
     if engine.buckets.completion[-1] <= STEPS:
         raise UserError(f"serving: buckets.completion={engine.buckets.completion}: needs more than {STEPS}")
     weights = programs.prepare(params, engine.model_config)
-    return Places(engine, params, weights, Rules(make_ending(engine)), jax.random.key(0), count)
+    rules = Rules(make_ending(engine), constraint)
+    return Places(engine, params, weights, rules, jax.random.key(0), count)
 
 
 def empty(places: Places) -> DecodeState:
@@ -89,6 +98,8 @@ def check_row(places: Places, row: Row) -> None:
     prompt_slots(places.engine, row.prompt)
     if not 1 <= row.max_new_tokens <= places.slots:
         raise UserError(f"max_new_tokens={row.max_new_tokens}: must be from 1 to {places.slots}")
+    if row.held and places.rules.constraint is None:
+        raise UserError("held to the grammar: these places have none; open them with one")
 
 
 def seat(places: Places, state: DecodeState, row: Row, place: int) -> DecodeState:
@@ -132,7 +143,11 @@ def warm_up(places: Places) -> DecodeState:
 
 def _start(places: Places, row: Row) -> DecodeState:
     """The row's prompt computed and its token 0 drawn, in a state of one place."""
-    engine = places.engine
+    engine, constraint = places.engine, places.rules.constraint
+    at = 0
+    if constraint is not None:
+        begun = row.prompt[len(row.prompt) - row.first :]
+        at = grammar.reached(constraint, begun) if row.held else grammar.free(constraint)
 
     def each(value: float, dtype: type) -> np.ndarray:
         return np.full((1, 1), value, dtype)
@@ -148,6 +163,9 @@ def _start(places: Places, row: Row) -> DecodeState:
             top_p=each(row.top_p, np.float32),
             until=each(row.max_new_tokens, np.int32),
             first=each(row.first, np.int32),
+            at=each(at, np.int32),
+            top=each(row.top, np.bool_),
         ),
+        top=min(TOP, engine.model_config.vocab_size),
     )
     return programs.start(places.params, engine.model_config, placed, engine.sampling, places.rules)

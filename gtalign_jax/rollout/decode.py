@@ -23,10 +23,10 @@ from gtalign_jax.models.layouts import (
     settled,
     stepping,
 )
-from gtalign_jax.rollout import grammar
+from gtalign_jax.rollout import grammar, writing
 from gtalign_jax.rollout.decode_state import DecodeState, Forced, Pause, decided, to_rollout
 from gtalign_jax.rollout.grammar import Constraint
-from gtalign_jax.rollout.request import Placed, Rules
+from gtalign_jax.rollout.request import Own, Placed, Rules
 from gtalign_jax.rollout.sampling import SamplingConfig, row_keys, sample_each, sample_token, token_uniform
 from gtalign_jax.types import Array, Completions, PromptBatch, PyTree, Rollout
 
@@ -84,8 +84,9 @@ def start(
         ),
         stop_state=jnp.zeros(shape, jnp.int32),
         seen=_seen(batch, tokens, t, config.vocab_size) if sampling.repetition_penalty != 1 else None,
-        grammar=None if rules.constraint is None else grammar.start_state(rules.constraint, shape),
+        grammar=_begin_grammar(rules.constraint, placed.own, shape),
         own=placed.own,
+        likely=writing.no_likely(slots, placed.top),
     )
     logits = jnp.broadcast_to(logits[:, None], (*shape, logits.shape[-1]))
     return _decide(state, logits, ~state.completions.finished, sampling, rules, forced)
@@ -165,6 +166,16 @@ def rewind(state: DecodeState, t: Array | int, constraint: Constraint | None = N
     )
 
 
+def _begin_grammar(
+    constraint: Constraint | None, own: Own | None, shape: tuple[int, int]
+) -> grammar.GrammarState | None:
+    if constraint is None:
+        return None
+    if own is None:
+        return grammar.start_state(constraint, shape)
+    return grammar.state_at(constraint._replace(budget=own.until), own.at)
+
+
 def _decide(
     state: DecodeState,
     logits: Array,
@@ -178,6 +189,8 @@ def _decide(
     (ending, constraint), at = rules, state.grammar
     if constraint is not None:
         assert at is not None  # `start` was given the constraint too
+        if state.own is not None:
+            constraint = constraint._replace(budget=state.own.until)
         logits = grammar.masked_logits(constraint, at, logits)
     token, logp = _draw(state, t, logits, sampling)
     chosen = live
@@ -202,10 +215,11 @@ def _decide(
         seen = seen.at[p, g, token].max(live)
     return state.replace(
         t=state.t + 1,
-        completions=_written(state, live, token, jnp.where(chosen, logp, 0), chosen, over),
+        completions=writing.completions(state, live, token, jnp.where(chosen, logp, 0), chosen, over),
         stop_state=stop_state,
         seen=seen,
         grammar=at,
+        likely=writing.likely(state, live, logits),
     )
 
 
@@ -215,28 +229,6 @@ def _draw(state: DecodeState, t: Array, logits: Array, sampling: SamplingConfig)
         return sample_token(token_uniform(state.keys, t), logits, sampling, state.seen)
     uniform = token_uniform(state.keys, t + state.own.first)
     return sample_each(uniform, logits, state.own.temperature, state.own.top_p)
-
-
-def _written(
-    state: DecodeState, live: Array, token: Array, logp: Array, chosen: Array, over: Array
-) -> Completions:
-    """The completions with the tokens of step t, all [P, G]; chosen: by the policy; over: a row's last."""
-    old, t = state.completions, decided(state)
-    slot = state.t % old.tokens.shape[2]
-
-    def put(old: Array, value: Array) -> Array:
-        if state.start is not None:  # a row that is done keeps what it wrote when the ring comes round
-            kept = jax.lax.dynamic_index_in_dim(old, slot, axis=2, keepdims=False)
-            value = jnp.where(live, value, kept)
-        return jax.lax.dynamic_update_index_in_dim(old, value, slot, axis=2)
-
-    return Completions(
-        tokens=put(old.tokens, token),
-        length=jnp.where(live, t + 1, old.length),
-        finished=old.finished | (chosen & over),
-        logp=put(old.logp, logp),
-        action_mask=put(old.action_mask, chosen),
-    )
 
 
 def _seen(batch: PromptBatch, tokens: Array, t: Array, vocab: int) -> Array:

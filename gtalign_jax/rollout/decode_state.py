@@ -31,6 +31,16 @@ class Pause(NamedTuple):
     after: Array
 
 
+class Likely(flax.struct.PyTreeNode):
+    """The most likely tokens beside each that was written, the likeliest first, of rows that asked.
+
+    tokens [P, G, N, K] int32; logp [P, G, N, K] float32: the model's, before temperature and filter.
+    """
+
+    tokens: Array
+    logp: Array
+
+
 class DecodeState(flax.struct.PyTreeNode):
     """A generation that can be stopped, edited and resumed.
 
@@ -43,6 +53,7 @@ class DecodeState(flax.struct.PyTreeNode):
     different times (`rollout.ring`). Such a row has decided t - start tokens, and its token n is in slot
     (start + n) % N of the cache and of the completions. own: replaces the sampling and bounds the `until` of
     `advance` where each row has its own, and their `logp` is the model's, before temperature and filter.
+    likely: beside the completions' tokens, or None.
     """
 
     prompts: PromptBatch
@@ -56,6 +67,7 @@ class DecodeState(flax.struct.PyTreeNode):
     grammar: GrammarState | None = None
     start: Array | None = None
     own: Own | None = None
+    likely: Likely | None = None
 
 
 def decided(state: DecodeState) -> Array:

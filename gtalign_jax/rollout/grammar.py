@@ -14,7 +14,7 @@ token that breaks the grammar the row is free.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import flax.struct
@@ -172,9 +172,26 @@ def shortest(constraint: Constraint) -> int:
     return int(jax.device_get(constraint.distance)[0])
 
 
+def free(constraint: Constraint) -> int:
+    """The state in which a row is held to nothing."""
+    return len(constraint.step) - 2
+
+
+def reached(constraint: Constraint, tokens: Iterable[int]) -> int:
+    """The state after these tokens from the start, on the host; `free` where they break the grammar."""
+    step, classes, state = np.asarray(constraint.step), np.asarray(constraint.classes), 0
+    for token in tokens:
+        state = int(step[state, classes[token]])
+    return state
+
+
 def start_state(constraint: Constraint, shape: Sequence[int]) -> GrammarState:
     """Rows of the given shape before their first token."""
-    state = jnp.zeros(tuple(shape), jnp.int32)
+    return state_at(constraint, jnp.zeros(tuple(shape), jnp.int32))
+
+
+def state_at(constraint: Constraint, state: Array) -> GrammarState:
+    """Rows whose next token is held to `state` [...], with the whole budget, [] or [...], before them."""
     return GrammarState(state, _room(constraint, state, jnp.asarray(constraint.budget)))
 
 
@@ -233,8 +250,7 @@ def action_states(constraint: Constraint, completions: Completions) -> GrammarSt
     """
     tables = jax.tree.map(jnp.asarray, constraint)
     _, before = replay(tables, completions.tokens, completions.length)
-    off = len(constraint.step) - 2
-    return before.replace(state=jnp.where(completions.action_mask, before.state, off))
+    return before.replace(state=jnp.where(completions.action_mask, before.state, free(constraint)))
 
 
 def limited_logits(constraint: Constraint, at: GrammarState, logits: Array) -> Array:

@@ -64,13 +64,16 @@ class Own(flax.struct.PyTreeNode):
 
     temperature float32 (0: greedy). top_p float32 (1: off). until int32: tokens the row may write. first
     int32: the number of the row's token 0 in the random stream of its key, above 0 where a row goes on from
-    what was written before.
+    what was written before. at int32: the state of the grammar that its token 0 is held to, where the rules
+    have one (`grammar.free`: to nothing); its budget is the row's. top bool: its most likely tokens are kept.
     """
 
     temperature: Array
     top_p: Array
     until: Array
     first: Array
+    at: Array
+    top: Array
 
 
 class Placed(flax.struct.PyTreeNode):
@@ -79,7 +82,7 @@ class Placed(flax.struct.PyTreeNode):
     prompts [P, S]: those of length 0 are padding and cost no steps. key: the step key. group_size: G.
     slots: N, completion slots. row [P] int32: number of each prompt in the whole step, when this batch is a
     part of it (None: 0..P-1); [P, G] is a number of each sample, such as a seed. own: of rows that differ in
-    what they are held to.
+    what they are held to. top: how many most likely tokens are kept beside each of a row that asks for them.
     """
 
     prompts: PromptBatch
@@ -88,6 +91,7 @@ class Placed(flax.struct.PyTreeNode):
     slots: int = flax.struct.field(pytree_node=False)
     row: Array | None = None
     own: Own | None = None
+    top: int = flax.struct.field(pytree_node=False, default=0)
 
 
 def row_numbers(request: Request) -> np.ndarray:

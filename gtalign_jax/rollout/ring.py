@@ -21,19 +21,19 @@ from gtalign_jax.mesh.sharding import constrain
 from gtalign_jax.models import layouts
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layers import BATCH
-from gtalign_jax.rollout.decode_state import DecodeState
+from gtalign_jax.rollout.decode_state import DecodeState, Likely
 from gtalign_jax.types import Array, Completions, PyTree
 
 LONG_OVER = 2**30  # steps
 _PER_PROMPT = ("prompts", "prompt_cache")
-_PER_ROW = ("keys", "completions", "stop_state", "seen", "grammar", "start", "own")
+_PER_ROW = ("keys", "completions", "stop_state", "seen", "grammar", "start", "own", "likely")
 
 
 class Newest(NamedTuple):
     """A window of the last W steps over R places.
 
     tokens [R, W] int32, logp [R, W] float32: column w is the row's token number first + w, written where
-    0 <= first + w < length. length, first [R] int32; finished [R] bool.
+    0 <= first + w < length. length, first [R] int32; finished [R] bool. likely: [R, W, K], or None.
     """
 
     tokens: Array
@@ -41,6 +41,7 @@ class Newest(NamedTuple):
     length: Array
     finished: Array
     first: Array
+    likely: Likely | None = None
 
 
 def take_rows(state: DecodeState, row: Array) -> DecodeState:
@@ -70,18 +71,23 @@ def seat(
     """R places with the rows listed in row [R] int32 of a state at step 1; -1 leaves a place empty."""
     state = take_rows(waiting, jnp.maximum(row, 0))
     first = state.completions
-    room = [(0, 0), (0, 0), (0, max_new_tokens - first.tokens.shape[2])]
+
+    def pad(x: Array) -> Array:
+        room = max_new_tokens - x.shape[2]
+        return jnp.pad(x, [(0, room if axis == 2 else 0) for axis in range(x.ndim)])
+
     completions = first.replace(
-        tokens=jnp.pad(first.tokens, room),
+        tokens=pad(first.tokens),
         finished=first.finished | (row < 0)[:, None],
-        logp=jnp.pad(first.logp, room),
-        action_mask=jnp.pad(first.action_mask, room),
+        logp=pad(first.logp),
+        action_mask=pad(first.action_mask),
     )
     return laid_out(
         config,
         state.replace(
             cache=layouts.init_decode_cache(params, config, row.shape[0], 1, max_new_tokens),
             completions=completions,
+            likely=jax.tree.map(pad, state.likely),
             start=jnp.zeros((row.shape[0], 1), jnp.int32),
         ),
     )
@@ -101,7 +107,7 @@ def refill(
         return old.at[place].set(new, mode="drop")
 
     def put_first(old: Array, new: Array) -> Array:
-        return old.at[place, :, first % old.shape[2]].set(new[..., 0], mode="drop")
+        return old.at[place, :, first % old.shape[2]].set(new[:, :, 0], mode="drop")
 
     names = (*_PER_PROMPT, "keys", "stop_state", "seen", "grammar", "own")
     seated = _mapped(names, put, state, fresh).replace(
@@ -112,6 +118,7 @@ def refill(
             logp=put_first(old.logp, new.logp),
             action_mask=put_first(old.action_mask, new.action_mask),
         ),
+        likely=jax.tree.map(put_first, state.likely, fresh.likely),
         start=put(state.start, jnp.full((row.shape[0], 1), first)),
     )
     return laid_out(config, seated)
@@ -141,6 +148,7 @@ def newest(state: DecodeState, steps: int) -> tuple[DecodeState, Newest]:
         length=made.length[:, 0],
         finished=made.finished[:, 0],
         first=state.t - steps - start[:, 0],
+        likely=jax.tree.map(lambda x: x[:, 0, slot], state.likely),
     )
     # Whole turns of the ring, so that every token stays in its slot; a row long over may not fall for ever.
     turns = state.t // slots * slots - slots

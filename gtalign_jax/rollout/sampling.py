@@ -172,6 +172,12 @@ def sample_each(uniform: Array, logits: Array, temperature: Array, top_p: Array)
     return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
+def most_likely(logits: Array, count: int) -> tuple[Array, Array]:
+    """The `count` likeliest tokens [..., count] int32 of logits [..., V], and their log-probabilities."""
+    values, tokens = jax.lax.top_k(logits.astype(jnp.float32), count)
+    return tokens, values - jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1, keepdims=True)
+
+
 def _nucleus(logits: Array, top_p: Array) -> Array:
     """The logits [..., V] that top_p [...] keeps; the others are -inf."""
     largest = -jnp.sort(-logits, axis=-1)

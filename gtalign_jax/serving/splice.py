@@ -14,6 +14,9 @@ from gtalign_jax.rollout.engine import Engine
 
 OPEN, CLOSE = "<payoff>", "</payoff>"
 ANALYZE = MODEL, SOLVER = ("model", "solver")  # who writes <analyze> after an edited matrix
+# What becomes of a matrix that cannot be read.
+UNUSABLE = ERROR, AGAIN, GRAMMAR, UNSTEERED = ("error", "again", "grammar", "unsteered")
+TRIES = 2  # first passes of a prompt, with AGAIN and GRAMMAR
 
 
 @dataclasses.dataclass(frozen=True)

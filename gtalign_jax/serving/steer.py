@@ -25,10 +25,21 @@ from gtalign_jax.rollout.decode_state import DecodeState, Forced
 from gtalign_jax.rollout.engine import Engine, Prompt
 from gtalign_jax.rollout.grammar import Constraint
 from gtalign_jax.rollout.request import Ending, Request
-from gtalign_jax.serving.splice import ANALYZE, CLOSE, MODEL, Splice, read_payoff, splice_payoff
+from gtalign_jax.serving.splice import (
+    AGAIN,
+    ANALYZE,
+    CLOSE,
+    ERROR,
+    GRAMMAR,
+    MODEL,
+    TRIES,
+    UNUSABLE,
+    Splice,
+    read_payoff,
+    splice_payoff,
+)
 from gtalign_jax.types import Array, PyTree
 
-UNUSABLE = ("error", "again", "grammar", "unsteered")
 Edit = Callable[[np.ndarray], np.ndarray]
 
 
@@ -45,8 +56,8 @@ class Options:
 
     max_new_tokens: int
     analyze: str = MODEL
-    unusable: str = "error"
-    tries: int = 2
+    unusable: str = ERROR
+    tries: int = TRIES
 
     def __post_init__(self) -> None:
         for field, known in (("analyze", ANALYZE), ("unusable", UNUSABLE)):
@@ -108,7 +119,7 @@ def steer(
     the grammar; with unusable="grammar" those of second tries alone. Raises UserError, with
     unusable="error", when the model writes no usable matrix or an edited one leaves no room.
     """
-    if options.unusable == "grammar" and constraint is None:
+    if options.unusable == GRAMMAR and constraint is None:
         raise ValueError("unusable='grammar' needs the constraint")
     request = Request(
         engine_lib.prompt_batch(engine, [engine_lib.encode(engine, prompt) for prompt in prompts]),
@@ -116,10 +127,10 @@ def steer(
         1,
         options.max_new_tokens,
         ending=stop_ending(engine) if stop is None else stop,
-        constraint=None if options.unusable == "grammar" else constraint,
+        constraint=None if options.unusable == GRAMMAR else constraint,
     )
     found = _steer_once(engine, params, request, edits, options)
-    for attempt in range(1, options.tries if options.unusable in ("again", "grammar") else 1):
+    for attempt in range(1, options.tries if options.unusable in (AGAIN, GRAMMAR) else 1):
         failed = np.array([i for i, row in enumerate(found) if row.failure], np.int32)
         if not len(failed):
             break
@@ -152,7 +163,7 @@ def _steer_once(
             if failures[i] is None and len(splice.prefix) >= options.max_new_tokens:
                 failures[i], rows[i] = _no_room(splice, options), passes[0][i]
         passes.append(rows)
-    if options.unusable == "error" and any(failures):
+    if options.unusable == ERROR and any(failures):
         raise UserError(next(failure for failure in failures if failure))
     over = [cut.over for cut in cuts]
     branches, request = [], request.replace(ending=None)

@@ -188,15 +188,30 @@ def test_line_separators_of_unicode_do_not_end_a_line(tmp_path):
     ]
 
 
-def test_under_the_grammar_a_random_model_can_be_steered(folder, capsys):
+@pytest.mark.parametrize("tries", [[], ["--unusable=grammar"]])
+def test_under_the_grammar_a_random_model_can_be_steered(folder, capsys, tries):
     limits = {"thinking": 20, "payoff": 30, "analyze": 20}
     text = ",".join(f"{name}={value}" for name, value in limits.items())
     flags = [f"--model={folder}", "--prompt=the payoff", "--max_new_tokens=560", "--price=1", "--json"]
-    steer.main([*flags, f"--grammar={text}"])
+    steer.main([*flags, f"--grammar={text}", *tries])
     line = json.loads(capsys.readouterr().out)
     before, after = (parse_chain(line[name]["text"]) for name in ("before", "after"))
     assert before.format_ok and before.reward_ok and after.format_ok and after.reward_ok
     assert before.payoff != after.payoff
+
+
+def test_a_matrix_that_cannot_be_read_is_what_the_flag_says(folder, capsys):
+    flags = [f"--model={folder}", "--prompt=the payoff", "--max_new_tokens=24", "--json", "--temperature=1"]
+    written = {}
+    for unusable in ("unsteered", "again"):
+        steer.main([*flags, f"--unusable={unusable}"])
+        line = json.loads(capsys.readouterr().out)
+        assert line["after"] is None and "no usable matrix" in line["failure"]
+        written[unusable] = line["before"]["text"]
+    assert written["unsteered"] != written["again"]
+    with pytest.raises(SystemExit) as stop:
+        steer.main(flags)
+    assert stop.value.code == 2 and "error: the model wrote no usable matrix" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["thinking", "thinking=-1", "thinking=x", "mind=3", "thinking=5 payoff=3"])

@@ -18,7 +18,7 @@ from gtalign_jax.rollout import generate
 from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Request
-from gtalign_jax.rollout.sampling import GREEDY
+from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
 from gtalign_jax.serving.solution import solution
 from gtalign_jax.serving.splice import splice_payoff
 from gtalign_jax.serving.steer import Options, steer
@@ -165,6 +165,22 @@ def test_a_prompt_without_a_matrix_goes_on_unsteered_and_says_why(engine):
     batch = engine_lib.prompt_batch(engine, [engine_lib.encode(engine, PROMPT)])
     whole = generate.rollout(engine, params, Request(batch, jax.random.key(0), 1, 24))
     assert list(row.original.token_ids) == engine_lib.completion_ids(whole.completions)[0].tolist()
+
+
+def test_a_second_try_draws_otherwise(engine, params):
+    """Hot enough that a matrix is now and then not one; those that were one stay as they are."""
+    hot = dataclasses.replace(engine, sampling=SamplingConfig(temperature=1.2))
+    prompts = [PROMPT] * 16
+
+    def steered(unusable):
+        options = Options(BUDGET, unusable=unusable)
+        return steer(hot, params, prompts, [to_answer], jax.random.key(2), options)
+
+    once, twice = steered("unsteered"), steered("again")
+    failed = [bool(row.failure) for row in once]
+    assert sum(bool(row.failure) for row in twice) < sum(failed) < len(prompts)
+    for was, now in zip(once, twice, strict=True):
+        assert (was.original.token_ids == now.original.token_ids) == (was.failure is None)
 
 
 def test_a_second_try_is_under_the_grammar(engine):

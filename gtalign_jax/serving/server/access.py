@@ -56,7 +56,8 @@ ANYBODY = Key("anybody", b"", Defaults())
 def read_keys(path: str | None, bounds: Bounds) -> Keys:
     """The keys of a file or, without one, of the environment. UserError names the line at fault.
 
-    A line is a key, or a JSON object with `key`, a `name`, and defaults: `pricing`, `analyze`, `reasoning`.
+    A line is a key, or a JSON object with `key`, a `name`, and defaults: `pricing`, `analyze`, `reasoning`,
+    `unusable`.
     """
     if path is None:
         where, lines = VARIABLE, os.environ.get(VARIABLE, "").split(",")
@@ -84,7 +85,7 @@ def _read_key(line: str, where: str, number: int, bounds: Bounds) -> Key:
             entry = json.loads(line)
         except ValueError as error:
             raise UserError(f"{where}: not JSON; write a key, or an object with key") from error
-    unknown = set(entry) - {"key", "name", "pricing", "analyze", "reasoning"}
+    unknown = set(entry) - {"key", "name", *(field.name for field in dataclasses.fields(Defaults))}
     if unknown:
         raise UserError(f"{where}: {sorted(unknown)[0]}: no such field of a key")
     secret = entry.get("key")

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from gtalign_jax.serving.server.ask import Ask
-from gtalign_jax.serving.server.parts import Part, Said, Usage
+from gtalign_jax.serving.server.parts import Part, Said, Token, Usage
 from gtalign_jax.serving.server.text import APART, Shown, View
 
 NEVER = -9999.0  # the protocol's logarithm of nothing
@@ -144,13 +144,16 @@ class _Choice:
         return self._json(said, self._tokens)
 
     def chunks(self, part: Part) -> Iterator[dict[str, Any]]:
-        """The events that a part is worth, in a chat one for the role before the first."""
+        """The events that a part is worth, in a chat one for the role before the first.
+
+        None before there is something to say: what goes wrong until then is an error with a status.
+        """
         shown = self.add(part)
+        if not (shown.reasoning or shown.content or part.tokens or part.finish):
+            return
         if self._ask.chat and not self._begun:
             yield self._json({"delta": {"role": "assistant", "content": ""}}, (), over=False)
         self._begun = True
-        if not (shown.reasoning or shown.content or part.tokens or part.finish):
-            return
         said = {"delta": self._message(shown)} if self._ask.chat else self._text(shown)
         yield self._json(said, part.tokens, over=bool(part.finish))
 
@@ -170,27 +173,32 @@ class _Choice:
             "finish_reason": self._finish if over else None,
         }
         if self._ask.logprobs and tokens:
-            found["logprobs"] = _chat_logprobs(tokens) if self._ask.chat else _text_logprobs(tokens)
+            as_asked = _chat_logprobs if self._ask.chat else _text_logprobs
+            found["logprobs"] = as_asked(tokens, self._ask.top)
         if self._steering and over:
             found["steering"] = self._steering
         return found
 
 
-def _chat_logprobs(tokens: Sequence[Said]) -> dict[str, Any]:
-    said = [
-        {"token": t.text, "logprob": _logprob(t), "bytes": list(t.bytes), "top_logprobs": []} for t in tokens
-    ]
+def _chat_logprobs(tokens: Sequence[Said], top: int) -> dict[str, Any]:
+    said = [{**_named(t), "top_logprobs": [_named(one) for one in t.likely[:top]]} for t in tokens]
     return {"content": said, "refusal": None}
 
 
-def _text_logprobs(tokens: Sequence[Said]) -> dict[str, Any]:
+def _named(token: Token) -> dict[str, Any]:
+    return {"token": token.text, "logprob": _logprob(token), "bytes": list(token.bytes)}
+
+
+def _text_logprobs(tokens: Sequence[Said], top: int) -> dict[str, Any]:
+    """The likely tokens of each by their text, with the one that was written; of two alike the likelier."""
+    likely = [{one.text: _logprob(one) for one in (*t.likely[:top][::-1], t)} for t in tokens]
     return {
         "tokens": [t.text for t in tokens],
         "token_logprobs": [_logprob(t) for t in tokens],
-        "top_logprobs": None,
+        "top_logprobs": likely if top else None,
         "text_offset": [t.at for t in tokens],
     }
 
 
-def _logprob(token: Said) -> float:
+def _logprob(token: Token) -> float:
     return max(token.logp, NEVER) if math.isfinite(token.logp) else NEVER

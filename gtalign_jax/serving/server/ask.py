@@ -6,7 +6,7 @@ from typing import Any
 from gtalign_jax.chain.matrix import Row
 from gtalign_jax.game.pricing import TYPICAL, Amounts
 from gtalign_jax.serving.server.text import SHOWN
-from gtalign_jax.serving.splice import MODEL
+from gtalign_jax.serving.splice import AGAIN, ERROR, GRAMMAR, MODEL, TRIES, UNSTEERED
 
 Messages = tuple[dict[str, str], ...]
 Prompt = str | tuple[int, ...] | Messages
@@ -50,21 +50,26 @@ class Pricing:
 
 @dataclasses.dataclass(frozen=True)
 class Defaults:
-    """What holds where a request says nothing: of a key, or of the server."""
+    """What holds where a request says nothing: of a key, or of the server. unusable: None, the server's."""
 
     pricing: Pricing | None = None
     analyze: str = MODEL
     reasoning: str = SHOWN
+    unusable: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """The most that one request may ask for, and what its prices are for."""
+    """The most that one request may ask for, and what its prices are for.
+
+    unusable: what may become of a matrix that cannot be read; the first, where nobody says.
+    """
 
     tokens: int
     choices: int
     policies: tuple[str, ...]
     amounts: Amounts = TYPICAL
+    unusable: tuple[str, ...] = (UNSTEERED, AGAIN, ERROR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +77,8 @@ class Ask:
     """One request.
 
     prompts: each answered n times. max_tokens: None for all there is room for. go_on: the last message is the
-    beginning of the answer. usage: streamed too. logprobs: of the tokens written.
+    beginning of the answer. usage: streamed too. logprobs: of the tokens written, and of the `top` likeliest
+    beside each.
     """
 
     chat: bool
@@ -88,6 +94,14 @@ class Ask:
     go_on: bool = False
     usage: bool = False
     logprobs: bool = False
+    top: int = 0
     pricing: Pricing | None = None
     analyze: str = MODEL
     reasoning: str = SHOWN
+    unusable: str = UNSTEERED
+
+    @property
+    def tries(self) -> int:
+        """First passes that a priced answer may take; a greedy second one would be the first again."""
+        again = self.unusable == GRAMMAR or (self.unusable == AGAIN and self.temperature > 0)
+        return TRIES if again else 1

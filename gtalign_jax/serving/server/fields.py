@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gtalign_jax.chain.matrix import Row, parse_row
+from gtalign_jax.rollout.continuous import TOP
 from gtalign_jax.serving.server.ask import ApiError, Bounds, Messages, Pricing, Prompt
 from gtalign_jax.serving.server.text import MODES
 from gtalign_jax.serving.splice import ANALYZE
 
 MAX_STOPS, MAX_STOP_CHARS = 4, 256
 MAX_SEED = 2**63 - 1
+MAX_TEXT_TOP = 5  # likely tokens of a text completion, in the protocol
 MAX_PRICE = 1e6  # payoffs are from -5 to 5
 
 
@@ -111,6 +113,10 @@ def _read_matrix(name: str, value: Any) -> Row:
     return row
 
 
+def _unusable(name: str, value: Any, bounds: Bounds) -> str:
+    return _one_of(*bounds.unusable)(name, value, bounds)
+
+
 FIELDS: dict[str, Callable[[str, Any, Bounds], Any]] = {
     "model": _text,
     "n": _whole(1, 128),
@@ -124,22 +130,24 @@ FIELDS: dict[str, Callable[[str, Any, Bounds], Any]] = {
     "pricing": read_pricing,
     "analyze": _one_of(*ANALYZE),
     "reasoning": _one_of(*MODES),
+    "unusable": _unusable,
 }
 
 
-def read_logprobs(body: Mapping[str, Any], chat: bool) -> bool:
-    """Whether the tokens written are to come with theirs; those of other tokens are not kept."""
-    value, others = body.get("logprobs"), body.get("top_logprobs")
-    alone = "the log-probabilities of the tokens written are given, of no others"
-    if chat:
-        if others not in (None, 0):
-            raise ApiError(400, f"top_logprobs: must be 0; {alone}", param="top_logprobs", code="unsupported")
-        return value is not None and _flag("logprobs", value, Bounds(1, 1, ()))
-    if value is None or value is False:
-        return False
-    if isinstance(value, bool) or value not in (0, 1):
-        raise ApiError(400, f"logprobs: must be 0 or 1; {alone}", param="logprobs", code="unsupported")
-    return True
+def read_logprobs(body: Mapping[str, Any], chat: bool, bounds: Bounds) -> dict[str, Any]:
+    """`logprobs` and `top` of an `Ask`: whether tokens come with theirs, and with how many likely ones.
+
+    A chat says both apart; of a text, `logprobs` is the number.
+    """
+    value, top = body.get("logprobs"), body.get("top_logprobs")
+    if not chat:
+        if value is None or value is False:
+            return {}
+        return {"logprobs": True, "top": _whole(0, MAX_TEXT_TOP)("logprobs", value, bounds)}
+    logprobs = value is not None and _flag("logprobs", value, bounds)
+    if top is not None and not logprobs:
+        raise ApiError(400, "top_logprobs: needs logprobs=true", param="top_logprobs")
+    return {"logprobs": logprobs, "top": _whole(0, TOP)("top_logprobs", 0 if top is None else top, bounds)}
 
 
 def read_go_on(body: Mapping[str, Any], bounds: Bounds) -> bool:

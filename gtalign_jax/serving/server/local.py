@@ -13,11 +13,12 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.continuous import Places, Row, check_row
 from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.token_bytes import token_bytes
 from gtalign_jax.serving.server import priced
 from gtalign_jax.serving.server.ask import ApiError, Ask, Messages, Prompt
-from gtalign_jax.serving.server.parts import Part, Said, Usage
+from gtalign_jax.serving.server.parts import Part, Said, Token, Usage
 from gtalign_jax.serving.server.scheduler import Scheduler
-from gtalign_jax.serving.server.text import Piece, TextStream
+from gtalign_jax.serving.server.text import Spoken, TextStream
 from gtalign_jax.serving.server.written import write
 from gtalign_jax.serving.solution import solution
 
@@ -28,6 +29,7 @@ class Local:
     def __init__(self, places: Places, name: str) -> None:
         self.models: Sequence[str] = (name,)
         self._places, self._scheduler = places, Scheduler(places)
+        self._bytes = _bytes_of(places.engine)
         solution(np.zeros((2, 3, 2)))  # compiles the solver
 
     def answers(self, ask: Ask) -> Sequence[AsyncGenerator[Part]]:
@@ -65,7 +67,19 @@ class Local:
         yield Part(usage=Usage(prompt=len(row.prompt)))
         async with contextlib.aclosing(write(self._scheduler, row, stream)) as pieces:
             async for piece, count, finish in pieces:
-                yield as_part(self._places.engine, piece, count, finish)
+                said = tuple(self._said(token, ask.top) for token in piece.tokens) if ask.logprobs else ()
+                yield Part(piece.text, said, finish, Usage(completion=count))
+
+    def _said(self, spoken: Spoken, top: int) -> Said:
+        """A token as it is reported, with so many of the likeliest."""
+        likely = tuple(Token(*self._named(i), logp) for i, logp in spoken.likely[:top])
+        return Said(*self._named(spoken.id), spoken.logp, spoken.at, likely)
+
+    def _named(self, token: int) -> tuple[str, tuple[int, ...]]:
+        """A token's text, and the bytes it adds, which may be a part of a character."""
+        text = self._places.engine.tokenizer.decode([token], skip_special_tokens=False)
+        known = self._bytes[token] if self._bytes else None
+        return text, tuple(text.encode() if known is None else known)
 
 
 def encode(engine: Engine, prompt: Prompt, go_on: bool = False) -> Sequence[int]:
@@ -98,7 +112,7 @@ def _ids(engine: Engine, prompt: Prompt, go_on: bool) -> Sequence[int]:
 def make_row(places: Places, ids: Sequence[int], ask: Ask, seed: int) -> Row:
     """A row of the request; ApiError when no place holds it."""
     budget = places.slots if ask.max_tokens is None else ask.max_tokens
-    row = Row(ids, seed, budget, ask.temperature, ask.top_p)
+    row = Row(ids, seed, budget, ask.temperature, ask.top_p, top=ask.top > 0)
     longest = places.engine.buckets.prompt[-1]
     if len(ids) > longest:
         said = f"the prompt has {len(ids)} tokens; at most {longest} are read here"
@@ -116,10 +130,9 @@ def stream_seed(seed: int, prompt: int, choice: int) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def as_part(engine: Engine, piece: Piece, written: int, finish: str | None) -> Part:
-    """A piece as an answer's part."""
-    said = []
-    for token in piece.tokens:
-        text = engine.tokenizer.decode([token.id], skip_special_tokens=False)
-        said.append(Said(text, tuple(text.encode()), token.logp, token.at))
-    return Part(piece.text, tuple(said), finish, Usage(completion=written))
+def _bytes_of(engine: Engine) -> list[bytes | None] | None:
+    """The bytes of every token; None where the tokenizer does not tell them, and their text must do."""
+    try:
+        return token_bytes(engine.tokenizer, engine.model_config.vocab_size)
+    except UserError:
+        return None

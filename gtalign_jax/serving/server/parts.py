@@ -11,13 +11,20 @@ from gtalign_jax.serving.server.ask import Ask
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
-    """One token of an answer as it is reported: its text, its bytes and its log-probability."""
+class Token:
+    """A token as it is reported: its text, its bytes and its log-probability."""
 
     text: str
     bytes: tuple[int, ...]
     logp: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Said(Token):
+    """One token of an answer: the character it begins at, and the most likely tokens there, asked for."""
+
     at: int
+    likely: tuple[Token, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

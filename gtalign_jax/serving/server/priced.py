@@ -29,19 +29,28 @@ from gtalign_jax.serving.server.scheduler import LENGTH, STOP, Scheduler
 from gtalign_jax.serving.server.text import Before, TextStream
 from gtalign_jax.serving.server.written import write
 from gtalign_jax.serving.solution import solution
-from gtalign_jax.serving.splice import CLOSE, OPEN, read_payoff, splice_payoff
+from gtalign_jax.serving.splice import CLOSE, ERROR, GRAMMAR, OPEN, UNSTEERED, read_payoff, splice_payoff
 
 SPLICED = 128  # tokens that an edited matrix and a solver's analysis may add to a prefix
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """A first pass and what is gone on with. payoff, edited: None, and why in `reason`, without an edit."""
+    """A first pass and what is gone on with.
+
+    payoff, edited: None, and why in `reason`, without an edit. over: the answer ended with it. tries: of
+    the answer so far.
+    """
 
     prefix: tuple[int, ...]
     payoff: np.ndarray | None = None
     edited: np.ndarray | None = None
     reason: str | None = None
+    over: bool = False
+    tries: int = 1
+
+
+ENDED = Cut((), reason="the answer ended before its matrix did", over=True)
 
 
 def first_row(engine: Engine, row: Row) -> Row:
@@ -53,31 +62,76 @@ def first_row(engine: Engine, row: Row) -> Row:
     return dataclasses.replace(row, max_new_tokens=min(row.max_new_tokens, longest - len(row.prompt)))
 
 
+@dataclasses.dataclass
+class _First:
+    """A first pass while it is written.
+
+    sent: characters of it that were given out. finish: how it ended; stopped: by </payoff>, or by a stop
+    string of the request.
+    """
+
+    stream: TextStream
+    sent: int = 0
+    finish: str | None = None
+    stopped: bool = False
+
+
 async def answer(scheduler: Scheduler, engine: Engine, ask: Ask, row: Row) -> AsyncGenerator[Part]:
     """The parts of one priced answer; the last tells what was done.
 
-    Text before the matrix comes as it is written, the matrix once it is edited. An answer whose matrix cannot
-    be read or edited goes on as it is, and says so.
+    Text before the matrix comes as it is written, the matrix once it is edited. `ask.unusable` says what
+    becomes of an answer whose matrix cannot be read or edited: another is written, perhaps under the grammar,
+    it is an error (422), or it goes on as it is and says so. But for the last of these, no text comes before
+    the matrix is settled.
     """
-    stream, before, sent = TextStream(engine, (CLOSE, *ask.stop)), Before(OPEN), 0
-    finish: str | None = None
-    yield Part(usage=Usage(prompt=len(row.prompt)))
-    async with contextlib.aclosing(write(scheduler, first_row(engine, row), stream)) as pieces:
-        async for piece, count, ended in pieces:
-            text, finish = before.feed(piece.text), ended
-            sent += len(text)
-            yield Part(text, usage=Usage(completion=count))
-    whole = engine_lib.decode_tokens(engine, stream.tokens)
-    if not whole[len(stream.text) :].startswith(CLOSE):  # it ended, or was stopped, before
-        none = Cut((), reason="the answer ended before its matrix did")
-        yield Part(stream.text[sent:], finish=finish, steering=steering(ask, none, stream.text))
+    for attempt in range(ask.tries):
+        held = attempt > 0 and ask.unusable == GRAMMAR
+        tried = dataclasses.replace(row, seed=_stream(row.seed, attempt), held=held)
+        first = _First(TextStream(engine, (CLOSE, *ask.stop)))
+        async with contextlib.aclosing(_begin(scheduler, engine, ask, tried, first)) as begun:
+            async for part in begun:
+                yield part
+        cut = dataclasses.replace(_cut(engine, ask, tried, first), tries=attempt + 1)
+        if cut.edited is not None or (cut.over and first.stopped):
+            break
+    check_usable(ask, cut)
+    if cut.over:
+        said = steering(ask, cut, first.stream.text)
+        yield Part(first.stream.text[first.sent :], finish=first.finish, steering=said)
         return
-    cut = edit(engine, stream.tokens, ask, row)
-    async with contextlib.aclosing(_go_on(scheduler, engine, ask, row, cut)) as parts:
+    sent = first.sent
+    async with contextlib.aclosing(_go_on(scheduler, engine, ask, tried, cut)) as parts:
         async for part, text in parts:
             skipped, sent = min(sent, len(part.text)), max(0, sent - len(part.text))
-            said = steering(ask, cut, text) if part.finish else None
-            yield dataclasses.replace(part, text=part.text[skipped:], steering=said)
+            done = steering(ask, cut, text) if part.finish else None
+            yield dataclasses.replace(part, text=part.text[skipped:], steering=done)
+
+
+def _stream(seed: int, attempt: int) -> int:
+    """The random stream of a try."""
+    return (seed + attempt * 0x3C6EF35F) % 2**31
+
+
+async def _begin(
+    scheduler: Scheduler, engine: Engine, ask: Ask, row: Row, first: _First
+) -> AsyncGenerator[Part]:
+    """The parts of a first pass, up to its matrix."""
+    before = Before(OPEN)
+    yield Part(usage=Usage(prompt=len(row.prompt)))
+    async with contextlib.aclosing(write(scheduler, first_row(engine, row), first.stream)) as pieces:
+        async for piece, count, first.finish in pieces:
+            first.stopped = piece.stopped
+            text = before.feed(piece.text) if ask.unusable == UNSTEERED else ""
+            first.sent += len(text)
+            yield Part(text, usage=Usage(completion=count))
+
+
+def _cut(engine: Engine, ask: Ask, row: Row, first: _First) -> Cut:
+    """What a first pass comes to."""
+    whole = engine_lib.decode_tokens(engine, first.stream.tokens)
+    if not whole[len(first.stream.text) :].startswith(CLOSE):
+        return ENDED
+    return edit(engine, first.stream.tokens, ask, row)
 
 
 async def _go_on(
@@ -125,6 +179,12 @@ def edited_payoff(payoff: np.ndarray, pricing: Pricing) -> np.ndarray:
     return as_written(apply_policy(payoff, pricing.policy, pricing.price, pricing.amounts))
 
 
+def check_usable(ask: Ask, cut: Cut) -> None:
+    """ApiError where an answer without an edit is to be none."""
+    if cut.edited is None and ask.unusable == ERROR:
+        raise ApiError(422, f"pricing: not steered: {cut.reason}", param="pricing", code="unusable_matrix")
+
+
 def steering(ask: Ask, cut: Cut, text: str) -> dict[str, Any]:
     """What an answer says of its pricing.
 
@@ -135,6 +195,7 @@ def steering(ask: Ask, cut: Cut, text: str) -> dict[str, Any]:
     return {
         "steered": cut.edited is not None,
         "reason": cut.reason,
+        "tries": cut.tries,
         "policy": ask.pricing.policy,
         "price": ask.pricing.price,
         "analyze": ask.analyze,

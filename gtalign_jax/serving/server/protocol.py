@@ -1,7 +1,7 @@
 """A request of the OpenAI protocol read from JSON.
 
 A field is taken as the protocol means it or refused by name; none is ignored, but those that only label a
-request. Ours come in the extra body: `pricing`, `analyze` and `reasoning`.
+request. Ours come in the extra body: `pricing`, `analyze`, `reasoning` and `unusable`.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from gtalign_jax.serving.server.fields import (
     read_tokens,
 )
 from gtalign_jax.serving.server.text import SHOWN
+from gtalign_jax.serving.splice import AGAIN
 
 # They change nothing in what is written here.
 LABELS = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
@@ -81,14 +82,16 @@ def read_ask(body: Mapping[str, Any], chat: bool, defaults: Defaults, bounds: Bo
     if chat and "max_tokens" not in given and "max_completion_tokens" in given:
         found["max_tokens"] = read_tokens("max_completion_tokens", given["max_completion_tokens"], bounds)
     go_on = chat and read_go_on(body, bounds)
+    unsaid = {field.name: getattr(defaults, field.name) for field in dataclasses.fields(Defaults)}
     ask = Ask(
         **{
-            **{field.name: getattr(defaults, field.name) for field in dataclasses.fields(Defaults)},
+            **unsaid,
+            "unusable": defaults.unusable or bounds.unusable[0],
             **{"usage" if name == "stream_options" else name: value for name, value in found.items()},
             "chat": chat,
             "prompts": read_messages(body, go_on) if chat else read_prompts(body.get("prompt")),
             "go_on": go_on,
-            "logprobs": read_logprobs(body, chat),
+            **read_logprobs(body, chat, bounds),
         }
     )
     _check_together(ask, given, bounds)
@@ -117,6 +120,12 @@ def _check_together(ask: Ask, given: Mapping[str, Any], bounds: Bounds) -> None:
             f"{len(ask.prompts)} prompts × n={ask.n}: at most {bounds.choices} answers a request",
         ),
         ("analyze" in given and not priced, "analyze", "needs a pricing, whose matrix is analyzed"),
+        ("unusable" in given and not priced, "unusable", "needs a pricing, whose matrix is read"),
+        (
+            given.get("unusable") == AGAIN and ask.temperature == 0,
+            "unusable",
+            "again: a greedy second try is the first one; set a temperature",
+        ),
         (
             ask.logprobs and not whole,
             "logprobs",

@@ -28,6 +28,7 @@ STOP, LENGTH, FAILED = "stop", "length", "failed"
 class Tokens:
     """The next tokens of a row and their log-probabilities.
 
+    likely: (token, log-probability) of the most likely ones beside each, of a row that asked for them.
     done: None while more follow; STOP after an end token, which is the last of `ids`, LENGTH when the budget
     is used up, FAILED when the device gave up on it.
     """
@@ -35,6 +36,7 @@ class Tokens:
     ids: tuple[int, ...]
     logps: tuple[float, ...]
     done: str | None = None
+    likely: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
 Tell = Callable[[Tokens], None]
@@ -194,4 +196,10 @@ def _told(ticket: Ticket, seen: Newest, place: int) -> Tokens:
     elif length >= ticket.row.max_new_tokens:
         done = LENGTH
     logps = np.asarray(seen.logp[place, new], float)
-    return Tokens(tuple(seen.tokens[place, new].tolist()), tuple(logps.tolist()), done)
+    likely: list[tuple[tuple[int, float], ...]] = []
+    if ticket.row.top and seen.likely is not None:
+        each = zip(
+            seen.likely.tokens[place, new].tolist(), seen.likely.logp[place, new].tolist(), strict=True
+        )
+        likely = [tuple(zip(*pair, strict=True)) for pair in each]
+    return Tokens(tuple(seen.tokens[place, new].tolist()), tuple(logps.tolist()), done, tuple(likely))

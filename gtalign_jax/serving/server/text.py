@@ -21,11 +21,15 @@ OPEN, CLOSE = "<response>", "</response>"
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """One token of the text: its id, its log-probability, and the character of the text it begins at."""
+    """One token of the text: its id, its log-probability, and the character of the text it begins at.
+
+    likely: (id, log-probability) of the most likely tokens there, where they were asked for.
+    """
 
     id: int
     logp: float
     at: int
+    likely: Sequence[tuple[int, float]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +52,21 @@ class TextStream:
         self._pending: list[Spoken] = []
         self._stopped = False
 
-    def feed(self, ids: Sequence[int], logps: Sequence[float]) -> Piece:
+    def feed(
+        self,
+        ids: Sequence[int],
+        logps: Sequence[float],
+        likely: Sequence[Sequence[tuple[int, float]]] = (),
+    ) -> Piece:
         """The next tokens of the row, an end token left out; nothing after a stop string counts.
 
-        logps: theirs, and perhaps that of an end token.
+        logps, likely: theirs, and perhaps those of an end token; no `likely` where none were asked for.
         """
-        for i, logp in zip(ids, logps, strict=False):
+        for i, logp, others in zip(ids, logps, likely or [()] * len(ids), strict=False):
             if self._stopped:
                 break
             self.tokens.append(i)
-            self._pending.append(Spoken(i, logp, len(self.text)))
+            self._pending.append(Spoken(i, logp, len(self.text), others))
             found = self._decoded()
             if not found.endswith(UNFINISHED):
                 self._take(found)

@@ -10,9 +10,8 @@ text here: which tokens the upstream reads it as is its own matter.
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import openai
@@ -21,14 +20,16 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.serving.server import priced
 from gtalign_jax.serving.server.ask import ApiError, Ask, Messages, Prompt
 from gtalign_jax.serving.server.events import events
-from gtalign_jax.serving.server.parts import Part, Said, Usage
-from gtalign_jax.serving.server.priced import Cut
+from gtalign_jax.serving.server.parts import Part, Usage
+from gtalign_jax.serving.server.priced import ENDED, Cut
 from gtalign_jax.serving.server.scheduler import LENGTH, STOP
 from gtalign_jax.serving.server.text import Before
+from gtalign_jax.serving.server.told import read_part
 from gtalign_jax.serving.solution import solution
-from gtalign_jax.serving.splice import CLOSE, OPEN, read_payoff, splice_text
+from gtalign_jax.serving.splice import CLOSE, OPEN, UNSTEERED, read_payoff, splice_text
 
 Answer = AsyncGenerator[Part]
+OTHER = 1_000_003  # from the seed of a first try to that of the next
 
 
 async def find_models(client: openai.AsyncOpenAI, url: str) -> Sequence[str]:
@@ -43,6 +44,20 @@ async def find_models(client: openai.AsyncOpenAI, url: str) -> Sequence[str]:
     if not names:
         raise UserError(f"--upstream={url}: has no models; start it with one")
     return names
+
+
+@dataclasses.dataclass
+class _First:
+    """A first pass: its text, of which `sent` characters were given out, its tokens, and how it ended.
+
+    reason: which stop string ended it, where the upstream says so.
+    """
+
+    text: str = ""
+    sent: int = 0
+    written: int = 0
+    finish: str | None = None
+    reason: str | None = None
 
 
 class Upstream:
@@ -89,31 +104,44 @@ class Upstream:
                 yield part
 
     async def _priced(self, ask: Ask) -> Answer:
-        prompt, text, sent, before = ask.prompts[0], "", 0, Before(OPEN)
-        finish, reason, written = None, None, 0
-        async with contextlib.aclosing(self._read(ask, prompt, (CLOSE, *ask.stop), ask.max_tokens)) as parts:
-            async for part, stopped_by in parts:
-                text += part.text
-                shown = before.feed(part.text)
-                sent, written = sent + len(shown), written + part.usage.completion
-                finish, reason = part.finish or finish, stopped_by or reason
-                yield Part(shown, usage=part.usage)
-        cut, prefix = _edit(ask, text, finish, reason)
+        prompt = ask.prompts[0]
+        for attempt in range(ask.tries):
+            seed = None if ask.seed is None else (ask.seed + attempt * OTHER) % 2**63
+            tried, first = dataclasses.replace(ask, seed=seed), _First()
+            async with contextlib.aclosing(self._begin(tried, first)) as begun:
+                async for part in begun:
+                    yield part
+            cut, prefix = _edit(ask, first)
+            cut = dataclasses.replace(cut, tries=attempt + 1)
+            if cut.edited is not None or (prefix is None and first.reason is not None):
+                break
+        priced.check_usable(ask, cut)
         if prefix is None:
-            yield Part(text[sent:], finish=finish, steering=priced.steering(ask, cut, text))
+            said = priced.steering(ask, cut, first.text)
+            yield Part(first.text[first.sent :], finish=first.finish, steering=said)
             return
-        yield Part(prefix[sent:])
-        left = None if ask.max_tokens is None else ask.max_tokens - written
+        yield Part(prefix[first.sent :])
+        left = None if ask.max_tokens is None else ask.max_tokens - first.written
         if left is not None and left < 1:
             yield Part(finish=LENGTH, steering=priced.steering(ask, cut, prefix))
             return
-        async with contextlib.aclosing(
-            self._read(ask, _continued(prompt, prefix), ask.stop, left, go_on=True)
-        ) as parts:
+        rest = self._read(tried, _continued(prompt, prefix), ask.stop, left, go_on=True)
+        async with contextlib.aclosing(rest) as parts:
             async for part, _ in parts:
                 prefix += part.text
                 done = priced.steering(ask, cut, prefix) if part.finish else None
                 yield dataclasses.replace(part, steering=done)
+
+    async def _begin(self, ask: Ask, first: "_First") -> Answer:
+        """The parts of a first pass, up to its matrix."""
+        before, stops = Before(OPEN), (CLOSE, *ask.stop)
+        async with contextlib.aclosing(self._read(ask, ask.prompts[0], stops, ask.max_tokens)) as parts:
+            async for part, stopped_by in parts:
+                first.text += part.text
+                shown = before.feed(part.text) if ask.unusable == UNSTEERED else ""
+                first.sent, first.written = first.sent + len(shown), first.written + part.usage.completion
+                first.finish, first.reason = part.finish or first.finish, stopped_by or first.reason
+                yield Part(shown, usage=part.usage)
 
     async def _read(
         self, ask: Ask, prompt: Prompt, stops: Sequence[str], budget: int | None, go_on: bool = False
@@ -128,14 +156,15 @@ class Upstream:
             "max_tokens": budget,
             "stop": list(stops) or None,
             "seed": ask.seed,
-            "logprobs": (ask.chat or 0) if ask.logprobs else None,
+            "logprobs": (ask.chat or ask.top) if ask.logprobs else None,
+            "top_logprobs": ask.top if ask.chat and ask.top else None,
         }
         if ask.chat and (go_on or ask.go_on):
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         finish, at, usage = None, 0, Usage()
         async with contextlib.aclosing(events(self._client, ask.chat, body)) as found:
             async for event in found:
-                part, reason = _part(event, ask.chat, at)
+                part, reason = read_part(event, ask.chat, at)
                 finish, at = part.finish or finish, at + len(part.text)
                 usage = part.usage if part.usage != Usage() else usage  # of all so far, where it comes twice
                 yield dataclasses.replace(part, finish=None, usage=Usage()), reason
@@ -156,61 +185,21 @@ def _continued(prompt: Prompt, prefix: str) -> Prompt:
     return (*cast(Messages, prompt), {"role": "assistant", "content": prefix})
 
 
-def _edit(ask: Ask, text: str, finish: str | None, reason: str | None) -> tuple[Cut, str | None]:
+def _edit(ask: Ask, first: _First) -> tuple[Cut, str | None]:
     """What a first pass goes on with, and its text; None when it ended before its matrix did.
 
-    reason: which stop string the upstream names. One that names none stopped at </payoff> if what stands
-    before it is a whole matrix.
+    An upstream that names no stop string stopped at </payoff> if what stands before it is a whole matrix.
     """
-    ended = Cut((), reason="the answer ended before its matrix did")
-    if finish != STOP or OPEN not in text or reason not in (None, CLOSE):
-        return ended, None
-    whole = text.partition(CLOSE)[0] + CLOSE
+    reason = first.reason
+    if first.finish != STOP or OPEN not in first.text or reason not in (None, CLOSE):
+        return ENDED, None
+    whole = first.text.partition(CLOSE)[0] + CLOSE
     try:
         payoff = read_payoff(whole)
     except UserError as error:
         said = str(error).partition(";")[0]
-        return (Cut((), reason=said), whole) if reason == CLOSE else (ended, None)
+        return (Cut((), reason=said), whole) if reason == CLOSE else (ENDED, None)
     assert ask.pricing is not None
     edited = priced.edited_payoff(payoff, ask.pricing)
     kept, following = splice_text(whole, edited, ask.analyze)
     return Cut((), payoff, edited), whole[:kept] + following
-
-
-def _part(event: dict[str, Any], chat: bool, at: int) -> tuple[Part, str | None]:
-    """An event as a part, and the stop string it names; at: characters before it."""
-    usage = event.get("usage")
-    read, written = (_count(usage, name) for name in ("prompt_tokens", "completion_tokens"))
-    choice = event["choices"][0] if event["choices"] else {}
-    delta = choice.get("delta") if chat else choice
-    text = (delta.get("content" if chat else "text") if isinstance(delta, dict) else None) or ""
-    if not isinstance(text, str):
-        raise ApiError(502, "the upstream's text is no text", code="upstream")
-    finish, reason = choice.get("finish_reason"), choice.get("stop_reason")
-    finish = None if finish is None else LENGTH if finish == LENGTH else STOP
-    said = _said(choice.get("logprobs"), chat, at)
-    return Part(text, said, finish, Usage(read, written)), reason if isinstance(reason, str) else None
-
-
-def _count(usage: Any, name: str) -> int:
-    value = usage.get(name) if isinstance(usage, dict) else None
-    return value if isinstance(value, int) and value >= 0 else 0
-
-
-def _said(logprobs: Any, chat: bool, at: int) -> tuple[Said, ...]:
-    """The tokens of an event, where it has any in the protocol's form."""
-    if not isinstance(logprobs, dict):
-        return ()
-    try:
-        if chat:
-            pairs = [(one["token"], one["logprob"]) for one in logprobs.get("content") or ()]
-        else:
-            pairs = list(zip(logprobs["tokens"], logprobs["token_logprobs"], strict=True))
-        found = []
-        for token, logp in pairs:
-            value = float(logp) if logp is not None else -math.inf
-            found.append(Said(token, tuple(token.encode()), value, at))
-            at += len(token)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ApiError(502, "the upstream's logprobs have another form", code="upstream") from error
-    return tuple(found)

@@ -33,7 +33,7 @@ async def write(
             if tokens.done == FAILED:
                 raise ApiError(500, "the device failed on this request; try again", code="device_failed")
             ended, before = tokens.done == STOP, len(stream.tokens)  # by an end token, which is no text
-            piece = stream.feed(tokens.ids[: len(tokens.ids) - ended], tokens.logps)
+            piece = stream.feed(tokens.ids[: len(tokens.ids) - ended], tokens.logps, tokens.likely)
             count = len(stream.tokens) - before
             if piece.stopped:
                 finish = STOP

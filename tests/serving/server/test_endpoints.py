@@ -10,6 +10,7 @@ import numpy as np
 import openai
 import pytest
 
+from gtalign_jax.chain.parse import parse_chain
 from gtalign_jax.chain.prompt import format_chain, payoff_json
 from gtalign_jax.chain.solver import solver_analysis
 from gtalign_jax.data.tokenizer import train_tokenizer
@@ -30,6 +31,7 @@ from gtalign_jax.serving.server.app import Service
 from gtalign_jax.serving.server.ask import ApiError, Ask, Bounds, Pricing
 from gtalign_jax.serving.server.local import Local, make_row, stream_seed
 from gtalign_jax.serving.server.upstream import Upstream
+from gtalign_jax.serving.splice import AGAIN, ERROR, GRAMMAR, UNSTEERED
 
 ASKED = [{"role": "user", "content": "Which train do you mean?"}]
 PRICE = {"policy": "per_token", "price": 4}
@@ -40,7 +42,7 @@ CHAINS = {
     for name, matrix, response in (("AQ", FREE, "At noon. Which day?"), ("DA", PAID, "At noon."))
 }
 BUDGET, SLOTS = 224, 320
-BOUNDS = Bounds(BUDGET, 8, ("per_token", "subscription", "none"))
+BOUNDS = Bounds(BUDGET, 8, ("per_token", "subscription", "none"), unusable=(UNSTEERED, AGAIN, GRAMMAR, ERROR))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,8 @@ def local(engine, teach):
     rows = [
         prompt + engine_lib.encode(engine, CHAINS[name]) + list(engine.eos_ids) for name in ("AQ", "AQ", "DA")
     ]
-    return Local(continuous.open_places(engine, teach(engine, rows), 4), "taught")
+    constraint = engine_lib.make_constraint(engine)
+    return Local(continuous.open_places(engine, teach(engine, rows), 4, constraint), "taught")
 
 
 @contextlib.contextmanager
@@ -98,7 +101,8 @@ def client(request):
 
 
 def chat(client, **changes):
-    extra = {k: changes.pop(k) for k in ("pricing", "analyze", "reasoning") if k in changes}
+    ours = ("pricing", "analyze", "reasoning", "unusable")
+    extra = {k: changes.pop(k) for k in ours if k in changes}
     asked = {"model": "taught", "messages": ASKED, "temperature": 0, **changes}
     return client.chat.completions.create(**asked, extra_body=extra)
 
@@ -187,6 +191,50 @@ def test_log_probabilities_of_the_tokens_written(client, engine):
     ]
 
 
+def test_the_likeliest_tokens_come_beside_each(client, engine):
+    """Of a chat whole and streamed, and of a text, where the token written is among them too."""
+    asked = {"temperature": 2, "seed": 4, "max_tokens": 20, "logprobs": True, "top_logprobs": 3}
+    tokens = chat(client, **asked).choices[0].logprobs.content
+    events = [e.choices[0].logprobs for e in chat(client, stream=True, **asked)]
+    again = [token for one in events if one for token in one.content]
+    assert [t.token for t in again] == [t.token for t in tokens] and len(tokens) >= 10
+    assert [[t.token for t in one.top_logprobs] for one in again] == [
+        [t.token for t in one.top_logprobs] for one in tokens
+    ]
+    for token in tokens:
+        likely = {one.token: one.logprob for one in token.top_logprobs}
+        assert len(token.top_logprobs) == 3 and list(likely.values()) == sorted(likely.values(), reverse=True)
+        assert token.logprob <= max(likely.values()) + 1e-6 and sum(np.exp([*likely.values()])) <= 1 + 1e-5
+        assert likely.get(token.token, token.logprob) == pytest.approx(token.logprob, abs=1e-5)
+    drawn = [all(token.logprob < one.logprob for one in token.top_logprobs) for token in tokens]
+    assert any(drawn) and not all(drawn)
+    text = engine.tokenizer.decode(engine_lib.encode(engine, ASKED))
+    asked |= {"logprobs": 3, "prompt": text, "model": "taught"}
+    del asked["top_logprobs"]
+    found = client.completions.create(**asked).choices[0].logprobs
+    assert found.tokens == [token.token for token in tokens]
+    for token, likely in zip(tokens, found.top_logprobs, strict=True):
+        both = {one.token: one.logprob for one in (*token.top_logprobs, token)}
+        assert likely == pytest.approx(both, abs=1e-5)
+
+
+def test_the_bytes_of_a_token_are_its_own_where_it_is_half_a_character(direct, engine):
+    """Spread over all answers of a hot model are tokens that no text stands for."""
+    halves = 0
+    for seed in range(20):
+        said = chat(direct, temperature=2, seed=seed, max_tokens=40, logprobs=True, top_logprobs=20).choices[
+            0
+        ]
+        written = b"".join(bytes(token.bytes) for token in said.logprobs.content)
+        assert written.decode("utf-8", "replace") == said.message.content
+        halves += sum(
+            one.token == "\ufffd" and len(one.bytes) == 1
+            for token in said.logprobs.content
+            for one in token.top_logprobs
+        )
+    assert halves
+
+
 @pytest.mark.parametrize("analyze", ["model", "solver"])
 def test_a_price_changes_the_matrix_the_choice_and_the_answer(client, engine, analyze):
     whole = chat(client, pricing=PRICE, analyze=analyze)
@@ -253,6 +301,54 @@ def test_an_answer_that_cannot_be_steered_goes_on_and_says_why(client):
     assert not short.steering["steered"] and "before its matrix" in short.steering["reason"]
     stopped = chat(client, pricing=PRICE, stop="payoff").choices[0]
     assert stopped.message.content == CHAINS["AQ"].partition("payoff")[0] and stopped.finish_reason == "stop"
+
+
+def test_an_answer_that_cannot_be_steered_is_an_error_where_that_is_asked(client):
+    """Streamed too, because nothing was sent before the matrix would have been settled."""
+    for stream in (False, True):
+        with pytest.raises(openai.UnprocessableEntityError, match="before its matrix") as refused:
+            chat(client, pricing=PRICE, max_tokens=12, unusable="error", stream=stream)
+        assert refused.value.code == "unusable_matrix"
+    steered = chat(client, pricing=PRICE, unusable="error", stream=True)
+    text, _, _, steering, _ = streamed(steered)
+    assert text == CHAINS["DA"] and steering["tries"] == 1
+
+
+def test_an_answer_whose_matrix_cannot_be_read_is_written_again(client, engine):
+    """Counted, with other draws, and by default not at all."""
+    asked = {"pricing": PRICE, "temperature": 1.3}
+    mended, prompt = 0, len(engine_lib.encode(engine, ASKED))
+    for asked["seed"] in range(40):
+        once = chat(client, **asked)
+        twice = chat(client, **asked, unusable="again")
+        was, now = once.choices[0].steering, twice.choices[0].steering
+        assert was["tries"] == 1
+        if was["steered"]:
+            assert twice.choices == once.choices
+            continue
+        assert now["tries"] == 2 and twice.usage.prompt_tokens >= 2 * prompt
+        mended += now["steered"]
+        if mended and not now["steered"]:
+            break
+    assert mended
+
+
+def test_an_answer_whose_end_was_asked_for_is_not_written_again(direct):
+    stopped = chat(direct, pricing=PRICE, unusable="again", temperature=0.1, stop="payoff").choices[0]
+    assert stopped.steering["tries"] == 1 and "before its matrix" in stopped.steering["reason"]
+
+
+def test_a_second_try_is_held_to_the_grammar(direct):
+    """A model that is too hot to write a matrix by itself; what follows the edited one is held too."""
+    asked = {"pricing": PRICE, "temperature": 2, "seed": 3, "unusable": "grammar"}
+    for analyze in ("model", "solver"):
+        whole = chat(direct, **asked, analyze=analyze).choices[0]
+        assert whole.steering["tries"] == 2 and whole.steering["steered"]
+        assert parse_chain(whole.message.content).format_ok, whole.message.content
+    streams = chat(direct, **asked, analyze="solver", stream=True)
+    text, _, _, steering, _ = streamed(streams)
+    assert text == whole.message.content and steering == whole.steering
+    assert not chat(direct, pricing=PRICE, temperature=2, seed=3).choices[0].steering["steered"]
 
 
 def test_an_edited_matrix_without_room_is_left_as_it_is(direct):

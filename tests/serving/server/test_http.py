@@ -216,13 +216,19 @@ HOSTILE = {
     "top_p of 0": b'{"prompt": "hi", "top_p": 0}',
     "a seed beyond": b'{"prompt": "hi", "seed": 9223372036854775808}',
     "stream as text": b'{"prompt": "hi", "stream": "yes"}',
-    "many logprobs": b'{"prompt": "hi", "logprobs": 5}',
+    "many logprobs": b'{"prompt": "hi", "logprobs": 6}',
+    "top_logprobs of a text": b'{"prompt": "hi", "logprobs": 1, "top_logprobs": 1}',
     "hidden logprobs": b'{"prompt": "hi", "logprobs": 1, "reasoning": "hidden"}',
     "a penalty": b'{"prompt": "hi", "frequency_penalty": 0.5}',
     "tools": b'{"prompt": "hi", "tools": [{"type": "function"}]}',
     "an analysis without a price": b'{"prompt": "hi", "analyze": "solver"}',
     "no such analysis": b'{"prompt": "hi", "analyze": "oracle"}',
     "no such reasoning": b'{"prompt": "hi", "reasoning": {}}',
+    "unusable without a price": b'{"prompt": "hi", "unusable": "error"}',
+    "no such unusable": b'{"prompt": "hi", "unusable": "grammar", '
+    b'"pricing": {"policy": "per_token", "price": 1}}',
+    "a greedy second try": b'{"prompt": "hi", "unusable": "again", "temperature": 0, '
+    b'"pricing": {"policy": "per_token", "price": 1}}',
 }
 HOSTILE_CHATS = {
     "no messages": b"{}",
@@ -233,7 +239,10 @@ HOSTILE_CHATS = {
     "a role of ours": b'{"messages": [{"role": "tool", "content": "hi"}]}',
     "no content": b'{"messages": [{"role": "user"}]}',
     "an image": b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
-    "top_logprobs": b'{"messages": [{"role": "user", "content": "hi"}], "logprobs": true, "top_logprobs": 2}',
+    "many logprobs": b'{"messages": [{"role": "user", "content": "hi"}], "logprobs": true, '
+    b'"top_logprobs": 21}',
+    "top_logprobs alone": b'{"messages": [{"role": "user", "content": "hi"}], "top_logprobs": 2}',
+    "logprobs of a number": b'{"messages": [{"role": "user", "content": "hi"}], "logprobs": 2}',
 }
 
 

@@ -1,5 +1,6 @@
 """Rows that come one by one: each gets what it would get alone, and nothing compiles for it."""
 
+import dataclasses
 import queue
 
 import jax
@@ -8,11 +9,11 @@ import pytest
 
 from gtalign_jax.errors import UserError
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.models.transformer import init_params
+from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import continuous, generate, programs
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.buckets import BucketConfig
-from gtalign_jax.rollout.continuous import STEPS, Row
+from gtalign_jax.rollout.continuous import STEPS, TOP, Row
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import SamplingConfig
@@ -56,6 +57,7 @@ def rows(count: int) -> list[Row]:
             max_new_tokens=int(rng.integers(1, 25)),
             temperature=(1.0, 0.0, 0.7)[i % 3],
             top_p=(1.0, 0.9)[i % 2],
+            top=i % 5 == 0,
         )
         for i in range(count)
     ]
@@ -65,7 +67,7 @@ class Listener:
     """Collects what one row is told."""
 
     def __init__(self):
-        self.told, self.ids, self.logps = queue.Queue(), [], []
+        self.told, self.ids, self.logps, self.likely = queue.Queue(), [], [], []
 
     def wait(self) -> str:
         """Until it is done; how it ended."""
@@ -73,6 +75,7 @@ class Listener:
             tokens = self.told.get(timeout=60)
             self.ids += tokens.ids
             self.logps += tokens.logps
+            self.likely += tokens.likely
             if tokens.done:
                 return tokens.done
 
@@ -137,6 +140,27 @@ def test_log_probabilities_are_the_models_own(scheduler):
     assert sum(np.exp(values[0]) for values in said.values()) <= 1
 
 
+def test_the_likeliest_tokens_are_the_models_own(scheduler, places):
+    """At every step, of the row that asked alone, whatever is drawn and by whom."""
+    several = [Row([7, 8, 9], seed, 24) for seed in range(9)]
+    _, row = max(zip(written(scheduler, several), several, strict=True), key=lambda pair: len(pair[0][0]))
+    asked = [dataclasses.replace(row, top=True), row, Row([1], 4, 24, 0.0, 0.5)]
+    listeners = [Listener() for _ in asked]
+    for row, listener in zip(asked, listeners, strict=True):
+        scheduler.submit(row, listener.told.put)
+    for listener in listeners:
+        listener.wait()
+    assert [len(listener.likely) for listener in listeners] == [len(listeners[0].ids), 0, 0]
+    assert listeners[0].ids == listeners[1].ids and len(listeners[0].ids) > 5
+    row = np.array([[7, 8, 9, *listeners[0].ids]])
+    hidden = forward(places.params, MODEL, row, np.array([row.size]))
+    logp = np.asarray(jax.nn.log_softmax(unembed(places.params, MODEL, hidden)))[0, 2:-1]
+    for found, expected in zip(listeners[0].likely, logp, strict=True):
+        best = np.argsort(-expected)[:TOP]
+        np.testing.assert_allclose([value for _, value in found], expected[best], atol=1e-4)
+        np.testing.assert_allclose(expected[[token for token, _ in found]], expected[best], atol=1e-4)
+
+
 def test_nothing_compiles_after_the_warm_up_and_the_clock_never_runs_away(scheduler):
     compiled, listening = [], True
 
@@ -192,6 +216,7 @@ def test_what_no_place_holds_is_refused_at_once(scheduler):
         (Row([1] * 17, 0, 1), "17 slots"),
         (Row([1], 0, 0), "max_new_tokens=0"),
         (Row([1], 0, 25), "from 1 to 24"),
+        (Row([1], 0, 1, held=True), "these places have none"),
     ):
         with pytest.raises(UserError, match=said):
             scheduler.submit(row, print)

@@ -28,6 +28,11 @@ def event(text=None, finish=None, **more) -> bytes:
     return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
 
 
+def named(top) -> dict:
+    """The logprobs of the one token of an event."""
+    return {"tokens": ["b"], "token_logprobs": [-2.0], "top_logprobs": top, "text_offset": [0]}
+
+
 USAGE = b'data: {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 7}}\n\n'
 DONE = b"data: [DONE]\n\n"
 GOOD = [event("a "), event("b", "stop"), USAGE, DONE]
@@ -35,6 +40,11 @@ GOOD = [event("a "), event("b", "stop"), USAGE, DONE]
 SAYS = {
     "good": (200, GOOD),
     "in pieces": (200, [bytes([byte]) for byte in b"".join(GOOD)]),
+    "likely": (200, [event("b", "stop", logprobs=named([{"a": -0.5, "b": -2.0}])), USAGE, DONE]),
+    "odd logprobs": (200, [event("b", "stop", logprobs={"tokens": ["b"]}), USAGE, DONE]),
+    "odd likely": (200, [event("b", "stop", logprobs=named([{"a": "x"}])), USAGE, DONE]),
+    "likely of a list": (200, [event("b", "stop", logprobs=named([[1]])), USAGE, DONE]),
+    "more likely": (200, [event("b", "stop", logprobs=named([{}, {}])), USAGE, DONE]),
     "no usage": (200, [event("a "), event("b", "length"), DONE]),
     "comments": (200, [b": ping\r\n\r\nevent: x\r\n", *GOOD]),
     "dies": (200, [event("a "), None]),
@@ -146,6 +156,22 @@ def test_an_answer_is_passed_on(ask, behind, prompt):
     assert text.endswith(DONE.decode())
 
 
+def test_the_likeliest_tokens_are_passed_on(ask, behind):
+    _, _, body = ask("likely", logprobs=2)
+    assert behind.asked[-1]["logprobs"] == 2 and "top_logprobs" not in behind.asked[-1]
+    found = body["choices"][0]["logprobs"]
+    assert found["tokens"] == ["b"] and found["top_logprobs"] == [{"a": -0.5, "b": -2.0}]
+    _, _, body = ask("likely", logprobs=1)
+    assert body["choices"][0]["logprobs"]["top_logprobs"] == [{"a": -0.5, "b": -2.0}]  # and the written one
+    assert ask("likely", logprobs=0)[2]["choices"][0]["logprobs"]["top_logprobs"] is None
+
+
+@pytest.mark.parametrize("prompt", ["odd logprobs", "odd likely", "likely of a list", "more likely"])
+def test_log_probabilities_of_another_form_are_a_bad_gateway(ask, prompt):
+    status, _, body = ask(prompt, logprobs=2)
+    assert status == 502 and "logprobs have another form" in body["error"]["message"]
+
+
 def test_several_answers_are_several_requests_with_seeds_of_their_own(ask, behind):
     before = len(behind.asked)
     status, _, body = ask(["good", "no usage"], n=2, seed=7)
@@ -202,6 +228,17 @@ def test_the_solver_writes_the_analysis_that_the_upstream_goes_on_from(ask, behi
     assert behind.asked[-1]["prompt"].endswith(": choose DA.\n</analyze>\n<response>\n")
 
 
+def test_a_matrix_that_cannot_be_read_is_asked_for_again_or_an_error(ask, behind):
+    before = len(behind.asked)
+    _, _, body = ask("half a matrix", pricing=PRICE, unusable="again", seed=5)
+    assert body["choices"][0]["steering"]["tries"] == 2 and body["choices"][0]["text"] == HEAD[:90]
+    first, second = behind.asked[before:]
+    assert first.pop("seed") != second.pop("seed") and first == second
+    assert body["usage"] == {"prompt_tokens": 10, "completion_tokens": 14, "total_tokens": 24}
+    status, _, body = ask("half a matrix", pricing=PRICE, unusable="error", stream=True)
+    assert status == 422 and "before its matrix" in body
+
+
 @pytest.mark.parametrize("prompt", ["half a matrix", "another stop", "good"])
 def test_an_answer_that_ended_before_its_matrix_is_left_as_it_is(ask, behind, prompt):
     before = len(behind.asked)
@@ -229,6 +266,7 @@ def test_token_ids_have_no_text_to_go_on_from(ask):
     [
         ([], "give --model=DIR, or --upstream=URL"),
         (["--model=a", "--upstream=http://b"], "give --model=DIR, or --upstream=URL"),
+        (["--upstream=http://b", "--unusable=grammar"], "--unusable=grammar: needs --model"),
         (["--upstream=nowhere"], "--upstream: 'nowhere' is no http(s) URL"),
         (["--upstream=http://127.0.0.1:9/v1"], "its models cannot be listed"),
         (["--model=x", "--rows=0"], "--rows=0: must be at least 1"),
