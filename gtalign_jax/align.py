@@ -12,10 +12,11 @@ import functools
 
 from gtalign_jax.learning.learner import Learner
 from gtalign_jax.mesh import processes
+from gtalign_jax.mesh.memory import GENERATION, told
 from gtalign_jax.mesh.sharding import batch_shards, spread
 from gtalign_jax.models import lora
 from gtalign_jax.rollout import generator
-from gtalign_jax.rollout.generator import hand_over
+from gtalign_jax.rollout.generator import Shape, hand_over
 from gtalign_jax.run.groups import (
     blank_batch,
     generate,
@@ -74,7 +75,7 @@ def align_step(
 
     prompts = step_prompts(job, k)
     waiting = state.waiting if settings.align.overlap and k > 0 else None
-    with stage(f"align step {k}: generate", after=SLOW):
+    with stage(f"align step {k}: generate", after=SLOW), told(GENERATION):
         rollout = generate(job, params, prompts) if waiting is None else written_before(prompts, waiting)
     with judging(job, rollout, prompts.items) as share:
         following = generate_ahead(job, params, k + 1) if settings.align.overlap else None
@@ -114,16 +115,11 @@ def warm_up(
     settings, buckets = job.settings, steps_by_width(job, first)
     align, state = settings.align, state.replace(waiting=None)
     models = models_of(state, reference, base)
-    with stage(f"compile generation for {len(buckets)} buckets of prompts"):
-        generator.warm_up(
-            job.generator,
-            job.engine,
-            lora.join(base, state.policy.params),
-            align.group_size,
-            settings.max_new_tokens,
-            align.prompts_at_once,
-            tuple(buckets),
-        )
+    params = lora.join(base, state.policy.params)
+    for i, width in enumerate(sorted(buckets), 1):
+        shape = Shape(align.prompts_at_once, width, align.group_size, settings.max_new_tokens)
+        with stage(f"compile generation, {i} of {len(buckets)}"):
+            generator.warm_up(job.generator, job.engine, params, shape)
     for i, k in enumerate(buckets.values(), 1):
         batch = blank_batch(job, step_prompts(job, k), no_completions(settings))
         schedule = learner.schedule(state.rng, batch.rollout, batch_shards(job.mesh))

@@ -99,13 +99,20 @@ def _let_go_of_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _no_memory(error: MemoryError | RuntimeError) -> str:
-    """The line about memory that a device or the host does not have."""
+def out_of_memory(error: BaseException) -> str | None:
+    """What an error says of memory that a device or the host does not have; None: it speaks of another."""
     text = str(error)
-    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in text:
-        raise error
+    if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in text:
+        return None
     first = text.partition("RESOURCE_EXHAUSTED:")[2] or text
-    said = next(iter(first.strip().splitlines()), "no more is to be had")
+    return next(iter(first.strip().splitlines()), "no more is to be had")
+
+
+def _no_memory(error: MemoryError | RuntimeError) -> str:
+    """The line about memory, where nobody has said before what asked for it."""
+    said = out_of_memory(error)
+    if said is None:
+        raise error
     return (
         f"out of memory ({said}); compute less at a time: shorter sequences, smaller batches, or in a run "
         "more algorithm.microbatches and sft.microbatches, fewer align.rollout_prompts, start.remat"

@@ -23,7 +23,7 @@ from gtalign_jax.evaluation.report.write import write_report
 from gtalign_jax.files import drafts
 from gtalign_jax.learning.sft import PackedBatch, SftBatch, sft_update
 from gtalign_jax.mesh import processes
-from gtalign_jax.mesh.memory import compile_to_fit
+from gtalign_jax.mesh.memory import COLD_START, compile_to_fit
 from gtalign_jax.models import lora
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run import checkpoint
@@ -137,10 +137,10 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
         for i, k in enumerate(widths.values(), 1):
             with stage(f"compile the cold start, {i} of {len(widths)}"):
                 lowered = sft_update.lower(setup, state, batch_of(k)[0], base)
-                compile_to_fit(lowered, "sft update", "raise config.sft.microbatches")  # kept by `sft_update`
+                compile_to_fit(lowered, COLD_START)  # kept by `sft_update`, which will find it
 
     warm = warm_up if settings.start.warm_up else None
-    phase = Phase("sft", settings.sft.steps, step, warm, following=PHASES[1:])
+    phase = Phase("sft", settings.sft.steps, step, warm, following=PHASES[1:], takes=COLD_START)
     state = run_phase(session, phase, sft_state(settings, setup, trained))
     return lora.join(base, state.policy.params)
 

@@ -293,9 +293,16 @@ def test_a_bad_setting_is_one_line_that_names_it(tmp_path, flags, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_cold_start_that_does_not_fit_is_refused_before_it_runs(tmp_path, monkeypatch):
-    config, _ = config_lib.parse_command(["train", CONFIG, *MATH], {})
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ([], "sft update needs .* raise config.sft.microbatches"),
+        (["--config.sft.steps=0"], "evaluation needs .* lower config.evaluate.prompts"),
+    ],
+)
+def test_a_program_that_does_not_fit_is_refused_before_it_runs(tmp_path, monkeypatch, flags, line):
+    config, _ = config_lib.parse_command(["train", CONFIG, *MATH, *flags], {})
     monkeypatch.setattr(memory, "free_bytes", lambda: 100)
-    with pytest.raises(UserError, match=r"^out of memory: sft update needs .* raise config.sft.microbatches"):
+    with pytest.raises(UserError, match=f"^out of memory: {line}"):
         train(config, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text()

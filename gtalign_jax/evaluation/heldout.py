@@ -13,8 +13,10 @@ import jax
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
+from gtalign_jax.mesh.memory import EVALUATION, told
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.generator import generate, hand_over
+from gtalign_jax.rollout.engine import Engine, prompt_slots
+from gtalign_jax.rollout.generator import Shape, compile_largest, fitting, generate, hand_over
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.run import checksums
 from gtalign_jax.run.job import Job
@@ -38,8 +40,9 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
     buckets = dataclasses.replace(job.settings.buckets, batch=(count,))
     engine = dataclasses.replace(job.engine, sampling=sampling, buckets=buckets)
     lines = []
+    _check_memory(job, engine, params, count)
     hand_over(job.generator, engine, params)
-    with stage("evaluate", len(job.test.items)) as advance:
+    with stage("evaluate", len(job.test.items)) as advance, told(EVALUATION):
         for first in range(0, len(job.test.items), count):
             items = job.test.items[first : first + count]
             prompts = engine_lib.prompt_batch(engine, job.test.tokens[first : first + count])
@@ -54,6 +57,17 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
             lines += rollout_lines(rollout, score(job, rollout, items), step)
             advance(min(first + count, len(job.test.items)))
     return lines
+
+
+def _check_memory(job: Job, engine: Engine, params: PyTree, count: int) -> None:
+    """Compile for every bucket of prompts that an evaluation meets, `count` at a time, before the first one
+    runs. UserError for what does not fit in memory."""
+    slots = [prompt_slots(engine, tokens) for tokens in job.test.tokens]
+    widths = sorted({max(slots[first : first + count]) for first in range(0, len(slots), count)})
+    for i, width in enumerate(widths, 1):
+        shape = Shape(count, width, job.settings.evaluate.samples, job.settings.max_new_tokens)
+        with stage(f"compile evaluation, {i} of {len(widths)}"):
+            compile_largest(fitting(EVALUATION), job.generator, engine, params, shape)
 
 
 def evaluate_once(

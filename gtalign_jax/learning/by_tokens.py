@@ -38,7 +38,7 @@ from gtalign_jax.learning.update import (
     value_loss_of,
 )
 from gtalign_jax.mesh import processes
-from gtalign_jax.mesh.memory import compile_to_fit
+from gtalign_jax.mesh.memory import PART, compile_to_fit
 from gtalign_jax.types import (
     Array,
     Completions,
@@ -129,7 +129,7 @@ def compile_fold(
     carry = made.start(batch, *args)
     for part in parts:
         lowered = made.add.lower(part.shape, carry, batch, part.rows, part.start, *args)
-        compile_to_fit(lowered, "a micro-batch", "lower config.algorithm.microbatch_tokens")
+        compile_to_fit(lowered, PART)
 
 
 @functools.lru_cache(maxsize=32)

@@ -19,7 +19,7 @@ from gtalign_jax.learning.scores import needs_scores
 from gtalign_jax.learning.spec import Spec
 from gtalign_jax.learning.state import Streamed
 from gtalign_jax.learning.update import Optimizers, update
-from gtalign_jax.mesh.memory import compile_to_fit
+from gtalign_jax.mesh.memory import EXPERIENCE, UPDATE, compile_to_fit
 from gtalign_jax.types import Array, Batch, Experience, Models, PyTree, Rollout, TrainState
 
 experience_program = jax.jit(make_experience, static_argnums=0)
@@ -93,11 +93,14 @@ class Learner:
     ) -> None:
         """Make all that `experience` and `update` run for a batch of this shape; the state stays as it is.
 
-        UserError where an update does not fit in memory.
+        UserError for a program that does not fit in memory.
         """
+        if schedule is None:
+            lowered = experience_program.lower(self.spec, models, batch, state.kl_coef, None)
+            compile_to_fit(lowered, EXPERIENCE)
         seen = self.experience(models, batch, state.kl_coef, schedule)
         if schedule is None:  # kept by the program, which will find it
             lowered = update_program.lower(self.spec, self.optimizers, state, seen, models.base)
-            compile_to_fit(lowered, "update", "raise config.algorithm.microbatches")
+            compile_to_fit(lowered, UPDATE)
         else:
             by_tokens.compile_update(self.spec, self.optimizers, state, seen, models.base, schedule)

@@ -17,6 +17,7 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rollout import placing, programs
 from gtalign_jax.rollout.decode_state import DecodeState, Pause
 from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.programs import Compile
 from gtalign_jax.rollout.request import Rules
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import Completions, PromptBatch, PyTree, Rollout
@@ -43,10 +44,10 @@ class Decoding:
     sizes: Sequence[int]
 
 
-def make_decoding(engine: Engine, params: PyTree, rules: Rules, until: int, rows: int) -> Decoding:
-    """The decoding of an engine that begins with so many rows."""
+def make_decoding(engine: Engine, weights: PyTree, rules: Rules, until: int, rows: int) -> Decoding:
+    """The decoding of an engine that begins with so many rows; weights: prepared."""
     return Decoding(
-        weights=programs.prepare(params, engine.model_config),
+        weights=weights,
         config=engine.model_config,
         sampling=engine.sampling,
         rules=rules,
@@ -110,6 +111,13 @@ def drain(decoding: Decoding, state: DecodeState, written: Completions, owner: n
             chosen = np.argsort(~live, kind="stable")[:size].astype(np.int32)
             state, owner = programs.take(decoding.config, state, chosen), owner[chosen]
             after = int(state.t) + decoding.every
+
+
+def compile_first(compiling: Compile, decoding: Decoding, state: PyTree) -> None:
+    """Have the steps of all rows compiled, the largest program; state: its shapes."""
+    args = (decoding.weights, decoding.config, state, decoding.sampling, decoding.rules)
+    pause = Pause(np.int32(0), np.int32(0))
+    programs.outcome(compiling, programs.advance, *args, until=np.int32(0), pause=pause)
 
 
 def warm_up(decoding: Decoding, state: DecodeState) -> DecodeState:

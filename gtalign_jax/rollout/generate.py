@@ -12,6 +12,7 @@ from gtalign_jax.mesh import processes
 from gtalign_jax.rollout import compaction, grammar, placing, programs, refill
 from gtalign_jax.rollout.decode_state import DecodeState, Forced
 from gtalign_jax.rollout.engine import Engine, make_ending, prompt_batch
+from gtalign_jax.rollout.programs import Compile
 from gtalign_jax.rollout.request import Placed, Request, Rules, row_numbers
 from gtalign_jax.types import PyTree, Rollout
 
@@ -49,6 +50,29 @@ def warm_up(engine: Engine, params: PyTree, request: Request) -> None:
             refill.warm_up(engine, params, one, rules)
 
 
+def compile_largest(compiling: Compile, engine: Engine, params: PyTree, request: Request) -> None:
+    """Have the programs compiled that `rollout` needs most memory for with such a request; none runs.
+
+    params: arrays or their shapes. request: the values of its arrays do not matter.
+    """
+    count, rules = request.prompts.tokens.shape[0], _make_rules(engine, request)
+    if refill.waits(engine, count, request.group_size):
+        refill.compile_largest(compiling, engine, params, request, rules)
+        return
+    config, sampling = engine.model_config, engine.sampling
+    placed = placing.place(engine, request, row_numbers(request), placing.padded(engine, count))
+    args = (params, config, placed, sampling, rules)
+    with placing.on_mesh(engine):
+        if not engine.compact_every:
+            programs.outcome(compiling, programs.generate, *args, until=np.int32(0))
+            return
+        state = programs.outcome(compiling, programs.start, *args)
+        weights = programs.outcome(compiling, programs.prepare, params, config)
+        rows = placed.prompts.tokens.shape[0] * placed.group_size
+        decoding = compaction.make_decoding(engine, weights, rules, 0, rows)
+        compaction.compile_first(compiling, decoding, state)
+
+
 def _run(
     engine: Engine, params: PyTree, placed: Placed, rules: Rules, until: int, compile_only: bool = False
 ) -> Rollout:
@@ -59,7 +83,7 @@ def _run(
         if not engine.compact_every:
             return programs.generate(params, config, placed, sampling, rules, until=np.int32(until))
         state = programs.start(params, config, placed, sampling, rules)
-        decoding = compaction.make_decoding(engine, params, rules, until, rows)
+        decoding = compaction.make_decoding(engine, programs.prepare(params, config), rules, until, rows)
         if compile_only:
             state = compaction.warm_up(decoding, state)
         return compaction.finish(decoding, state)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,12 +15,14 @@ import numpy as np
 from gtalign_jax.errors import MAX_COUNT, in_range, naming
 from gtalign_jax.files import paths
 from gtalign_jax.mesh import processes
+from gtalign_jax.mesh.memory import GENERATION, Purpose, compile_to_fit
 from gtalign_jax.rollout import external, grammar, servers
 from gtalign_jax.rollout import generate as generate_lib
 from gtalign_jax.rollout.backends import check_sampling
 from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.engine import Engine, make_constraint, prompt_batch
 from gtalign_jax.rollout.grammar import BlockLimits, Constraint
+from gtalign_jax.rollout.programs import Compile
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import SamplingConfig, drawn_tokens, filtered_logits
 from gtalign_jax.rollout.servers import EMBEDDED, Server, ServerConfig
@@ -85,27 +88,53 @@ def generate(generator: Generator, engine: Engine, params: PyTree, request: Requ
     return generator.rollout(engine, params, request.replace(constraint=generator.constraint))
 
 
-def warm_up(
-    generator: Generator,
-    engine: Engine,
-    params: PyTree,
-    group_size: int,
-    max_new_tokens: int,
-    prompts: int,
-    widths: Sequence[int],
+class Shape(NamedTuple):
+    """What programs of generation are compiled for: P prompts of S slots, and G completions of up to N tokens
+    for each."""
+
+    prompts: int
+    slots: int
+    group_size: int
+    max_new_tokens: int
+
+
+def compile_largest(
+    compiling: Compile, generator: Generator, engine: Engine, params: PyTree, shape: Shape
 ) -> None:
-    """Compile what `generate` will run for batches of `prompts` prompts in these buckets; servers see to
-    themselves."""
-    if generator.server is not None:
-        return
-    buckets = engine.buckets
+    """Have the programs compiled that `generate` needs most memory for in this shape; none runs.
+
+    params: arrays or their shapes. Servers see to themselves.
+    """
+    if generator.server is None:
+        engine, request = _first_request(generator, engine, shape)
+        prompts = prompt_batch(engine, [[0] * shape.slots] * shape.prompts)
+        generate_lib.compile_largest(compiling, engine, params, request.replace(prompts=prompts))
+
+
+def fitting(purpose: Purpose) -> Compile:
+    """Compiles what fits in memory; UserError, with this purpose, for a program that does not."""
+    return lambda lowered, beside: compile_to_fit(lowered, purpose, beside)
+
+
+def warm_up(generator: Generator, engine: Engine, params: PyTree, shape: Shape) -> None:
+    """Compile what `generate` will run in this shape; servers see to themselves. UserError for a program that
+    does not fit in memory."""
+    if generator.server is None:
+        compile_largest(fitting(GENERATION), generator, engine, params, shape)
+        engine, request = _first_request(generator, engine, shape)
+        generate_lib.warm_up(engine, params, request)
+
+
+def _first_request(generator: Generator, engine: Engine, shape: Shape) -> tuple[Engine, Request]:
+    """(the engine with the buckets of this shape alone, a request for it with any prompt)."""
+    buckets, prompts = engine.buckets, shape.prompts
     queued = engine.rows and buckets.batch and prompts > buckets.batch[-1]  # no bucket bounds a queue
     rows = bucket(prompts, buckets.batch, "batch", "the batch") if buckets.batch and not queued else prompts
-    narrowed = dataclasses.replace(buckets, prompt=tuple(sorted(widths)), batch=(rows,))
+    narrowed = dataclasses.replace(buckets, prompt=(shape.slots,), batch=(rows,))
     engine = dataclasses.replace(engine, buckets=narrowed)
     any_prompt, key = prompt_batch(engine, [[0]]), jax.random.key(0)
-    request = Request(any_prompt, key, group_size, max_new_tokens, constraint=generator.constraint)
-    generate_lib.warm_up(engine, params, request)
+    group, tokens = shape.group_size, shape.max_new_tokens
+    return engine, Request(any_prompt, key, group, tokens, constraint=generator.constraint)
 
 
 def hand_over(generator: Generator, engine: Engine, params: PyTree, due: bool = True) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.stages import Wrapped
+from jax.stages import Compiled, Lowered, Wrapped
 
+from gtalign_jax.mesh.memory import device_bytes
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layouts import prepare_decode
 from gtalign_jax.rollout import decode, ring
@@ -15,6 +16,9 @@ from gtalign_jax.rollout.decode_state import DecodeState, Forced, Pause
 from gtalign_jax.rollout.request import Rules
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import Array, PyTree
+
+# Compiles a program, given the bytes of its arguments that are not on a device yet.
+Compile = Callable[[Lowered, float], Compiled]
 
 _TRACED: collections.Counter[str] = collections.Counter()
 _STATIC = ("config", "sampling")
@@ -72,3 +76,14 @@ newest = _program(newest_rows, ("config", "steps"), donate=("state",))
 def compiled_programs() -> dict[str, int]:
     """How many distinct programs (shapes and settings) this process has traced, by function."""
     return dict(_TRACED)
+
+
+def outcome(compiling: Compile, program: Wrapped, *args: Any, **kwargs: Any) -> PyTree:
+    """Have a program compiled for these arguments, arrays or shapes: the shapes and layouts of its result."""
+    lowered = program.lower(*args, **kwargs)
+    compiled = compiling(lowered, device_bytes((args, kwargs)))
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        lowered.out_info,
+        compiled.output_shardings,
+    )

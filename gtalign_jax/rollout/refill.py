@@ -18,6 +18,7 @@ from gtalign_jax.rollout.buckets import bucket
 from gtalign_jax.rollout.compaction import Decoding, drain, live_rows, write_rows
 from gtalign_jax.rollout.decode_state import DecodeState, Pause
 from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.programs import Compile
 from gtalign_jax.rollout.request import Placed, Request, Rules, row_numbers
 from gtalign_jax.types import Completions, PyTree, Rollout
 
@@ -95,7 +96,8 @@ def rollout(engine: Engine, params: PyTree, request: Request, rules: Rules) -> R
     request = request.replace(prompts=jax.device_get(request.prompts))
     prompts, count = request.prompts, request.prompts.tokens.shape[0]
     with placing.on_mesh(engine):
-        floor = _make_floor(engine, params, request, rules)
+        weights = programs.prepare(params, engine.model_config)
+        floor = _make_floor(engine, (params, weights), request, rules)
         firsts = range(0, count, floor.part)
         written = complete(floor, (_part(floor, first) for first in firsts), len(firsts))
     width = bucket(prompts.tokens.shape[1], engine.buckets.prompt, "prompt", "the longest prompt")
@@ -107,7 +109,8 @@ def rollout(engine: Engine, params: PyTree, request: Request, rules: Rules) -> R
 def warm_up(engine: Engine, params: PyTree, request: Request, rules: Rules) -> None:
     """Compile all that `rollout` will run for prompts of this width."""
     with placing.on_mesh(engine):
-        floor = _make_floor(engine, params, request, rules)
+        weights = programs.prepare(params, engine.model_config)
+        floor = _make_floor(engine, (params, weights), request, rules)
         waiting = _prefill(floor, _part(floor, 0))
         none = np.full(floor.places, -1, np.int32)
         state = _seat(floor, waiting, none)
@@ -120,9 +123,29 @@ def warm_up(engine: Engine, params: PyTree, request: Request, rules: Rules) -> N
             compaction.warm_up(idle, state)
 
 
-def _make_floor(engine: Engine, params: PyTree, request: Request, rules: Rules) -> Floor:
+def compile_largest(
+    compiling: Compile, engine: Engine, params: PyTree, request: Request, rules: Rules
+) -> None:
+    """Have the programs compiled that `rollout` needs most memory for; params: arrays or their shapes."""
+    with placing.on_mesh(engine):
+        weights = programs.outcome(compiling, programs.prepare, params, engine.model_config)
+        floor = _make_floor(engine, (params, weights), request, rules)
+        part, config = _part(floor, 0), engine.model_config
+        waiting = programs.outcome(
+            compiling, programs.start, params, config, part, engine.sampling, floor.decoding.rules
+        )
+        nobody = np.full(floor.places, -1, np.int32)
+        seated = programs.outcome(
+            compiling, programs.seat, weights, config, waiting, nobody, max_new_tokens=floor.slots
+        )
+        compaction.compile_first(compiling, floor.decoding, seated)
+
+
+def _make_floor(engine: Engine, held: tuple[PyTree, PyTree], request: Request, rules: Rules) -> Floor:
+    """held: parameters, for the prompts and prepared."""
     places = engine.rows + -engine.rows % placing.shards(engine)
-    decoding = compaction.make_decoding(engine, params, rules, request.max_new_tokens, places)
+    params, weights = held
+    decoding = compaction.make_decoding(engine, weights, rules, request.max_new_tokens, places)
     return Floor(engine, params, request, row_numbers(request), decoding)
 
 

@@ -26,6 +26,7 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.learning.algorithm import check_functions
 from gtalign_jax.learning.by_tokens import schedule_sizes
 from gtalign_jax.mesh import processes
+from gtalign_jax.mesh.memory import LOAD, told
 from gtalign_jax.mesh.sharding import batch_shards, make_mesh, shard_tree
 from gtalign_jax.models import hf, lora, transformer
 from gtalign_jax.models.config import ModelConfig
@@ -221,7 +222,7 @@ def _check_budget(settings: Settings, train: PromptSet, shards: int) -> None:
 def load_start(job: Job) -> PyTree:
     """The parameters training starts from, on the mesh."""
     axes, shapes = transformer.logical_axes(job.model), hf.abstract_params(job.model)
-    with stage("load the model"):
+    with stage("load the model"), told(LOAD):
         return hf.load_params(job.model_folder, job.model, shard_tree(axes, job.mesh, shapes))
 
 

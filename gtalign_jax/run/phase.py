@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from gtalign_jax.errors import MAX_COUNT, UserError, in_range
 from gtalign_jax.mesh import processes
+from gtalign_jax.mesh.memory import UPDATE, Purpose, told
 from gtalign_jax.mesh.sharding import spread
 from gtalign_jax.run import checkpoint, health
 from gtalign_jax.run.compiles import CompileCount, counting_compiles
@@ -70,7 +71,7 @@ class Phase:
     step: (state, k) → (state, metrics). warm_up: called before the first of these steps with the state and
     its number, to compile what they all will run; counted as that step's. following: the phases after it;
     once one of them has checkpoints, lost steps of this one are computed again, and recorded where they are
-    not.
+    not. takes: what most of its memory is for.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Phase:
     step: Step
     warm_up: WarmUp | None = None
     following: tuple[str, ...] = ()
+    takes: Purpose = UPDATE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +136,7 @@ def run_phase(session: Session, phase: Phase, state: TrainState) -> TrainState:
             log.warning("%s: steps %d to %d are computed again", phase.name, first, phase.steps - 1)
         if first < phase.steps:
             checkpoint.drop_after(manager, first)
-            with stop_requests() as stop:
+            with stop_requests() as stop, told(phase.takes):
                 state = _steps(session, phase, state, _Start(first, manager, stop, again))
             with stage(f"save the end of {phase.name}"):
                 manager.wait_until_finished()

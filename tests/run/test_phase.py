@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from gtalign_jax import jsonl
+from gtalign_jax.errors import UserError
+from gtalign_jax.mesh.memory import COLD_START
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.run.health import HealthConfig
 from gtalign_jax.run.lock import locked
@@ -128,6 +130,20 @@ def test_tokens_per_second_are_of_results_and_not_of_dispatch(tmp_path):
         run_phase(session, Phase("sft", 4, step), state())
     rates = [line["tokens_per_s"] for line in jsonl.read(tmp_path / "metrics.jsonl")]
     assert len(rates) == 4 and max(rates) <= 1000 / 0.2
+
+
+def test_memory_that_runs_out_in_a_step_is_one_line(tmp_path):
+    def step(state, k):
+        return state, {"loss/sft": jax.jit(lambda: jnp.zeros(2**44 if k == 2 else ()))()}
+
+    log = RunLog(tmp_path, PHASES, MetricsConfig(tensorboard=False))
+    phase = Phase("sft", 4, step, takes=COLD_START)
+    with (
+        open_session(tmp_path, make_mesh(MeshConfig()), log, CheckpointConfig(), HealthConfig()) as session,
+        pytest.raises(UserError, match=r"^out of memory: sft update \(.*; raise config.sft.microbatches"),
+    ):
+        run_phase(session, phase, state())
+    assert len(jsonl.read(tmp_path / "metrics.jsonl")) >= 1
 
 
 NOT_FINITE = """
