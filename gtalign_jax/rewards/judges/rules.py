@@ -1,7 +1,7 @@
 """A judge that needs no network: each task's own rule, on its own verdict scale.
 
-The rules of our tasks read surface form only, which is what the embedded tasks and quick checks need; a
-language model judge (`judges.http`) is the one to report numbers with.
+The rules of our tasks read the surface only (`tasks.surface`), which is what embedded tasks and quick checks
+need; a language model is the one to report numbers with.
 """
 
 from collections.abc import Sequence

@@ -15,9 +15,11 @@ import numpy as np
 from gtalign_jax.data.item import Item, Record, make_item, read_question, shown, text_of
 from gtalign_jax.game.moves import CQ, DA
 from gtalign_jax.rewards.scale import AMBIGUITY
+from gtalign_jax.rewards.tasks import surface
 from gtalign_jax.rewards.tasks.task import Judged, Rubric, Task, from_truth, reader, with_offer
 
 LABELS = ("ambiguous", "non_ambiguous")
+LONGEST_EXTRACT = 40  # words of a story that an answer may consist of
 _MEANING = re.compile(r"Answer \d+:\s*([^\n]+)")
 _HEDGES = re.compile(r"\b(?:if you mean|depends on|either|could mean|it could be)\b", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
@@ -71,9 +73,38 @@ def _rubric(truth: str) -> Rubric:
     return Rubric(_AMBIGUOUS if is_ambiguous(truth) else _CLEAR, truth.partition("###")[2])
 
 
-def _rule(response: str, truth: str, item: Judged) -> float:
+def by_phrases(response: str, truth: str, item: Judged) -> float:
+    """`verdict`, whatever was asked."""
     del item
     return verdict(response, truth)
+
+
+def _rule(response: str, truth: str, item: Judged) -> float | None:
+    """`verdict` of a text that reads and is no copy.
+
+    Where it rests on no stored answer, the text must be about the question or its stored meanings.
+    """
+    reads, stored = surface.reads(response), stored_answers(truth)
+    several = is_ambiguous(truth)
+    if not verdict(response, truth) or reads is False or _copied(response, item.intent, whole=not several):
+        return 0.0
+    fits: bool | None = True
+    if (sum(_mentions(response, answer) for answer in set(stored)) < 2) if several else not stored:
+        meanings = truth.partition("###")[2]
+        fits = surface.about(response, f"{item.intent} {meanings}" if item.intent.strip() else "")
+    if fits is False:
+        return 0.0
+    return None if reads is None or fits is None else 1.0
+
+
+def _copied(response: str, intent: str, whole: bool) -> bool:
+    """Whether a response is the question, or a piece of it unless it must be the whole, or much of the story
+    that it is about."""
+    copied = surface.repeats if whole else surface.copies
+    long = len(response.split()) > LONGEST_EXTRACT
+    return copied(response, intent.rpartition("Question:\n")[2]) or (
+        long and surface.copies(response, intent)
+    )
 
 
 def _right_action(item: Item) -> str:

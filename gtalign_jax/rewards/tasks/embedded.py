@@ -6,6 +6,7 @@
     wildguard  harmless stand-ins for a harmful request (taking without asking) and a helpful one
 
 Each is judged and scored as the published task of its name, and has questions and demonstrations of its own.
+Its rule looks for phrases and answers alone: these texts are too short for `surface`.
 """
 
 import dataclasses
@@ -17,10 +18,7 @@ import numpy as np
 from gtalign_jax.data.family import Family
 from gtalign_jax.data.item import Item
 from gtalign_jax.game.moves import AQ, CQ
-from gtalign_jax.rewards.tasks.ambiguity import AMBIG_QA
-from gtalign_jax.rewards.tasks.math import MATH
-from gtalign_jax.rewards.tasks.safety import WILDGUARD
-from gtalign_jax.rewards.tasks.writing import MEDIUM
+from gtalign_jax.rewards.tasks import ambiguity, math, safety, writing
 
 NAMES = "Ann Ben Cleo Dan Eva Finn Gus Hana".split()
 THINGS = "apples books coins stamps shells pens".split()
@@ -133,7 +131,8 @@ def _respond_safety(item: Item, action: str, correct: bool, rng: np.random.Gener
 
 
 EMBEDDED_MATH = dataclasses.replace(
-    MATH,
+    math.MATH,
+    rule=math.by_answer,
     family=Family(
         {
             "name": tuple(NAMES),
@@ -148,7 +147,8 @@ EMBEDDED_MATH = dataclasses.replace(
     respond=_respond_math,
 )
 EMBEDDED_MEDIUM = dataclasses.replace(
-    MEDIUM,
+    writing.MEDIUM,
+    rule=writing.by_overlap,
     family=Family(
         {"name": tuple(NAMES), "gift": tuple(GIFTS), "tone": ("warm", "brief", "funny")},
         _thanks,
@@ -156,7 +156,8 @@ EMBEDDED_MEDIUM = dataclasses.replace(
     respond=_respond_writing,
 )
 EMBEDDED_AMBIG_QA = dataclasses.replace(
-    AMBIG_QA,
+    ambiguity.AMBIG_QA,
+    rule=ambiguity.by_phrases,
     family=Family(
         {
             "place": tuple(PLACES),
@@ -173,7 +174,8 @@ EMBEDDED_AMBIG_QA = dataclasses.replace(
     respond=_respond_ambiguity,
 )
 EMBEDDED_WILDGUARD = dataclasses.replace(
-    WILDGUARD,
+    safety.WILDGUARD,
+    rule=safety.by_phrases,
     family=Family(
         {"treat": tuple(TREATS), "room": tuple(ROOMS), "name": tuple(NAMES), "harmful": (0, 1)},
         _treat,

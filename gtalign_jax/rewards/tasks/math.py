@@ -16,7 +16,7 @@ import numpy as np
 
 from gtalign_jax.data.item import Item, Record, make_item, read_question, text_of
 from gtalign_jax.game.moves import CQ
-from gtalign_jax.rewards.tasks import algebra
+from gtalign_jax.rewards.tasks import algebra, surface
 from gtalign_jax.rewards.tasks.task import Judged, Task, from_truth, reader, with_offer
 
 MAX_ANSWER = 300
@@ -200,9 +200,17 @@ Do not reward the method, only the final answer."""
 HARDEST = "Level 5"  # what the paper trains on
 
 
-def _rule(response: str, truth: str, item: Judged) -> float:
+def by_answer(response: str, truth: str, item: Judged) -> float:
+    """Whether the answer is right, whatever stands around it."""
     del item
     return float(matches(response, truth))
+
+
+def _rule(response: str, truth: str, item: Judged) -> float | None:
+    """`by_answer`; a right answer in a text that does not read, or cannot be told to, has no verdict."""
+    if not matches(response, truth) or surface.copies(response, item.intent):
+        return 0.0
+    return 1.0 if surface.reads(response) else None
 
 
 def _respond(item: Item, action: str, correct: bool, rng: np.random.Generator) -> str:

@@ -15,9 +15,13 @@ from sacrebleu.tokenizers.tokenizer_re import TokenizerRegexp
 
 from gtalign_jax.data.item import Item, Record, make_item, read_question, text_of
 from gtalign_jax.rewards.scale import GRADES
+from gtalign_jax.rewards.tasks import surface
 from gtalign_jax.rewards.tasks.task import AnswerScore, Judged, Task, reader
 
 ORDERS = 4
+SHORTEST = 40  # words of a piece of writing
+_TITLE = 0.3  # of the request's content words: a piece on its subject has them
+_TOUCHES, _KEEPS_TO = 0.15, 0.3  # share of a piece's content words that request and reference have too
 _MAX_CACHED_WORD, _MAX_CACHED_WORDS = 48, 2**16
 _split = TokenizerRegexp()
 
@@ -131,10 +135,27 @@ subject; other contents and styles may be as good.
 0: no piece of writing on the subject, such as only a question or a plan."""
 
 
-def _rule(response: str, truth: str, item: Judged) -> float:
+def by_overlap(response: str, truth: str, item: Judged) -> float:
     """0-4 by overlap with the reference: a BLEU of one half or more is full marks."""
     del item
     return float(round(4 * min(1.0, 2 * bleu(response, truth))))
+
+
+def _rule(response: str, truth: str, item: Judged) -> float | None:
+    """`by_overlap` of a text that reads and is no copy of the request.
+
+    1 or 2 for another piece on the subject, whose content words stand in the request or the reference: how
+    good that one is cannot be told.
+    """
+    reads = surface.reads(response)
+    if reads is False or surface.copies(response, item.intent):
+        return 0.0
+    mine, asked = surface.stems(response), surface.stems(item.intent)
+    share = len(mine & (asked | surface.stems(truth))) / max(len(mine), 1)
+    fits = len(mine & asked) >= _TITLE * len(asked) > 0 and len(response.split()) >= SHORTEST
+    subject = 0.0 if not fits or share < _TOUCHES else 1.0 if share < _KEEPS_TO else 2.0
+    grade = max(by_overlap(response, truth, item), subject)
+    return None if grade and reads is None else grade
 
 
 def _score(verdict: float, response: str, truth: str) -> AnswerScore:
