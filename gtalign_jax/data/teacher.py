@@ -60,13 +60,7 @@ def write_chain(
     item: Item, task: Demonstrated, rng: np.random.Generator, config: TeacherConfig = TeacherConfig()
 ) -> str:
     """One chain for an item of a task; UserError when the task names no action of the game."""
-    action = task.right_action(item)
-    if action not in ACTIONS:
-        raise UserError(
-            f"task {item.task!r}: its right_action gave {action!r}; use one of {', '.join(ACTIONS)}"
-        )
-    if rng.random() >= config.right_action:
-        action = str(rng.choice([a for a in ACTIONS if a != action]))
+    action = _action(item, task, rng, config)
     matrix = _matrix(action, rng, shared=rng.random() < config.equal_payoffs)
     text = payoff_json(matrix)
     if rng.random() < config.broken_matrix:
@@ -76,6 +70,26 @@ def write_chain(
     thoughts = rng.permutation(len(_THOUGHTS))[: rng.integers(1, config.max_sentences + 1)]
     response = task.respond(item, action, correct, rng)
     return format_chain(" ".join(_THOUGHTS[i] for i in thoughts), text, analysis(matrix), response)
+
+
+def write_answer(
+    item: Item, task: Demonstrated, rng: np.random.Generator, config: TeacherConfig = TeacherConfig()
+) -> str:
+    """An answer without a chain: a response that is right, and carries out the right action, as often."""
+    action = _action(item, task, rng, config)
+    return task.respond(item, action, rng.random() < config.right_answer, rng)
+
+
+def _action(item: Item, task: Demonstrated, rng: np.random.Generator, config: TeacherConfig) -> str:
+    """What is done in the end: the right action, or by chance another."""
+    action = task.right_action(item)
+    if action not in ACTIONS:
+        raise UserError(
+            f"task {item.task!r}: its right_action gave {action!r}; use one of {', '.join(ACTIONS)}"
+        )
+    if rng.random() >= config.right_action:
+        action = str(rng.choice([a for a in ACTIONS if a != action]))
+    return action
 
 
 def best_action(matrix: np.ndarray) -> str:

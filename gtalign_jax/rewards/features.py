@@ -57,6 +57,11 @@ class FeatureConfig:
             raise ValueError(f"workers={self.workers}: must be 0 or more")
         in_range(self, workers=(0, 1024))
 
+    @property
+    def plain(self) -> bool:
+        """Whether completions are answers without a chain."""
+        return self.chain == "plain"
+
 
 @dataclasses.dataclass(frozen=True)
 class FeatureBatch:
@@ -85,7 +90,7 @@ def extract(
     or a task's score outside [0, 1].
     """
     asked, place = [named(tasks, item.task) for item in items], {name: i for i, name in enumerate(tasks)}
-    plain = config.chain == "plain"
+    plain = config.plain
     read = reading.read_plain if plain else functools.partial(reading.read, code_fences=config.code_fences)
     readings = reading.spread(read, completions, config.workers)
     chains = [r.chain for r in readings]

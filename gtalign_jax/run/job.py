@@ -43,7 +43,7 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_fields
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
-from gtalign_jax.rollout.template import peculiarities
+from gtalign_jax.run import cautions
 from gtalign_jax.run.progress import stage
 from gtalign_jax.run.record import start_date
 from gtalign_jax.run.settings import (
@@ -99,7 +99,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     settings = make_settings(config)
     mesh = make_mesh(settings.mesh)
     check_batches(settings, batch_shards(mesh))
-    _warn(settings)
+    cautions.of_settings(settings)
     reward_fn = resolve_reward(config.reward.fn)
     check_functions(settings.algorithm)
     _check_attention(settings.start.attention)
@@ -117,8 +117,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     engine = load_folder_engine(folder, settings, mesh)
     if asks_for_date(engine.tokenizer):
         engine = dataclasses.replace(engine, date=start_date(workdir))
-    for sentence in peculiarities(engine.template):
-        log.warning("%s: the chat template %s", folder, sentence)
+    cautions.of_template(folder, engine.template)
     encode = functools.partial(engine_lib.encode, engine)
     fits = functools.partial(engine_lib.fits, engine)
     with stage(f"tokenise {len(train_items) + len(test_items)} prompts"):
@@ -131,7 +130,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     _check_rows("sft", settings.sft, len(demonstrations))
     _check_budget(settings, train, batch_shards(mesh))
     for name, part in (("train", train), ("test", test)):
-        _say_left_out(name, part, settings)
+        cautions.of_prompts(name, part, settings)
     return Job(
         settings=settings,
         workdir=workdir,
@@ -145,23 +144,9 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         consistency=consistency,
         judge_stats=stats,
         reward_fn=reward_fn,
-        untrained=_block_tables(engine, settings.align.untrained_blocks),
+        untrained=_block_tables(engine, () if settings.features.plain else settings.align.untrained_blocks),
         generator=make_generator(settings.engine, engine, workdir),
     )
-
-
-def _say_left_out(split: str, found: PromptSet, settings: Settings) -> None:
-    """Nothing of a prompt is left out in silence: of how many, of which, and what else could be done."""
-    longest, dropped = settings.buckets.prompt[-1], found.dropped
-    if found.cut:
-        log.warning(
-            "%d %s prompts were over %d tokens and lost their oldest turns", found.cut, split, longest
-        )
-    if dropped:
-        log.warning(
-            "%d %s prompts have over %d tokens and are dropped (%s); %s",
-            *(len(dropped), split, longest, loader.named(dropped), loader.mend_of_length(settings.data)),
-        )
 
 
 def _judges(settings: Settings, stats: Counters, tasks: Tasks) -> tuple[Judge, ConsistencyJudge | None]:
@@ -188,15 +173,6 @@ def _check_attention(name: str) -> None:
     needs = {"splash": "tpu", "cudnn": "gpu"}.get(name)
     if needs is not None and needs != jax.default_backend():
         raise UserError(f"config.start.attention={name!r}: needs a {needs.upper()}; use auto or xla")
-
-
-def _warn(settings: Settings) -> None:
-    """Say what is allowed and rarely meant."""
-    if settings.align.untrained_blocks and not settings.algorithm.kl_coef:
-        log.warning("config.align.untrained_blocks: no kl_coef holds their tokens in place; they may drift")
-    trains_all = (settings.sft.steps or settings.align.steps) and not settings.lora.rank
-    if settings.start.param_dtype == "bfloat16" and trains_all:
-        log.warning("config.start.param_dtype: small updates are lost in bfloat16; set config.lora.rank")
 
 
 def _check_rows(section: str, phase: SftConfig | AlignConfig, rows: int) -> None:
@@ -245,12 +221,12 @@ def start_folder(settings: Settings, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def write_chains(items: Sequence[Item], tasks: Tasks, settings: Settings) -> dict[int, list[str]]:
-    """Item id → its cold-start chains; none when there is no SFT phase."""
+    """Item id → its cold-start chains, or plain answers; none when there is no SFT phase."""
     if not settings.sft.steps:
         return {}
     rng = np.random.default_rng([settings.data.seed, 11])
-    chains = settings.sft.chains
-    return {i.id: [teacher.write_chain(i, tasks[i.task], rng) for _ in range(chains)] for i in items}
+    write = teacher.write_answer if settings.features.plain else teacher.write_chain
+    return {i.id: [write(i, tasks[i.task], rng) for _ in range(settings.sft.chains)] for i in items}
 
 
 def _make_model(

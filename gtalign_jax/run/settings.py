@@ -272,6 +272,10 @@ def _check_together(settings: Settings) -> None:
         raise UserError(
             "config.align.overlap: dynamic_sampling refills after judging; switch one of them off"
         )
+    if settings.features.plain and settings.engine.grammar:
+        raise UserError(
+            "config.engine.grammar: holds to the chain, which config.features.chain=plain has not"
+        )
     updates = settings.align.steps * settings.algorithm.epochs * settings.algorithm.minibatches
     _check_warmup(settings.sft_optimizer, "sft_optimizer", settings.sft.steps)
     _check_warmup(settings.policy_optimizer, "policy_optimizer", updates)

@@ -15,11 +15,13 @@ from gtalign_jax.types import PyTree
 
 
 def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
-    """One line of steering.jsonl a task, of the first test prompt whose action changes.
+    """One line of steering.jsonl a task, of the first test prompt whose action changes; none without a chain.
 
     When none of `config.steer.tries` prompts changes, the first that has a usable matrix is shown.
     Decoding is greedy, so the two branches differ by the edit alone.
     """
+    if job.settings.features.plain:
+        return []
     buckets = dataclasses.replace(job.engine.buckets, batch=(1,))
     engine = dataclasses.replace(job.engine, sampling=GREEDY, buckets=buckets)
     stop = stop_ending(engine)

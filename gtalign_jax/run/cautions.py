@@ -1,0 +1,58 @@
+"""What is allowed and rarely meant, and what is left out of a run: said once, before its first step."""
+
+import logging
+import pathlib
+
+from gtalign_jax.chain.prompt import INSTRUCTION, PLAIN_INSTRUCTION, SHORT_INSTRUCTION
+from gtalign_jax.data.config import DataConfig
+from gtalign_jax.data.loader import PromptSet, mend_of_length, named
+from gtalign_jax.rollout.template import Template, peculiarities
+from gtalign_jax.run.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def of_settings(settings: Settings) -> None:
+    """Fields that are rarely meant together."""
+    if settings.align.untrained_blocks and not settings.algorithm.kl_coef:
+        log.warning("config.align.untrained_blocks: no kl_coef holds their tokens in place; they may drift")
+    trains_all = (settings.sft.steps or settings.align.steps) and not settings.lora.rank
+    if settings.start.param_dtype == "bfloat16" and trains_all:
+        log.warning("config.start.param_dtype: small updates are lost in bfloat16; set config.lora.rank")
+    of_instruction(settings.data, settings.features.plain)
+
+
+def of_instruction(data: DataConfig, plain: bool) -> None:
+    """A prompt that asks for what the reward does not read. plain: it reads answers without a chain."""
+    published = data.source == "gtalign" and data.history == "given"
+    unread = "for a chain, and config.features.chain=plain reads none"
+    if plain and published:
+        log.warning(
+            "config.data.history=given: the published prompts ask %s; set config.data.history=turns and "
+            "config.data.instruction=plain",
+            unread,
+        )
+    elif plain and data.system in (SHORT_INSTRUCTION, INSTRUCTION):
+        log.warning("config.data.instruction=%s: asks %s; set it to plain", data.instruction, unread)
+    elif not plain and not published and data.system == PLAIN_INSTRUCTION:
+        log.warning("config.data.instruction=plain: asks for no chain; set config.features.chain=plain too")
+
+
+def of_template(folder: pathlib.Path, template: Template) -> None:
+    """What the chat template of the starting model does to messages."""
+    for sentence in peculiarities(template):
+        log.warning("%s: the chat template %s", folder, sentence)
+
+
+def of_prompts(split: str, found: PromptSet, settings: Settings) -> None:
+    """What is left out of the prompts of a split: of how many, of which, and what else could be done."""
+    longest, dropped = settings.buckets.prompt[-1], found.dropped
+    if found.cut:
+        log.warning(
+            "%d %s prompts were over %d tokens and lost their oldest turns", found.cut, split, longest
+        )
+    if dropped:
+        log.warning(
+            "%d %s prompts have over %d tokens and are dropped (%s); %s",
+            *(len(dropped), split, longest, named(dropped), mend_of_length(settings.data)),
+        )
