@@ -126,6 +126,15 @@ def whole_text(text: str, field: str) -> str:
     return text
 
 
+def check_texts(item: Item) -> None:
+    """ValueError for a text of an item that no tokenizer reads, whichever reader it came from."""
+    for message in item.messages:
+        whole_text(message["role"] + message["content"], "a message")
+    whole_text(item.ground_truth, "truth")
+    whole_text(item.intent, "intent")
+    whole_text(item.name, "id")
+
+
 def truth_text(value: Any, field: str, several: str = "") -> str:
     """The text of a stored truth: a number's own text, `True` or `False`, nothing for null.
 
@@ -160,7 +169,8 @@ def published_messages(value: Any, field: str) -> tuple[Message, ...]:
         content = "" if message.get("content") is None else message["content"]
         if not isinstance(content, str):
             raise ValueError(f"{field}[{number}].content {shown(content)}: must be text; join its parts")
-        messages.append({"role": message["role"], "content": content})
+        texts = {"role": message["role"], "content": content}
+        messages.append({key: whole_text(text, f"{field}[{number}].{key}") for key, text in texts.items()})
     return tuple(messages)
 
 

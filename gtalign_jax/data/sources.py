@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from gtalign_jax.data import synthetic
 from gtalign_jax.data.config import DataConfig, FieldNames
 from gtalign_jax.data.history import instructed, published_turns
-from gtalign_jax.data.item import Item, Readable, Record, shown
+from gtalign_jax.data.item import Item, Readable, Record, check_texts, shown
 from gtalign_jax.data.records import KINDS, Row
 from gtalign_jax.errors import UserError, naming
 from gtalign_jax.files import paths
@@ -114,7 +114,10 @@ def _read(row: Row, read: Callable[[Row], Item | None]) -> Item | None:
     """The item of a row; UserError says where the row stands and what is wrong with it."""
     try:
         with naming(f"{row.where}: "):
-            return read(row)
+            item = read(row)
+            if item is not None:
+                check_texts(item)
+            return item
     except KeyError as error:
         raise UserError(f"{row.where}: {error.args[0]}: missing") from error
     except (TypeError, AttributeError) as error:  # of a reader that met another type than it was made for

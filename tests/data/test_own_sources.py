@@ -11,6 +11,7 @@ import pytest
 from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.data import sources
 from gtalign_jax.data.config import DataConfig, FieldNames
+from gtalign_jax.data.item import make_item
 from gtalign_jax.errors import UserError
 from gtalign_jax.rewards.tasks import TASKS
 from gtalign_jax.rewards.tasks.task import Task
@@ -184,6 +185,31 @@ def test_a_bad_record_names_file_row_and_field(tmp_path, row, message):
     assert "\n" not in str(error.value)
 
 
+HALF = "a\ud800b"
+ASKS = [{"role": "user", "content": "q"}]
+ROW = {"prompt": ASKS, "data_source": "math-hard", "reward_model": {"ground_truth": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "field"),
+    [
+        ("math", ROW | {"prompt": [{"role": "user", "content": HALF}]}, r"prompt\[0\].content"),
+        ("math", ROW | {"prompt": [{"role": HALF, "content": "q"}, *ASKS]}, r"prompt\[0\].role"),
+        ("math", ROW | {"extra_info": {"single_turn_prompt": HALF}}, "intent"),
+        ("math", {"question": "q", "truth": 1, "id": HALF}, "id"),
+        (
+            "ambig_qa",
+            {"question": "q", "annotations": [{"type": "singleAnswer", "answer": [HALF]}]},
+            "truth",
+        ),
+    ],
+)
+def test_half_a_surrogate_pair_is_named_in_every_schema(tmp_path, task, row, field):
+    source = write_lines(tmp_path / "q.jsonl", [row])
+    with pytest.raises(UserError, match=rf"q.jsonl:1: {field} holds half a surrogate pair \(.ud800\): mend"):
+        load(source, tasks={task: TASKS[task]})
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     (tmp_path / "q.jsonl").write_bytes(
         b"\xef\xbb\xbf" + GOOD + b"\r\n" + GOOD.replace(b"Why", b"How") + b"\r\n"
@@ -244,3 +270,12 @@ def test_all_bad_records_can_be_collected(tmp_path):
     source = write_lines(tmp_path / "q.jsonl", rows)
     loaded = sources.read_source(config_of(source, test_share=0.0), RUN, "train", 0, keep_going=True)
     assert len(loaded.items) == 3 and [line.split(": ")[0][-2:] for line in loaded.bad] == [":3", ":5"]
+
+
+def test_a_reader_of_ones_own_that_lets_half_a_pair_through_names_the_row(tmp_path):
+    source = write_lines(tmp_path / "q.jsonl", [{"text": HALF}])
+    reads = Task(
+        name="own", read=lambda record: make_item([{"role": "user", "content": record["text"]}], "t")
+    )
+    with pytest.raises(UserError, match=r"q.jsonl:1: a message holds half a surrogate pair"):
+        load(source, tasks={"own": reads})
