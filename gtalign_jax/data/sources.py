@@ -4,6 +4,7 @@ A record that is not as it must be is one line that names file, row and field. A
 for it (an empty last message, an easier level); that is counted.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -22,7 +23,7 @@ from gtalign_jax.data.history import instructed, published_turns
 from gtalign_jax.data.item import Item, Readable, Record, check_texts, shown
 from gtalign_jax.data.records import KINDS, Row
 from gtalign_jax.errors import UserError, naming
-from gtalign_jax.files import paths
+from gtalign_jax.files import drafts, paths
 
 log = logging.getLogger(__name__)
 # What an item of the published files needs; the other columns differ in type between files.
@@ -77,7 +78,13 @@ def read_source(
     _, rows_of = KINDS[config.kind]
     rows, read = rows_of(config.place, config.split_name(split)), _own_reader(config, tasks)
     limits = dict.fromkeys(tasks, limit) if limit else {}
-    return read_rows(rows, read, limits, keep_going, _in_split(split, config.test_share))
+    with _naming_store(config):
+        return read_rows(rows, read, limits, keep_going, _in_split(split, config.test_share))
+
+
+def _naming_store(config: DataConfig) -> contextlib.AbstractContextManager[None]:
+    """A store that does not let the source be read is a UserError that names it."""
+    return drafts.naming_store(paths.path(config.root if config.source == "gtalign" else config.place))
 
 
 def read_rows(
@@ -129,7 +136,8 @@ def _read_split(
 ) -> Loaded:
     """`read_split` as a config has it."""
     anew = None if config.history == "given" else config.system
-    return read_split(config.root, tasks, config.split_name(split), keep_going, anew)
+    with _naming_store(config):
+        return read_split(config.root, tasks, config.split_name(split), keep_going, anew)
 
 
 def read_split(
@@ -186,8 +194,9 @@ def with_split(config: DataConfig, tasks: Mapping[str, Known], split: str) -> di
     """The tasks that have a split; of the published ones some are for evaluation alone."""
     if config.source != "gtalign":
         return dict(tasks)
-    file = f"{config.split_name(split)}.parquet"
-    return {name: task for name, task in tasks.items() if (paths.path(config.root) / name / file).is_file()}
+    file, root = f"{config.split_name(split)}.parquet", paths.path(config.root)
+    with _naming_store(config):
+        return {name: task for name, task in tasks.items() if (root / name / file).is_file()}
 
 
 def _unseen(train: list[Item], test: list[Item]) -> list[Item]:

@@ -1,11 +1,12 @@
 """A store that refuses, fails or is not there: one line with the path and the mend, or a retry."""
 
+import json
 import sys
 import threading
 
 import pytest
 
-from experiments import analyze, export, train
+from experiments import analyze, data, export, train
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.files import clients, drafts, paths
@@ -46,6 +47,38 @@ def test_reading_where_it_is_not_permitted_is_one_line(gs, emulator, capsys):
     for main, argv in ((export.main, exporting), (analyze.main, [f"{gs}/a.jsonl", f"{gs}/b.jsonl"])):
         line = stopped_with(capsys, main, argv)
         assert "Forbidden" in line and "a-bucket" in line and "see that" in line
+
+
+QUESTIONS = [{"question": f"How many {i}?", "truth": i} for i in range(20)]
+OWN = ("data", TINY, "--config.data.tasks=('math',)")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("source", ["jsonl:{}/q.jsonl", "parquet:{}/q.parquet", "jsonl:{}/folder", "gtalign"])
+def test_questions_in_a_bucket_without_permission_are_one_line(gs, emulator, capsys, source, status):
+    emulator.refusal = status
+    flags = [f"--config.data.source={source.format(gs)}", f"--config.data.root={gs}/gtalign"]
+    line = stopped_with(capsys, data.main, [*OWN, *flags])
+    assert gs in line and "permit" in line
+
+
+def test_questions_on_a_store_that_is_down_for_a_while_are_waited_for(gs, emulator, capsys):
+    path = paths.path(f"{gs}/down/q.jsonl")
+    jsonl.write(path, QUESTIONS)
+    emulator.refusal, before = 503, emulator.refused
+    threading.Timer(1.0, setattr, (emulator, "refusal", 0)).start()
+    data.main([*OWN, f"--config.data.source=jsonl:{path}", "--json"])
+    splits = json.loads(capsys.readouterr().out)["tasks"]["math"]["splits"]
+    assert sum(split["rows"] for split in splits.values()) == 20 and emulator.refused > before
+
+
+def test_questions_on_a_store_that_stays_down_are_one_line(gs, emulator, capsys, monkeypatch):
+    path = paths.path(f"{gs}/gone/q.jsonl")
+    jsonl.write(path, QUESTIONS)
+    monkeypatch.setattr(clients, "PATIENCE_S", 0.5)
+    emulator.refusal = 503
+    line = stopped_with(capsys, data.main, [*OWN, f"--config.data.source=jsonl:{path}"])
+    assert str(path) in line
 
 
 def test_a_missing_client_is_one_line_with_the_extra(capsys, monkeypatch):
