@@ -1,4 +1,4 @@
-"""A server on a free port, in a thread of the test's process."""
+"""A server on a free port, in a thread of the test's process, and a model that is taught in a few seconds."""
 
 import contextlib
 import threading
@@ -6,6 +6,10 @@ import time
 
 import pytest
 
+from gtalign_jax.data.tokenizer import train_tokenizer
+from gtalign_jax.models.config import ModelConfig
+from gtalign_jax.rollout.buckets import BucketConfig
+from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.serving.server.app import make_app
 from gtalign_jax.serving.server.connections import Patience, bind, make_server
 
@@ -31,3 +35,25 @@ def _serving(service, patience=None, drain_s=10):
 def serving():
     """serving(service, patience, drain_s): a context manager; it gives uvicorn's server, with `address`."""
     return _serving
+
+
+@pytest.fixture(scope="session")
+def small_engine():
+    """small_engine(texts, slots, budget): a model without parameters whose tokenizer knows the texts."""
+
+    def build(texts, slots, budget):
+        tokenizer = train_tokenizer([*texts] * 3, 420)
+        config = ModelConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=16,
+            initializer_range=0.1,
+        )
+        buckets = BucketConfig(prompt=(64, slots), completion=(budget,))
+        return Engine(tokenizer, config, (tokenizer.eos_token_id,), buckets=buckets)
+
+    return build

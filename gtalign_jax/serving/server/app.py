@@ -3,6 +3,7 @@
     /v1/chat/completions   /v1/completions      POST, with a key where there are keys
     /v1/models   /v1/models/NAME                GET, with a key
     /health   /metrics                          GET
+    /   /page/NAME                              GET, the page
 
 A completion is let in, read, answered and logged here, whatever becomes of it.
 """
@@ -24,6 +25,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from gtalign_jax.serving.page import routes as page
 from gtalign_jax.serving.server import answers, wire
 from gtalign_jax.serving.server.access import Admission, Key, Keys, Limits
 from gtalign_jax.serving.server.answers import Account
@@ -88,6 +90,7 @@ def make_app(service: Service) -> Starlette:
             Route("/v1/models/{name:path}", models),
             Route("/health", health),
             Route("/metrics", counters),
+            *page.routes(bool(service.keys.keys), service.bounds),
         ],
         exception_handlers={ApiError: _on_error, HTTPException: _on_error, Exception: _on_error},
         lifespan=lifespan,

@@ -13,16 +13,12 @@ import pytest
 from gtalign_jax.chain.parse import parse_chain
 from gtalign_jax.chain.prompt import format_chain, payoff_json
 from gtalign_jax.chain.solver import solver_analysis
-from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.game.pricing import as_written, per_token
-from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.remote.client import open_client
 from gtalign_jax.rollout import continuous, placing, programs
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.continuous import Row
 from gtalign_jax.rollout.decode_state import Forced
-from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Placed, Rules
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
 from gtalign_jax.serving.server import priced
@@ -46,20 +42,8 @@ BOUNDS = Bounds(BUDGET, 8, ("per_token", "subscription", "none"), unusable=(UNST
 
 
 @pytest.fixture(scope="module")
-def engine():
-    tokenizer = train_tokenizer([*CHAINS.values(), ASKED[0]["content"]] * 3, 420)
-    config = ModelConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=16,
-        initializer_range=0.1,
-    )
-    buckets = BucketConfig(prompt=(64, SLOTS), completion=(BUDGET,))
-    return Engine(tokenizer, config, (tokenizer.eos_token_id,), buckets=buckets)
+def engine(small_engine):
+    return small_engine([*CHAINS.values(), ASKED[0]["content"]], SLOTS, BUDGET)
 
 
 @pytest.fixture(scope="module")
