@@ -1,1 +1,1 @@
-"""The server's page: ask, edit the matrix or its price, and see both answers. No build step, no outside asset."""
+"""The server's page: ask, edit the matrix or its price, and see both answers."""
