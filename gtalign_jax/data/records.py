@@ -5,9 +5,10 @@ both splits, or a folder with a file of each split, `SPLIT.jsonl` or `TASK/SPLIT
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -52,13 +53,38 @@ def jsonl_rows(place: str, split: str) -> Iterator[Row]:
 def parquet_rows(place: str, split: str) -> Iterator[Row]:
     """Rows of parquet files, in flat memory."""
     for path, whole, task in _files(place, split, (".parquet",)):
-        try:
-            with path.open("rb") as source, pq.ParquetFile(source) as file:
-                records = (row for batch in file.iter_batches(_BATCH) for row in batch.to_pylist())
-                for i, record in enumerate(records):
-                    yield Row(f"{path}, row {i}", record, whole, task)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+        for i, record in enumerate(parquet_records(path)):
+            yield Row(f"{path}, row {i}", record, whole, task)
+
+
+def parquet_records(path: pathlib.Path, columns: Sequence[str] = ()) -> Iterator[Record]:
+    """The rows of a parquet file, of these columns where it has them (none: all); UserError names what cannot
+    be read."""
+    first = 0
+    try:
+        with path.open("rb") as source, pq.ParquetFile(source) as file:
+            kept = [name for name in columns if name in file.schema_arrow.names] or None
+            for batch in file.iter_batches(_BATCH, columns=kept):
+                yield from _decoded(batch, path, first)
+                first += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def _decoded(batch: pa.RecordBatch, path: pathlib.Path, first: int) -> list[Record]:
+    """The rows of a batch, whose first one is row `first` of its file."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        for i, name in itertools.product(range(batch.num_rows), batch.schema.names):
+            try:
+                batch.column(name)[i].as_py()
+            except UnicodeDecodeError as error:
+                where = f"{path}, row {first + i}: {name}"
+                raise UserError(
+                    f"{where}: not UTF-8 (byte {error.start}); write the text as UTF-8"
+                ) from error
+        raise
 
 
 def hub_rows(place: str, split: str) -> Iterator[Row]:
@@ -74,6 +100,8 @@ def hub_rows(place: str, split: str) -> Iterator[Row]:
             rows = datasets.load_dataset(name, subset or None, split=split, streaming=True)
         for i, record in enumerate(rows):
             yield Row(f"hub:{place} {split}, row {i}", record)
+    except StopIteration as error:  # of a file without a row
+        raise UserError(f"config.data.source=hub:{place}: no item in split {split!r}") from error
     except (OSError, ValueError, KeyError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(
@@ -109,6 +137,8 @@ def _listed(path: pathlib.Path) -> list[Any]:
     """The records of a JSON file; UserError when it is not UTF-8, not JSON, or holds no list."""
     try:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     records = value.get("data") if isinstance(value, dict) else value

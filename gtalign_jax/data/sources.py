@@ -8,27 +8,22 @@ import contextlib
 import dataclasses
 import json
 import logging
-import pathlib
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from gtalign_jax.data import synthetic
 from gtalign_jax.data.config import DataConfig, FieldNames
 from gtalign_jax.data.history import instructed, published_turns
 from gtalign_jax.data.item import Item, Readable, Record, check_texts, shown
-from gtalign_jax.data.records import KINDS, Row
+from gtalign_jax.data.records import KINDS, Row, parquet_records
 from gtalign_jax.errors import UserError, naming
 from gtalign_jax.files import drafts, paths
 
 log = logging.getLogger(__name__)
 # What an item of the published files needs; the other columns differ in type between files.
-_COLUMNS = ["prompt", "data_source", "reward_model", "extra_info"]
-_TURN = "turn_id"  # where a file has it
+_COLUMNS = ("prompt", "data_source", "reward_model", "extra_info", "turn_id")
 TRAIN, TEST = "train", "test"
 
 
@@ -158,7 +153,8 @@ def read_split(
             raise UserError(
                 f"{path}: not found; leave {task.name!r} out of config.data.tasks or add the file"
             )
-        rows += [Row(f"{path}, row {i}", record) for i, record in enumerate(_published_rows(path))]
+        records = enumerate(parquet_records(path, _COLUMNS))
+        rows += [Row(f"{path}, row {i}", record) for i, record in records]
     reader = _published_reader({task.name: task for task in tasks}, anew)
     return read_rows(rows, reader, keep_going=keep_going)
 
@@ -210,16 +206,6 @@ def _unseen(train: list[Item], test: list[Item]) -> list[Item]:
 
 def _first_of_each(items: list[Item], tasks: Mapping[str, Known], limit: int) -> list[Item]:
     return [item for task in tasks for item in [i for i in items if i.task == task][:limit]]
-
-
-def _published_rows(path: pathlib.Path) -> list[dict]:
-    """The rows of one published file as plain dictionaries."""
-    try:
-        with path.open("rb") as source, pq.ParquetFile(source) as file:
-            has_turns = _TURN in file.schema_arrow.names
-            return file.read(columns=[*_COLUMNS, *[_TURN] * has_turns]).to_pylist()
-    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
 
 
 def _published_reader(tasks: Mapping[str, Readable], anew: str | None = None) -> Callable[[Row], Item | None]:

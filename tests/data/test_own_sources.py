@@ -127,10 +127,15 @@ def test_a_data_set_of_the_hub_is_streamed_and_read_no_further_than_asked(tmp_pa
         ),
         ("jsonl:gone", "config.data.source: gone: no such file or folder"),
         ("parquet:EMPTY/x.jsonl", "x.jsonl: cannot be read"),
+        ("hub:EMPTY/deep/in", "hub:.*: no item in split 'train'"),
+        ("jsonl:EMPTY/latin.json", r"latin.json: not UTF-8 \(byte 18\); save the file as UTF-8"),
     ],
 )
 def test_a_place_that_cannot_be_read_is_one_line(tmp_path, source, message):
     (tmp_path / "x.jsonl").write_text("{}\n")
+    (tmp_path / "deep" / "in").mkdir(parents=True)
+    (tmp_path / "deep" / "in" / "train.jsonl").write_text("")
+    (tmp_path / "latin.json").write_bytes(b'[{"question": "caf\xe9"}]')
     with pytest.raises(UserError, match=message) as error:
         load(source.replace("EMPTY", str(tmp_path)))
     assert "\n" not in str(error.value)
@@ -208,6 +213,19 @@ def test_half_a_surrogate_pair_is_named_in_every_schema(tmp_path, task, row, fie
     source = write_lines(tmp_path / "q.jsonl", [row])
     with pytest.raises(UserError, match=rf"q.jsonl:1: {field} holds half a surrogate pair \(.ud800\): mend"):
         load(source, tasks={task: TASKS[task]})
+
+
+@pytest.mark.parametrize("source", ["parquet", "gtalign"])
+def test_a_text_of_a_parquet_file_that_is_not_utf_8_names_row_and_field(tmp_path, source):
+    """Also behind the first batch that is read."""
+    bytes_ = pa.array([b"q"] * 299 + [b"caf\xe9"], pa.binary())
+    texts = pa.StringArray.from_buffers(300, *bytes_.buffers()[1:])
+    (tmp_path / "math").mkdir()
+    path = tmp_path / "math" / "train.parquet"
+    pq.write_table(pa.table({"question": ["q"] * 300, "data_source": texts}), path)
+    config = DataConfig(source=f"parquet:{path}" if source == "parquet" else source, root=str(tmp_path))
+    with pytest.raises(UserError, match=r"train.parquet, row 299: data_source: not UTF-8 \(byte 3\); write"):
+        sources.read_source(config, {"math": TASKS["math"]}, "train", 0, keep_going=True)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
