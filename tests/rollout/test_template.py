@@ -2,10 +2,13 @@
 
 import copy
 import dataclasses
+import logging
 import re
+import shutil
 
 import pytest
 
+from configs import quickstart
 from experiments import generate, steer
 from gtalign_jax.chain.prompt import format_chain
 from gtalign_jax.errors import UserError
@@ -13,6 +16,7 @@ from gtalign_jax.rollout import chat
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.folder import folder_engine
 from gtalign_jax.rollout.template import Template, fitted, peculiarities
+from gtalign_jax.run.job import make_job
 from tests.rollout.templates import TEMPLATES
 
 FOLDS, MERGES = {"takes_system": False}, {"takes_repeats": False}
@@ -118,6 +122,23 @@ def test_messages_alone_are_left_as_they_are():
 
 def test_a_folders_engine_has_asked_its_template(llama3_folder):
     assert folder_engine(llama3_folder).template == Template()
+
+
+def test_a_run_from_a_folder_whose_template_takes_no_system_message_says_so(llama3_folder, tmp_path, caplog):
+    folder = shutil.copytree(llama3_folder, tmp_path / "folder")
+    (folder / "chat_template.jinja").write_text(TEMPLATES["gemma2"])
+    config = quickstart.get_config("tiny")
+    config.start.path, config.max_new_tokens = str(folder), 2048
+    config.buckets.prompt, config.buckets.completion = (1024,), (2048,)
+    config.data.update(train_per_task=4, test_per_task=1, tasks=("math",))
+    with caplog.at_level(logging.WARNING):
+        job = make_job(config, tmp_path / "run")
+    assert f"{folder}: the chat template takes no system message: the instruction opens" in caplog.text
+    for item, tokens in zip(job.train.items, job.train.tokens, strict=True):
+        asked = f"<start_of_turn>user\nPlay the game, then respond.\n\n{item.intent}<end_of_turn>\n"
+        text = f"<|begin_of_text|>{asked}<start_of_turn>model\n"
+        assert job.engine.tokenizer.decode(tokens) == text
+    assert [row.prompt for row in job.demonstrations] == job.train.tokens
 
 
 @pytest.mark.parametrize("main", [generate.main, steer.main])
