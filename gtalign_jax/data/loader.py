@@ -15,6 +15,8 @@ from gtalign_jax.data.item import Item
 from gtalign_jax.errors import UserError
 from gtalign_jax.types import Array
 
+NAMED = 5  # rows that a line names
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
@@ -57,10 +59,11 @@ def mend_of_length(config: DataConfig) -> str:
     return f"raise the last of config.buckets.prompt{cut}"
 
 
-def named(items: Sequence[Item], most: int = 5) -> str:
-    """Where the records of items stand, at most so many of them."""
-    more = len(items) - most
-    return ", ".join(item.where for item in items[:most]) + (f" and {more:,} more" if more > 0 else "")
+def named(places: Sequence[str], count: int) -> str:
+    """The first of `count` rows by where they stand, and how many there are besides."""
+    shown = places[:NAMED]
+    more = f" and {count - len(shown):,} more" if count > len(shown) else ""
+    return "; ".join(shown) + more
 
 
 def step_rows(count: int, batch: int, seed: int, step: int, shard: tuple[int, int] = (0, 1)) -> np.ndarray:

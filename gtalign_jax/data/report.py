@@ -8,6 +8,7 @@ import numpy as np
 
 from gtalign_jax.data.duplicates import near_duplicates
 from gtalign_jax.data.item import Item
+from gtalign_jax.data.loader import named
 from gtalign_jax.data.sources import mark_seen, prompt_key
 
 MAX_LABELS = 10  # more different truths are answers, not labels
@@ -134,8 +135,7 @@ def _split_lines(found: Mapping[str, Any]) -> list[str]:
     if found["cut"]:
         lines.append(f"{found['cut']:,} prompts lose their oldest turns to fit")
     if found["dropped"]:
-        more = ", ..." if found["dropped"] > len(found["dropped_rows"]) else ""
-        lines.append(f"dropped: {', '.join(found['dropped_rows'])}{more}")
+        lines.append(f"dropped: {named(found['dropped_rows'], found['dropped'])}")
     if found["labels"]:
         lines.append(f"labels: {_counts(found['labels'])}")
     for kind, said in (("turns", "the turns of one conversation"), ("copies", "copies")):

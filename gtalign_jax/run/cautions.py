@@ -46,7 +46,7 @@ def of_template(folder: pathlib.Path, template: Template) -> None:
 
 def of_prompts(split: str, found: PromptSet, settings: Settings) -> None:
     """What is left out of the prompts of a split: of how many, of which, and what else could be done."""
-    longest, dropped = settings.buckets.prompt[-1], found.dropped
+    longest, dropped = settings.buckets.prompt[-1], [item.where for item in found.dropped]
     if found.cut:
         log.warning(
             "%d %s prompts were over %d tokens and lost their oldest turns", found.cut, split, longest
@@ -54,5 +54,5 @@ def of_prompts(split: str, found: PromptSet, settings: Settings) -> None:
     if dropped:
         log.warning(
             "%d %s prompts have over %d tokens and are dropped (%s); %s",
-            *(len(dropped), split, longest, named(dropped), mend_of_length(settings.data)),
+            *(len(dropped), split, longest, named(dropped, len(dropped)), mend_of_length(settings.data)),
         )

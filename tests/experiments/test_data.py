@@ -68,7 +68,7 @@ def test_histories_that_are_cut_and_prompts_that_are_dropped_are_named(folder, c
         test = json.loads(run(capsys, *flags, more, "--json"))["tasks"]["own"]["splits"]["test"]
         assert (test["cut"], test["dropped"], test["dropped_rows"]) == (cut, len(names), names)
         text = run(capsys, *flags, more)
-        assert f"dropped: {', '.join(names)}" in text and ("1 prompts lose" in text) == cut
+        assert f"dropped: {'; '.join(names)}" in text and ("1 prompts lose" in text) == cut
 
 
 def test_the_embedded_tasks_share_nothing(capsys):

@@ -33,7 +33,7 @@ def test_prompts_that_no_bucket_holds_are_named_and_histories_cut_where_asked(co
     with caplog.at_level(logging.WARNING):
         job = make_job(config, tmp_path / "run")
     for split in ("train", "test"):
-        rows = ", ".join(f"{tmp_path / split}.jsonl:{number}" for number in (7, 9))
+        rows = "; ".join(f"{tmp_path / split}.jsonl:{number}" for number in (7, 9))
         said = f"2 {split} prompts have over 128 tokens and are dropped ({rows}); raise the last of"
         assert said in caplog.text
     assert len(job.train.items) == 7 and not job.train.cut
