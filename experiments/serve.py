@@ -106,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     app = make_app(Service(backend, keys, bounds, limits, flags.log_prompts))
     host, port = address.getsockname()[:2]
     print(f"serving {', '.join(backend.models)} at http://{host}:{port}/v1", file=sys.stderr)
+    print(f"a page to try it on: http://{host}:{port}/", file=sys.stderr)
     make_server(app, patience, flags.drain_s).run(sockets=[address])
 
 

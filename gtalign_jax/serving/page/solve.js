@@ -37,8 +37,8 @@ export const welfare = (cells) => cells.map(([llm, user]) =>
 /* The recommended cell: on the frontier the largest welfare, then user payoff, then LLM payoff, then the first. */
 export function recommended(cells) {
   let best = frontier(cells);
-  const criteria = [[welfare(cells), 1e-5], [cells.map((cell) => cell[USER]), 0], [cells.map((cell) => cell[LLM]), 0]];
-  for (const [values, slack] of criteria) {
+  const of = (player) => cells.map((cell) => cell[player]);
+  for (const [values, slack] of [[welfare(cells), 1e-5], [of(USER), 0], [of(LLM), 0]]) {
     const top = Math.max(...values.filter((_, i) => best[i]));
     best = best.map((kept, i) => kept && values[i] >= top - slack * (1 + Math.abs(top)));
   }
@@ -84,7 +84,8 @@ function vertices(opponent) {
       const first = opponent[j][s] - opponent[j][r], second = opponent[i][r] - opponent[i][s];
       if (first * second <= 0) continue; // no mixture of both makes these two tie
       const one = strategy([[i, Math.abs(first)], [j, Math.abs(second)]], false);
-      if (one.replies[r] && one.replies[s] && !here.some((known) => known.replies[r] && known.replies[s])) here.push(one);
+      const tie = ({ replies: best }) => best[r] && best[s];
+      if (tie(one) && !here.some(tie)) here.push(one);
     }
     found.push(...here);
   }

@@ -40,7 +40,8 @@ export async function chat(body, key, signal, told) {
 
 async function refusal(answer) {
   const body = await answer.json().catch(() => null);
-  return new Refused(answer.status, body?.error?.message ?? `status ${answer.status}`, answer.headers.get("retry-after"));
+  const message = body?.error?.message ?? `status ${answer.status}`;
+  return new Refused(answer.status, message, answer.headers.get("retry-after"));
 }
 
 async function* events(stream) {
@@ -96,5 +97,7 @@ export const writeMatrix = (cells, names) =>
   Object.fromEntries(names.map((name, i) => [name, { LLM: cells[i][0], user: cells[i][1] }]));
 
 /* The action that an analysis settles on: the last it names. */
-export const namedAction = (analysis, moves, actions) =>
-  [...analysis.matchAll(new RegExp(`\\b(?:(?:${moves.join("|")})_)?(${actions.join("|")})\\b`, "g"))].at(-1)?.[1] ?? null;
+export function namedAction(analysis, moves, actions) {
+  const choice = new RegExp(`\\b(?:(?:${moves.join("|")})_)?(${actions.join("|")})\\b`, "g");
+  return [...analysis.matchAll(choice)].at(-1)?.[1] ?? null;
+}

@@ -74,7 +74,7 @@ def shows(page, payoff):
     """Whether all marks of the grid are those of the library for this matrix."""
     known = solution(payoff)
     assert marked(page, ".frontier") == set(known["frontier"])
-    assert marked(page, "b.Nash") == set(known["nash"])
+    assert marked(page, "b.nash") == set(known["nash"])
     assert marked(page, "b.chosen") == marked(page, "td.chosen") == {known["cell"]}
     assert f"recommends {known['action']}:" in page.locator("#verdict").inner_text()
 
@@ -111,11 +111,11 @@ def test_ask_move_the_slider_edit_a_cell_and_see_the_changed_answers(address, vi
     for player in ("user", "LLM"):
         cell(page, player, "DQ_CQ").fill("5")
     shows(page, EDITED)
-    assert page.locator(".stale #steered").count() == 1
+    assert page.get_by_text("of another matrix or price").is_visible()
     steer(page)
     assert response(page, "steered").inner_text() == SAID["CQ"]
     assert page.locator("#steered-note").inner_text() == "chose CQ · per_token at 0 · edited by hand"
-    assert page.locator(".stale").count() == 0
+    assert not page.get_by_text("of another matrix or price").is_visible()
 
     page.get_by_role("button", name="Back to the model's numbers").click()
     assert float(cell(page, "user", "DQ_CQ").input_value()) == 0
@@ -150,7 +150,8 @@ def test_the_solver_may_analyse(address, visit):
     with page.expect_request("**/v1/chat/completions") as sent:
         steer(page)
     body = json.loads(sent.value.post_data)
-    assert body["pricing"] == {"policy": "per_token", "price": 4} and body["analyze"] == "solver"
+    assert body["pricing"] == {"policy": "per_token", "price": 4, "matrix": json.loads(payoff_json(FREE))}
+    assert body["analyze"] == "solver"
     assert response(page, "steered").inner_text() == SAID["DA"]
 
 
@@ -178,7 +179,11 @@ def test_the_keyboard_alone_is_enough(scripted, visit):
         press("Enter")
         page.get_by_text("it chose DA").wait_for()
         asked = backend.asked[-1]
-        assert asked.pricing.price > 0 and asked.pricing.matrix[:2] == (2, 2.1)
+        assert (
+            asked.pricing.price > 0
+            and asked.pricing.matrix[:2] == (2, 2.1)
+            and asked.pricing.matrix[2:4] == (0, 0)
+        )
         cells = [name for name in seen if "payoff of" in name]
         assert len(cells) == 12 and cells[0].endswith("VQ_DA") and cells[-1].endswith("DQ_AQ")
         first = [seen.index(name) for name in (cells[0], "reset", "policy", "slider", "price", "steer")]
@@ -266,7 +271,7 @@ def test_what_goes_wrong_is_said_and_the_page_goes_on(scripted, visit):
             page.get_by_text(line).wait_for()
         page.faults.clear()  # the browser logs the 429
         ask(page, "plain")
-        page.get_by_text("there is nothing to steer").wait_for()
+        page.get_by_text("nothing to steer").wait_for()
         assert page.locator("#original .outside .text").inner_text() == "No chain."
         assert page.get_by_role("alert").count() == 0 and not page.locator("#game").is_visible()
         ask(page, "fine")
@@ -323,7 +328,7 @@ def test_a_game_without_an_equilibrium_in_cells_says_its_mixture(scripted, visit
         mixed = page.get_by_text("No cell is an equilibrium")
         mixed.wait_for()
         assert mixed.inner_text().endswith("VQ 50 % + DQ 50 % against DA 50 % + CQ 50 %")
-        assert marked(page, "b.Nash") == set()
+        assert marked(page, "b.nash") == set()
 
 
 AUDIT = """() => {
@@ -342,7 +347,9 @@ AUDIT = """() => {
     const said = own || node.matches("input, textarea");
     const apart = node.closest(".unseen, option, [type=range], [type=radio]");
     if (!said || apart || !node.checkVisibility()) continue;
-    const box = node.getBoundingClientRect();
+    const box = node.getBoundingClientRect(), around = node.parentElement.getBoundingClientRect();
+    if (box.left < around.left - 1 || box.right > around.right + 1)
+      faults.push(`pokes out: ${node.outerHTML.slice(0, 120)}`);
     if (box.left < 0 || box.right > innerWidth) faults.push(`outside: ${node.outerHTML.slice(0, 120)}`);
     if (node.scrollWidth > node.clientWidth + 1 && getComputedStyle(node).display !== "inline")
       faults.push(`cut: ${node.outerHTML.slice(0, 120)}`);
@@ -392,3 +399,27 @@ def test_a_screen_reader_is_told_of_what_changes(scripted, visit):
         page.get_by_role("slider").fill("4")
         assert page.locator("#slider").get_attribute("aria-valuetext") == "4, recommends DA"
         assert page.locator("#verdict").get_attribute("aria-live") == "polite"
+
+
+def test_an_answer_that_its_key_prices_says_so_and_the_models_own_matrix_is_edited(scripted, visit):
+    steering = {"steered": True, "policy": "per_token", "price": 4.0, "recommended": "DA"}
+    steering["payoff"] = json.loads(payoff_json(FREE))
+    with scripted(hi=[Part(CHAINS["DA"]), Part(finish="stop", steering=steering)]) as (address, _):
+        page = visit(address)
+        ask(page, "hi")
+        page.get_by_text("it chose DA").wait_for()
+        assert page.locator("#original-note").inner_text() == "chose DA · per_token at 4"
+        shows(page, FREE)
+
+
+def test_another_thinking_of_the_steered_answer_is_shown_beside_it(scripted, visit):
+    def answer(request):
+        return CHAINS["AQ"] if request.pricing is None else CHAINS["DA"].replace("A guess", "Another guess")
+
+    with scripted(hi=answer) as (address, _):
+        page = visit(address)
+        ask(page, "hi")
+        page.get_by_text("it chose AQ").wait_for()
+        steer(page)
+        assert page.locator("#steered .thinking .text").inner_text() == "Another guess may be wrong."
+        assert page.locator("#shared .thinking .text").inner_text() == "A guess may be wrong."

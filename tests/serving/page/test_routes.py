@@ -16,7 +16,7 @@ from gtalign_jax.serving.server.access import read_keys
 from gtalign_jax.serving.server.ask import Bounds
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
-NAMES = ("page.html", "page.css", "page.js", "solve.js", "stream.js")
+NAMES = ("page.html", "page.css", "dom.js", "game.js", "page.js", "solve.js", "stream.js")
 
 
 def get(address, path):
