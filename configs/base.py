@@ -10,7 +10,7 @@ from gtalign_jax.learning.algorithm import AlgorithmConfig
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.rewards.mutual_welfare import RewardConfig
 from gtalign_jax.rollout.grammar import BlockLimits
-from gtalign_jax.run import settings
+from gtalign_jax.run import auto, settings
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -37,4 +37,10 @@ def get_config() -> ml_collections.ConfigDict:
             for field in dataclasses.fields(AlgorithmConfig)
         }
     )
+    # Numbers in whose place the word `auto` may stand.
+    for path in auto.COUNTS:
+        name, _, field = path.partition(".")
+        value = config[name][field]
+        del config[name][field]
+        config[name][field] = config_dict.FieldReference(value, field_type=object)
     return config

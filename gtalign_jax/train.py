@@ -25,15 +25,16 @@ from gtalign_jax.learning.sft import PackedBatch, SftBatch, sft_update
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.memory import COLD_START, compile_to_fit
 from gtalign_jax.models import lora
+from gtalign_jax.planning.choose import choose_for_run
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.run import checkpoint
+from gtalign_jax.run import auto, checkpoint
 from gtalign_jax.run.adapters import add_adapters, save_adapters
-from gtalign_jax.run.job import Job, load_start, make_job, save_model
+from gtalign_jax.run.job import Job, load_start, make_job, save_model, with_settings
 from gtalign_jax.run.lock import locked
 from gtalign_jax.run.log import NullLog, RunLog
 from gtalign_jax.run.phase import Metrics, Phase, Session, open_session, run_phase
 from gtalign_jax.run.progress import stage
-from gtalign_jax.run.record import check_config, write_config
+from gtalign_jax.run.record import as_chosen, check_config, write_chosen, write_config
 from gtalign_jax.run.settings import make_settings
 from gtalign_jax.run.signals import ended_by_sigterm
 from gtalign_jax.run.states import PHASES, sft_setup, sft_state
@@ -45,17 +46,27 @@ def train(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Run, or go on with, the job of a config in its work directory."""
     checkpoint.check_place(workdir)
     with drafts.naming_store(workdir), ended_by_sigterm(), locked(workdir):
-        rows = _train(config, _make_job(config, workdir))
+        rows = _train(*_make_job(config, workdir))
         if processes.is_main():
             print(f"report  {finish(rows, workdir)}\nmodel   {workdir / 'hf'}")
 
 
-def _make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
-    """The job of a config that may run in `workdir`, where it is then recorded."""
+def _make_job(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> tuple[ml_collections.ConfigDict, Job]:
+    """(config, job) of a config that may run in `workdir`, where it is then recorded; nothing in it is `auto`
+    any more."""
     make_settings(config)  # refused before anything is written
+    config = processes.from_main(lambda: as_chosen(config, workdir))
     processes.from_main(lambda: check_config(config, workdir))
     processes.from_main(lambda: write_config(config, workdir))  # before the model that is made as it says
-    return make_job(config, workdir)
+    job = make_job(config, workdir)
+    if not auto.asked(config):
+        return config, job
+    chosen = choose_for_run(config, job)
+    config = auto.with_values(config, chosen)
+    processes.from_main(lambda: write_chosen(config, workdir, chosen))
+    return config, with_settings(job, make_settings(config))
 
 
 def _train(config: ml_collections.ConfigDict, job: Job) -> dict[str, list[dict[str, Any]]]:
@@ -89,7 +100,7 @@ def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathl
         config.start.path = model
         config.sft.steps = config.align.steps = 0
     with drafts.naming_store(workdir), ended_by_sigterm(), locked(workdir):
-        job = _make_job(config, workdir)
+        _, job = _make_job(config, workdir)
         with jax.set_mesh(job.mesh):
             rows = {name: evaluate_once(job, name, load_start(job), 0, weights=job.model_folder)}
         if processes.is_main():

@@ -56,9 +56,9 @@ class AlgorithmConfig:
     over the last overlong_margin (share of the budget) is taken off the reward of long rows.
     dynamic_sampling: groups with equal rewards are drawn again, at most max_refills batches.
     epochs, minibatches: passes over a rollout and updates in each; microbatches: parts whose gradients
-    are summed before an update. microbatch_tokens > 0: parts of at most so many token slots instead, over
-    all devices, without the padding of shorter completions (`learning.microbatches`). critic_warmup: first
-    steps that train the critic alone.
+    are summed before an update, in a config also `auto`. microbatch_tokens > 0: parts of at most so many
+    token slots instead, over all devices, without the padding of shorter completions
+    (`learning.microbatches`). critic_warmup: first steps that train the critic alone.
     """
 
     advantage: str = "group"
@@ -104,10 +104,10 @@ class AlgorithmConfig:
             if value not in allowed and not (field in _OPEN and ":" in value):
                 more = " or module:function" if field in _OPEN else ""
                 raise ValueError(f"{field}={value!r}: must be one of {', '.join(allowed)}{more}")
+        self._check_ranges()
         for field in _POSITIVE:
             if getattr(self, field) <= 0:
                 raise ValueError(f"{field}={getattr(self, field)}: must be positive")
-        self._check_ranges()
         if self.microbatch_tokens < 0 or (self.microbatch_tokens and self.microbatches > 1):
             raise ValueError(
                 f"microbatch_tokens={self.microbatch_tokens}: must be 0, or positive with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TypeAlias
 
 import jax
@@ -41,8 +42,9 @@ class OptimizerConfig:
             raise ValueError(f"betas={self.betas}: give two numbers in [0, 1)")
 
 
+@functools.lru_cache(maxsize=32)
 def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
-    """The optimizer of a phase of `steps` updates."""
+    """The optimizer of a phase of `steps` updates; equal ones are one, so that they share their programs."""
     if config.schedule == "cosine":
         rate = optax.warmup_cosine_decay_schedule(
             0.0 if config.warmup else config.lr, config.lr, config.warmup, max(steps, 1), config.lr / 10

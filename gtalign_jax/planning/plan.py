@@ -11,9 +11,7 @@ counted at its full budget, every row to its last token; judges and the host are
 import dataclasses
 import functools
 import math
-import re
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,17 +23,18 @@ from gtalign_jax import config as config_lib
 from gtalign_jax.mesh.sharding import batch_shards, make_mesh
 from gtalign_jax.models import hf
 from gtalign_jax.models.config import ModelConfig
-from gtalign_jax.planning import cost, hlo, microbatches, programs
+from gtalign_jax.planning import cost, hlo, programs
 from gtalign_jax.planning.chips import GIB, Chip, seconds_on_wire, seconds_on_wires, topology
+from gtalign_jax.planning.choose import choose
+from gtalign_jax.planning.needs import needs_of_plan
 from gtalign_jax.planning.programs import Program
+from gtalign_jax.planning.sizes import Say, learning_rows, rollout_rows, sft_rows, sized
 from gtalign_jax.planning.table import advice
 from gtalign_jax.planning.traffic import traffic
 from gtalign_jax.rollout.servers import EMBEDDED
+from gtalign_jax.run import auto
 from gtalign_jax.run.settings import Settings, check_batches, make_settings
-from gtalign_jax.types import PyTree
 
-Say = Callable[[str], None]
-Measure = Callable[[Program], tuple[dict[str, Any], Any]]
 STAGES = {"lowered": "lower_s", "compiled": "compile_s", "read": "read_s"}
 HEADROOM = 0.02  # share of the memory that is left to the runtime
 
@@ -43,15 +42,22 @@ HEADROOM = 0.02  # share of the memory that is left to the runtime
 def make_plan(config: ml_collections.ConfigDict, name: str, say: Say = lambda line: None) -> dict[str, Any]:
     """The plan of a config on a topology, as JSON values; `say` is told of each program as it compiles.
 
-    Keys: topology, chip, chips, mesh, model, parameters, programs (a list of rows, see `measure`),
-    step (seconds, tokens_per_s, mfu_bound of one alignment step), fits, advice (a list of lines).
+    Keys: topology, chip, chips, mesh, model, chosen (for the chip, where fields say `auto`), parameters,
+    programs (a list of rows, see `measure`), step (seconds, tokens_per_s, mfu_bound of one alignment step),
+    fits, advice (a list of lines).
     Raises UserError on a config that the mesh cannot run.
     """
     settings = make_settings(config)
     chip, devices = topology(name)
     mesh = make_mesh(settings.mesh, devices)
-    model = architecture(config, settings)
-    check_batches(settings, batch_shards(mesh))
+    model, shards = architecture(config, settings), batch_shards(mesh)
+    check_batches(settings, shards)
+    chosen: dict[str, Any] = {}
+    if auto.asked(config):
+        chosen = choose(config, needs_of_plan(model, mesh, say), chip.hbm * (1 - HEADROOM), shards, say)
+        config = auto.with_values(config, chosen)
+        settings = make_settings(config)
+        model = architecture(config, settings)
     rows = compile_all(settings, model, mesh, chip, say)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(hf.abstract_params(model)))
     plan = {
@@ -61,6 +67,7 @@ def make_plan(config: ml_collections.ConfigDict, name: str, say: Say = lambda li
         "hbm_gib": chip.hbm / GIB,
         "mesh": dict(mesh.shape),
         "model": config.start.path or "config.model",
+        **({"chosen": chosen} if chosen else {}),
         "parameters": parameters,
         "programs": rows,
         "step": whole_step(settings, model, rows, chip, mesh.size, parameters),
@@ -95,81 +102,28 @@ def compile_all(
 
     The cold start, generation and learning need nothing of each other, so they compile side by side.
     """
-    chains = [sft_rows] if settings.sft.steps else []
-    chains += [rollout_rows] if settings.align.steps and settings.engine.kind == EMBEDDED else []
-    chains += [learning_rows] if settings.align.steps else []
     run = functools.partial(measure, chip=chip, say=say)
+    chains = [functools.partial(sft_rows, settings, model, mesh, run)] if settings.sft.steps else []
+    if settings.align.steps and settings.engine.kind == EMBEDDED:
+        chains += [functools.partial(rollout_rows, settings, model, mesh, run)]
+    if settings.align.steps:
+        learner = programs.planned_learner(settings, model)
+        chains += [functools.partial(learning_rows, settings, learner, mesh, run)]
     with ThreadPoolExecutor(max_workers=len(chains) or 1) as pool:
-        started = [pool.submit(chain, settings, model, mesh, run) for chain in chains]
+        started = [pool.submit(chain) for chain in chains]
         return [row for chain in started for row in chain.result()]
 
 
-def sft_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Measure) -> list[dict[str, Any]]:
-    return [run(programs.sft_program(settings, model, mesh))[0]]
-
-
-def rollout_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Measure) -> list[dict[str, Any]]:
-    """Prefill, and decoding from the caches it returns. The reference and the optimizers wait meanwhile."""
-    state = programs.planned_state(settings, programs.planned_learner(settings, model), mesh)
-    waiting = (
-        programs.reference_params(settings, model, mesh),
-        state.replace(policy=state.policy.replace(params=())),
-    )
-    prefill = programs.prefill_program(settings, model, mesh, waiting)
-    first, compiled = run(prefill)
-    decode = programs.decode_program(settings, model, mesh, outputs(prefill, compiled, mesh), waiting)
-    return [first, run(decode)[0]]
-
-
-def learning_rows(settings: Settings, model: ModelConfig, mesh: Mesh, run: Measure) -> list[dict[str, Any]]:
-    """Experience, and the update that reads it; by token count, their largest programs."""
-    learner = programs.planned_learner(settings, model)
-    if settings.algorithm.microbatch_tokens:
-        return [run(program)[0] for program in microbatches.microbatch_programs(settings, learner, mesh)]
-    state = programs.planned_state(settings, learner, mesh)
-    moments = (state.policy.opt_state, None if state.critic is None else state.critic.opt_state)
-    experience = programs.experience_call(settings, learner, mesh, state, moments)
-    first, compiled = run(experience)
-    seen, reference = outputs(experience, compiled, mesh), programs.reference_params(settings, model, mesh)
-    update = programs.update_call(settings, learner, mesh, state, seen, reference)
-    return [first, run(update)[0]]
-
-
-def outputs(program: Program, compiled: Any, mesh: Mesh) -> PyTree:
-    """What a program returns, as the next one sees it: the compiler's shardings, or split by prompt."""
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.traced.out_info)
-    if compiled is None:
-        return programs.by_prompt_where_possible(shapes, mesh)
-    return programs.placed(shapes, compiled.output_shardings)
-
-
 def measure(program: Program, *, chip: Chip, say: Say) -> tuple[dict[str, Any], Any]:
-    """(row, compiled program or None when the compiler found no room).
-
-    A row holds, for one device: argument_gib, temporary_gib, resident_gib (other arrays of the run),
-    hbm_gib (all of it, with the outputs), fits; then, for all calls of a training step, tflops, traffic_gb,
-    collectives {kind: {count, gb}}, the three times and their largest, seconds; tokens of all devices;
-    lower_s, compile_s and read_s, how long each stage of the plan itself took.
-    """
+    """`sizes.sized` with, for all calls of a training step, tflops, traffic_gb, collectives {kind: {count,
+    gb}}, the three times and their largest, seconds; tokens of all devices; read_s, how long reading took."""
+    row, compiled = sized(program, limit=chip.hbm * (1 - HEADROOM), say=say)
+    if compiled is None:
+        return row, None
     began = time.monotonic()
-    resident = device_bytes(program.resident)
-    lowered = program.lower()
-    started = time.monotonic()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        needed = out_of_memory(str(error))
-        if needed is None:
-            raise
-        say(f"{program.name}: the compiler finds no room, {needed / GIB:.1f} GiB are needed")
-        row = {"name": program.name, "hbm_gib": (needed + resident) / GIB, "fits": False, "compiled": False}
-        return row | {"resident_gib": resident / GIB, "compile_s": time.monotonic() - started}, None
-    ended = time.monotonic()
-    tokens = program.calls * program.tokens
-    row = {"name": program.name, "compiled": True, "tokens": tokens}
-    row |= memory(compiled, resident, chip)
+    row |= {"tokens": program.calls * program.tokens}
     row |= read_work(compiled, program, chip, say)
-    row |= {"lower_s": started - began, "compile_s": ended - started, "read_s": time.monotonic() - ended}
+    row["read_s"] = time.monotonic() - began
     stages = ", ".join(f"{name} {row[key]:.0f} s" for name, key in STAGES.items())
     say(f"{program.name}: {stages}; {row['hbm_gib']:.1f} GiB a chip")
     return row, compiled
@@ -183,36 +137,6 @@ def read_work(compiled: Any, program: Program, chip: Chip, say: Say) -> dict[str
         say(f"{program.name}: only its sizes, because its text cannot be had: {str(error).splitlines()[0]}")
         return {}
     return work(hlo.parse(text, program.steps), chip, program.calls)
-
-
-def out_of_memory(message: str) -> float | None:
-    """Bytes the compiler says it would need on one device, if this is what it says."""
-    found = re.search(r"temporaries \(([\d.]+)([KMGT])\) exceeds", message)
-    found = found or re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", message)
-    return float(found[1]) * 2.0 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]] if found else None
-
-
-def device_bytes(tree: PyTree) -> float:
-    """Bytes of abstract arrays on one device; what waits in the host's memory is not among them."""
-    arrays = [x for x in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)]
-    arrays = [x for x in arrays if x.sharding.memory_kind != "pinned_host"]
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
-
-
-def memory(compiled: Any, resident: float, chip: Chip) -> dict[str, Any]:
-    """The memory part of a row. Outputs that reuse the arguments' space are counted once."""
-    stats = compiled.memory_analysis()
-    kept = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    arguments, temporary = stats.argument_size_in_bytes, stats.temp_size_in_bytes
-    # The temporaries are one block: the compiler's own peak, which may be smaller, is not what is taken.
-    total = resident + arguments + temporary + kept
-    return {
-        "argument_gib": arguments / GIB,
-        "temporary_gib": temporary / GIB,
-        "resident_gib": resident / GIB,
-        "hbm_gib": total / GIB,
-        "fits": total <= chip.hbm * (1 - HEADROOM),
-    }
 
 
 def work(module: hlo.Module, chip: Chip, calls: int) -> dict[str, Any]:

@@ -11,6 +11,11 @@ def format_plan(plan: dict[str, Any]) -> str:
     lines = [
         f"{plan['model']} ({plan['parameters'] / 1e9:.2f}B parameters) on {plan['topology']}: "
         f"{plan['chips']} {plan['chip']} chips of {plan['hbm_gib']:.2f} GiB, mesh {mesh or 'of one chip'}",
+        *(
+            ["chosen: " + ", ".join(f"{k}={v}" for k, v in plan["chosen"].items())]
+            if "chosen" in plan
+            else []
+        ),
         "",
         "| program | arguments GiB | temporaries GiB | resident GiB | HBM GiB | fits | TFLOP | traffic GB "
         "| matmul s | memory s | network s | bound |",

@@ -149,6 +149,14 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     )
 
 
+def with_settings(job: Job, settings: Settings) -> Job:
+    """The job under settings that differ in how much is computed at a time, and how."""
+    model = dataclasses.replace(job.model, runtime=settings.start.runtime)
+    return dataclasses.replace(
+        job, settings=settings, engine=dataclasses.replace(job.engine, model_config=model)
+    )
+
+
 def _judges(settings: Settings, stats: Counters, tasks: Tasks) -> tuple[Judge, ConsistencyJudge | None]:
     """The judge of answers, and the one of Pareto consistency where one is wanted."""
     if not settings.judge.endpoints:

@@ -20,9 +20,10 @@ from gtalign_jax.files import drafts
 from gtalign_jax.learning.algorithm import resolve_algorithm
 from gtalign_jax.mesh import processes
 from gtalign_jax.remote.client import redacted_value
-from gtalign_jax.run import changes
+from gtalign_jax.run import auto, changes
 
 HISTORY = "history"  # what changed in mid-run
+CHOSEN = "chosen"  # what was chosen for fields that said `auto`; they hold it too
 RESOLVED = "resolved_algorithm"  # what an algorithm that is module:function gave, for those who only read
 # Section → fields that runs once recorded, that nothing was read from, and that no longer exist.
 RETIRED = {"model": ("attention", "decode_layout", "param_dtype")}
@@ -65,6 +66,24 @@ def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
             )
 
 
+def as_chosen(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config with `auto` as the run in a workdir has it; as it is where none has made a step."""
+    path, fields = workdir / "config.json", auto.asked(config)
+    if not fields or not path.is_file() or not _holds_a_run(workdir):
+        return config
+    recorded = _recorded(path)
+    values = {field: auto.value_of(recorded, field) for field in fields}
+    return auto.with_values(config, values)
+
+
+def write_chosen(config: ml_collections.ConfigDict, workdir: pathlib.Path, chosen: dict[str, Any]) -> None:
+    """Record the config of a run that begins, with what was chosen for it."""
+    if processes.is_main():
+        path = workdir / "config.json"
+        fields = jsonl.read_object(path) | json.loads(config_lib.to_json(config)) | {CHOSEN: chosen}
+        jsonl.write_atomic(path, json.dumps(fields, indent=1, sort_keys=True) + "\n")
+
+
 def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """Record the config of a run that `check_config` let pass: one that goes on as it was keeps its file.
 
@@ -85,6 +104,8 @@ def write_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
         elif not _recorded(path).get("start", {}).get("path"):
             drafts.remove(workdir / "init")  # made as the old config said
     more: dict[str, Any] = {HISTORY: history} if history else {}
+    if history and CHOSEN in (before := jsonl.read_object(path)):
+        more[CHOSEN] = before[CHOSEN]
     if ":" in config.align.algorithm:
         more[RESOLVED] = dataclasses.asdict(resolve_algorithm(config.align.algorithm))
     fields = json.loads(config_lib.to_json(config)) | more
@@ -133,7 +154,7 @@ def _recorded(path: pathlib.Path) -> dict[str, Any]:
     """The fields of a `config.json` that a config has, without those of RETIRED and with those of ADDED;
     UserError when it is not what a run writes."""
     config = jsonl.read_object(path)
-    for name in (HISTORY, RESOLVED):
+    for name in (HISTORY, CHOSEN, RESOLVED):
         config.pop(name, None)
     for section, fields in RETIRED.items():
         if not isinstance(config.get(section, {}), dict):

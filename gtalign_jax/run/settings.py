@@ -26,6 +26,7 @@ from gtalign_jax.rewards.tasks.task import Task
 from gtalign_jax.rollout.engine import BucketConfig
 from gtalign_jax.rollout.generator import EngineConfig
 from gtalign_jax.rollout.sampling import SamplingConfig
+from gtalign_jax.run import auto
 from gtalign_jax.run.health import HealthConfig
 from gtalign_jax.run.log import MetricsConfig
 from gtalign_jax.run.phase import CheckpointConfig
@@ -39,6 +40,7 @@ class StartConfig(RuntimeConfig):
     the tokenizer that is then trained on the run's own text. param_dtype: what the weights are held in,
     `float32` or `bfloat16`; "" is float32 whatever type they are stored in. decode_layout: `gathered` decodes
     faster on a mesh where 1 / tensor of the model fits. attention: `splash` needs a TPU, `cudnn` a GPU.
+    remat: also `auto`, the least that fits (`planning.choose`).
 
     warm_up: compile for every bucket of prompts that the run will meet before its first step. These programs
     would all be compiled later, so it costs no time in all; a bucket that does not fit the memory is found at
@@ -74,7 +76,8 @@ class SftConfig:
     """The cold start: `steps` updates on `chains` demonstrations of each of `prompts` prompts.
 
     pack: 0, or the length of a row; then a step trains on `prompts` rows with as many chains in each as fit,
-    every one with its own prompt. It pays with one chain a prompt, or with short prompts.
+    every one with its own prompt. It pays with one chain a prompt, or with short prompts. microbatches:
+    parts whose gradients are summed before an update, or `auto`.
     """
 
     steps: int = 0
@@ -98,10 +101,10 @@ class AlignConfig:
     between the tasks of a batch, one of `rewards.normalize.METHODS`. untrained_blocks: blocks whose tokens
     earn no advantage, only the KL to the reference; with `analyze` among them the choice goes on following
     the matrix, so the reward is earned by writing the right matrix. rollout_prompts: how many prompts are
-    generated at a time, a divisor of `prompts` (0: all), for caches that would not fit. overlap: generate
-    step k + 1, with the parameters before the update of step k, while step k is judged; a rollout is then one
-    update old, which the ratio to the policy that sampled it corrects. dump_every: steps between rollout
-    files.
+    generated at a time, a divisor of `prompts` (0: all; `auto`), for caches that would not fit. overlap:
+    generate step k + 1, with the parameters before the update of step k, while step k is judged; a rollout is
+    then one update old, which the ratio to the policy that sampled it corrects. dump_every: steps between
+    rollout files.
     """
 
     algorithm: str = "grpo"
@@ -217,8 +220,12 @@ ALL_SECTIONS = SECTIONS | {"algorithm": AlgorithmConfig, "reward": RewardConfig,
 
 
 def make_settings(config: ml_collections.ConfigDict) -> Settings:
-    """Every section of the config as its frozen dataclass; UserError names a field that is wrong."""
+    """Every section of the config as its frozen dataclass; UserError names a field that is wrong.
+
+    Fields that say `auto` have their cheapest value.
+    """
     _check_fields(config)
+    config = auto.until_chosen(config)
     chosen = resolve_algorithm(config.align.algorithm)
     overrides = {k: v for k, v in config.algorithm.items() if v is not None}
     if not chosen.max_tokens:  # a length is measured against the budget, not against the width of a bucket

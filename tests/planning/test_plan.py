@@ -11,9 +11,10 @@ import pytest
 
 from configs import quickstart
 from gtalign_jax.errors import UserError
+from gtalign_jax.mesh.memory import device_bytes
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig, RuntimeConfig
-from gtalign_jax.planning import chips, programs
+from gtalign_jax.planning import chips, programs, sizes
 from gtalign_jax.planning import plan as plan_lib
 from gtalign_jax.planning.table import advice, format_plan
 from gtalign_jax.run.settings import make_settings
@@ -57,9 +58,9 @@ def test_a_missing_compiler_is_one_line_with_its_mend(monkeypatch):
 def test_the_compilers_refusals_are_read():
     g = 2.0**30
     temporaries = "memory required for HLO temporaries (21.21G) exceeds available HBM (15.75G)."
-    assert plan_lib.out_of_memory(temporaries) == 21.21 * g
-    assert plan_lib.out_of_memory("Used 30.5G of 15.75G hbm. Exceeded hbm capacity") == 30.5 * g
-    assert plan_lib.out_of_memory("INVALID_ARGUMENT: something else") is None
+    assert sizes.out_of_memory(temporaries) == 21.21 * g
+    assert sizes.out_of_memory("Used 30.5G of 15.75G hbm. Exceeded hbm capacity") == 30.5 * g
+    assert sizes.out_of_memory("INVALID_ARGUMENT: something else") is None
 
 
 def test_useful_work_is_that_of_the_equations():
@@ -168,8 +169,8 @@ def test_a_program_compiles_for_a_slice_that_is_not_here():
     prefill = programs.prefill_program(settings, MODEL, mesh, waiting)
     row, compiled = plan_lib.measure(prefill, chip=chip, say=lambda line: None)
     assert row["fits"] and compiled is not None
-    split = plan_lib.device_bytes(waiting)
-    assert split < plan_lib.device_bytes(programs.replicated(waiting, mesh)) / 7
+    split = device_bytes(waiting)
+    assert split < device_bytes(programs.replicated(waiting, mesh)) / 7
     assert row["resident_gib"] * 2**30 == split
     assert row["argument_gib"] * 2**30 >= split
     stats = compiled.memory_analysis()
@@ -179,7 +180,7 @@ def test_a_program_compiles_for_a_slice_that_is_not_here():
     products = 2 * 2 * layer * 8 * 128 + 2 * 512 * 256 * 8  # layers, and the logits of each last token
     attention = 4 * 2 * 4 * 64 * 8 * 128 * 128
     assert row["tflops"] * 1e12 * 8 == pytest.approx(products + attention, rel=0.15)
-    caches = plan_lib.outputs(prefill, compiled, mesh)
+    caches = sizes.outputs(prefill, compiled, mesh)
     assert jax.tree.leaves(caches.cache)[0].sharding.mesh == mesh
 
 
@@ -201,7 +202,7 @@ def test_moments_in_host_memory_leave_the_chip():
         model = dataclasses.replace(MODEL, hidden_size=1024, intermediate_size=4096, num_layers=4)
         program = programs.sft_program(settings, model, mesh)
         rows.append(plan_lib.measure(program, chip=chip, say=lambda line: None)[0])
-    moments = 2 * plan_lib.device_bytes(program.args[1].policy.params) / 2**30
+    moments = 2 * device_bytes(program.args[1].policy.params) / 2**30
     assert rows[0]["argument_gib"] - rows[1]["argument_gib"] == pytest.approx(moments, rel=1e-3)
     # Taken a parameter at a time: what is saved is not spent on fetching all of them.
     assert rows[0]["hbm_gib"] - rows[1]["hbm_gib"] > moments / 2
@@ -214,3 +215,20 @@ def test_the_command_refuses_in_one_line_and_keeps_stdout_clean():
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr.startswith("error: --topology=v5e:3x5:") and len(run.stderr.splitlines()) == 1
     json.loads(json.dumps(plan_of(ROW)))
+
+
+def test_what_a_plan_leaves_to_us_is_chosen_for_its_chip(monkeypatch):
+    """A chip with room for half of the temporaries takes more micro-batches, and the plan says so."""
+    chip = [chips.CHIPS["v5e"]]
+    monkeypatch.setattr(plan_lib, "topology", lambda name: (chip[0], jax.devices()[:1]))
+    config = quickstart.get_config("tiny")
+    config.mesh.fsdp, config.align.steps = 1, 0
+    config.sft.update(steps=8, prompts=8, chains=1, microbatches="auto")
+    plan = plan_lib.make_plan(config, "here")
+    assert plan["chosen"] == {"sft.microbatches": 1, "start.attention": "auto"}
+    (whole,) = plan["programs"]
+    room = whole["argument_gib"] + whole["temporary_gib"] / 2
+    chip[0] = dataclasses.replace(chip[0], hbm=room * 2**30)
+    plan = plan_lib.make_plan(config, "here")
+    assert plan["chosen"]["sft.microbatches"] > 1 and plan["fits"]
+    assert f"chosen: sft.microbatches={plan['chosen']['sft.microbatches']}" in format_plan(plan)
