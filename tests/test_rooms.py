@@ -34,7 +34,7 @@ ALLOWED = {
     "serving": BELOW_RUN | {"run"},
     "planning": BELOW_RUN | {"run"},
     "align": BELOW_RUN | {"run"},
-    "train": BELOW_RUN | {"run", "evaluation", "serving", "align"},
+    "train": BELOW_RUN | {"run", "evaluation", "serving", "planning", "align"},
 }
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
