@@ -19,6 +19,7 @@ import numpy as np
 
 from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError, exit_on_user_error
+from gtalign_jax.evaluation.areas import percentile_estimate, resampled_areas
 from gtalign_jax.evaluation.bootstrap import MIN_PROMPTS, OVERALL, Estimate, bootstrap_means
 from gtalign_jax.evaluation.published import pareto as published
 from gtalign_jax.files import paths
@@ -188,21 +189,11 @@ def compare(a: np.ndarray, b: np.ndarray, flags: argparse.Namespace) -> dict[str
 
 def areas(a: np.ndarray, b: np.ndarray, flags: argparse.Namespace) -> dict[str, Estimate]:
     """Hypervolume of both sets [n, 2] and its change; the intervals are percentiles over resampled inputs."""
-    reference = tuple(flags.reference_point)
-    rng = np.random.default_rng(flags.seed)
-    n, resampled = len(a), []
-    for rows in np.array_split(np.arange(N_BOOT), math.ceil(N_BOOT * n / 2_000_000)):  # bounds memory
-        member = np.zeros((len(rows), n), bool)
-        member[np.arange(len(rows))[:, None], rng.integers(n, size=(len(rows), n))] = True
-        resampled.append([pareto.hypervolumes(points, member, reference) for points in (a, b)])
-    of_a, of_b = np.concatenate(resampled, axis=1)
-    whole_a, whole_b = pareto.hypervolume(a, reference), pareto.hypervolume(b, reference)
+    (whole_a, whole_b), (of_a, of_b) = resampled_areas(
+        (a, b), tuple(flags.reference_point), N_BOOT, flags.seed
+    )
     drawn = {"a": (whole_a, of_a), "b": (whole_b, of_b), "change": (whole_b - whole_a, of_b - of_a)}
-    found = {}
-    for side, (whole, values) in drawn.items():
-        lo, hi = np.percentile(values, [2.5, 97.5])
-        found[side] = {"mean": whole, "lo": float(lo), "hi": float(hi), "n": n}
-    return found
+    return {side: percentile_estimate(whole, values, len(a)) for side, (whole, values) in drawn.items()}
 
 
 def reference_analysis(

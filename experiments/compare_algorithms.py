@@ -10,8 +10,6 @@ same command finishes a comparison that was stopped. Writes comparison.json and 
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import json
 import logging
 import math
@@ -24,10 +22,10 @@ import ml_collections
 import numpy as np
 
 from experiments.fields import explain
+from experiments.from_one_start import align_from, changed, train_start
 from gtalign_jax import jsonl
 from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.files import drafts
 from gtalign_jax.learning.algorithm import PRESETS, resolve_algorithm
 
 COLUMNS = {"utility": "welfare", "answer_reward": "answer", "format_reward": "format", "n_tokens": "tokens"}
@@ -46,14 +44,14 @@ def main(argv: list[str]) -> None:
     _refuse_twice(presets, "presets")
     for name in presets:
         resolve_algorithm(name)  # a misspelt one is refused before hours of work
-    seeds = _seeds(flags["seeds"] or "0,1,2")
+    seeds = read_seeds(flags["seeds"] or "0,1,2")
     workdir = writable_directory(flags["workdir"], "workdir")
     sft = shared_start(config, workdir / "sft")
     runs: dict[str, list[dict[str, float]]] = {}
     for name in presets:
         for seed in seeds:
             run = workdir / f"{name.replace(':', '.')}_{seed}"
-            align_from(config, workdir / "sft", run, name, seed)
+            align_from(with_preset(config, name, seed), workdir / "sft", run)
             runs.setdefault(name, []).append(run_numbers(run))
     table = compare(sft, runs)
     jsonl.write_atomic(workdir / "comparison.json", json.dumps(jsonl.plain(table), indent=1) + "\n")
@@ -64,30 +62,17 @@ def main(argv: list[str]) -> None:
 
 def shared_start(config: ml_collections.ConfigDict, folder: pathlib.Path) -> dict[str, Interval]:
     """Train the SFT model once; its overall metrics, with intervals over prompts."""
-    config = _copy(config)
-    config.align.steps = 0
-    _train(config, folder)
+    train_start(config, folder)
     return jsonl.read_object(folder / "summary.json")["sft"]["overall"]
 
 
-def align_from(
-    config: ml_collections.ConfigDict, start: pathlib.Path, folder: pathlib.Path, preset: str, seed: int
-) -> None:
-    """One alignment run from the SFT model in `start`."""
-    changed = _copy(config)
-    changed.seed = seed
-    changed.start.path = str(start / "hf")
-    changed.sft.steps = 0
-    changed.align.algorithm = preset
-    for field in changed.algorithm:
-        changed.algorithm[field] = None
-    # Every run starts from the same model: its evaluation is that of the shared run, made once.
-    baseline = folder / "rollouts" / "sft_0.jsonl"
-    if not baseline.is_file():
-        made = start / "rollouts" / f"sft_{config.sft.steps}.jsonl"
-        with drafts.file(baseline, "wb") as sink:
-            sink.write(made.read_bytes())
-    _train(changed, folder)
+def with_preset(config: ml_collections.ConfigDict, preset: str, seed: int) -> ml_collections.ConfigDict:
+    """The config of one alignment run."""
+    config = changed(config, seed=seed)
+    config.align.algorithm = preset
+    for field in config.algorithm:
+        config.algorithm[field] = None
+    return config
 
 
 def run_numbers(folder: pathlib.Path) -> dict[str, float]:
@@ -146,7 +131,8 @@ def _cell(interval: Interval | None) -> str:
     return mean if math.isnan(interval["lo"]) else f"{mean} [{lo}, {hi}]"
 
 
-def _seeds(text: str) -> list[int]:
+def read_seeds(text: str) -> list[int]:
+    """Seeds after commas; UserError for what is none, or one that stands there twice."""
     try:
         seeds = [int(part) for part in text.split(",")]
     except ValueError as error:
@@ -162,21 +148,6 @@ def _refuse_twice(names: Sequence[str | int], flag: str) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--{flag}: {name} stands there twice; name each once")
-
-
-def _copy(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    copied = copy.deepcopy(config)  # ConfigDict(config) would share its sections
-    copied.unlock()
-    return copied
-
-
-def _train(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
-    """One run of the training job; its own table goes to stderr, standard output is for the comparison."""
-    from gtalign_jax.train import train  # JAX starts only when the command line is right
-
-    folder = writable_directory(str(folder), "workdir")
-    with contextlib.redirect_stdout(sys.stderr):
-        train(config, folder)
 
 
 if __name__ == "__main__":

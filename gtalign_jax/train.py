@@ -3,6 +3,7 @@
 The two phases resume from their newest checkpoints (`phase.py`); an evaluation is made once.
 """
 
+import copy
 import functools
 import json
 import pathlib
@@ -95,7 +96,7 @@ def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathl
 
     The same again reads what is recorded; when the folder or the data have changed, it is made again.
     """
-    config = ml_collections.ConfigDict(config)
+    config = copy.deepcopy(config)  # ConfigDict(config) would share its sections
     with config.unlocked():
         config.start.path = model
         config.sft.steps = config.align.steps = 0
