@@ -106,7 +106,8 @@ def make(
         return games.games_table(curves)
     runs = {method.name: answers(method, config, workdir, seeds) for method in entry.methods}
     table = tables.make_table(entry, runs)
-    figures.save_table(entry, table, figure)
+    if table.rows:
+        figures.save_table(entry, table, figure)
     return table
 
 
@@ -117,8 +118,10 @@ def answers(
 
     All are evaluated as the scale's config says: with its reward, whatever they were trained on.
     """
-    cold = with_fields(config, method.cold)
-    start = workdir / "runs" / slug("start", *(f"{field}={value}" for field, value in method.cold))
+    asked = with_fields(config, method.asked)
+    cold = with_fields(asked, method.cold)
+    marks = (f"{field}={value}" for field, value in (*method.asked, *method.cold))
+    start = workdir / "runs" / slug("start", *marks)
     if method.stage == BASE:
         start = workdir / "runs" / "base"
         cold.sft.steps = 0
@@ -133,7 +136,7 @@ def answers(
             if method.stage == ALIGNED:
                 folder = workdir / "runs" / name
                 align_from(with_fields(changed(cold, seed=seed), method.change), start, folder)
-            evaluate(config, folder / "hf", workdir / "evaluations" / name)
+            evaluate(asked, folder / "hf", workdir / "evaluations" / name)
         found.append(jsonl.read(lines))
     return found
 

@@ -60,8 +60,8 @@ def test_wrong_flags_stop_before_any_training(flag, tmp_path, capsys):
 
 
 def test_a_seed_is_a_number():
-    assert compare._seeds("0,12") == [0, 12]
+    assert compare.read_seeds("0,12") == [0, 12]
     with pytest.raises(UserError, match="--seeds: 1 stands there twice"):
-        compare._seeds("1,0,1")
+        compare.read_seeds("1,0,1")
     with pytest.raises(UserError, match="--seeds=a: give whole numbers"):
-        compare._seeds("a")
+        compare.read_seeds("a")

@@ -195,6 +195,8 @@ KINDS: Mapping[str, Callable[[Entry, Runs], Table]] = {
 
 def format_table(entry: Entry, table: Table) -> str:
     """The table as Markdown: rows, differences, and what became of the claim."""
+    if not table.rows:
+        return f"No answer holds what this table is made of.\n\nClaim: {entry.claim}.\n"
     columns = list(dict.fromkeys(name for row in table.rows.values() for name in row))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for label, row in table.rows.items():

@@ -55,7 +55,7 @@ def test_every_change_of_a_method_is_a_field_and_a_name_means_one_model():
     for entry, method in itertools.chain.from_iterable(
         itertools.product([entry], entry.methods) for entry in ENTRIES.values()
     ):
-        for path, _ in (*method.cold, *method.change):
+        for path, _ in (*method.asked, *method.cold, *method.change):
             section, _, field = path.partition(".")
             assert field in config[section], f"{entry.name}: {path}"
         assert seen.setdefault(method.name, method) == method
