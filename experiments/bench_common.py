@@ -94,11 +94,17 @@ def random_tokens(shape: Sequence[int], vocab: int, seed: int = 0) -> np.ndarray
 # --- weights ------------------------------------------------------------------------------------------
 
 
+def scratch_folder(prefix: str) -> pathlib.Path:
+    """A new folder, removed when the process ends."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 @functools.cache
 def weights_folder(shape: str, dtype: str) -> pathlib.Path:
-    """An HF folder with random weights, which every contender reads; removed when the process ends."""
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="bench-weights-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    """An HF folder with random weights, which every contender reads."""
+    folder = scratch_folder("bench-weights-")
     torch.manual_seed(0)
     kept = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
@@ -198,6 +204,18 @@ def compare(ours: Sequence[float], peer: Sequence[float] | None, tokens: int, di
         line["ratio"] = round(statistics.median(peer) / statistics.median(ours), 2)
         seconds["peer"] = [round(s, 3) for s in peer]
     return {**line, "seconds": seconds}
+
+
+def lower_is_better(ours: Sequence[float], peer: Sequence[float]) -> Line:
+    """Median seconds of both and ours over the peer's."""
+    mine, other = statistics.median(ours), statistics.median(peer)
+    seconds = {"ours": [round(s, 3) for s in ours], "peer": [round(s, 3) for s in peer]}
+    return {
+        "ours": round(mine, 3),
+        "peer": round(other, 3),
+        "ratio": round(mine / other, 3),
+        "seconds": seconds,
+    }
 
 
 # --- the machine --------------------------------------------------------------------------------------

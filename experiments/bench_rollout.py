@@ -135,7 +135,7 @@ def ragged(flags: argparse.Namespace) -> list[Line]:
         seconds = common.time_rounds(flags.repeats, {"ours": made(run), "plain": plain})
         part = written / (size.rows * size.new)
         about = {"case": "ragged", "variant": variant, "unit": "s", "peer_name": "token-proportional time"}
-        line = lower_is_better(seconds["ours"], [s * part for s in seconds["plain"]])
+        line = common.lower_is_better(seconds["ours"], [s * part for s in seconds["plain"]])
         if sets == 1:
             line["limit"] = round(least_seconds(length, statistics.median(seconds["plain"]), size, flags), 3)
         lines.append({**about, "tokens": written, **line, "target": 1.3})
@@ -180,20 +180,8 @@ def grammar(flags: argparse.Namespace) -> list[Line]:
     }
     seconds = common.time_rounds(flags.repeats, makes, clock=time.process_time)
     line = {"case": "grammar", "unit": "CPU s", "peer_name": "without grammar"}
-    line |= lower_is_better(seconds["held"], seconds["free"])
+    line |= common.lower_is_better(seconds["held"], seconds["free"])
     return [{**line, "target": 1.05, "compile_s": round(compiled, 2), "tables": list(constraint.step.shape)}]
-
-
-def lower_is_better(ours: Sequence[float], peer: Sequence[float]) -> Line:
-    """Median seconds of both and ours over the peer's."""
-    mine, other = statistics.median(ours), statistics.median(peer)
-    seconds = {"ours": [round(s, 3) for s in ours], "peer": [round(s, 3) for s in peer]}
-    return {
-        "ours": round(mine, 3),
-        "peer": round(other, 3),
-        "ratio": round(mine / other, 3),
-        "seconds": seconds,
-    }
 
 
 def vocabulary(size: int) -> list[bytes | None]:

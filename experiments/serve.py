@@ -44,7 +44,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", help="Hugging Face folder that is served here")
     parser.add_argument("--upstream", help="or a server that writes: its URL, such as http://host:8000/v1")
     parser.add_argument("--upstream_key_env", default="", help="environment variable with the upstream's key")
-    parser.add_argument("--name", default="", help="what clients call the model (default: its folder's name)")
+    parser.add_argument(
+        "--name",
+        default="",
+        help="what clients call the model (default: its folder's name); of --upstream: which of its models "
+        "is asked (default: the first that it lists)",
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument(
@@ -153,7 +158,8 @@ def open_upstream(flags: argparse.Namespace) -> Backend:
         async with client(30.0) as asked:
             return await find_models(asked, url)
 
-    return Upstream(client(flags.request_s), asyncio.run(models()))
+    names = (flags.name,) if flags.name else asyncio.run(models())
+    return Upstream(client(flags.request_s), names)
 
 
 def open_model(flags: argparse.Namespace) -> Backend:

@@ -1,85 +1,49 @@
 """A price steers a real vLLM: the server in front of it edits the matrix between two of its answers."""
 
 import asyncio
-import contextlib
 import ssl
 
-import numpy as np
 import pytest
 
-from gtalign_jax.chain.prompt import format_chain
-from gtalign_jax.chain.solver import solver_analysis
-from gtalign_jax.data.tokenizer import train_tokenizer
-from gtalign_jax.game.pricing import as_written, per_token
-from gtalign_jax.models import hf
-from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.remote.client import open_client
 from gtalign_jax.rollout import engine as engine_lib
-from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.serving.server.ask import Ask, Pricing
+from gtalign_jax.serving.server.ask import Ask
 from gtalign_jax.serving.server.parts import Usage
 from gtalign_jax.serving.server.upstream import Upstream, find_models
-
-ASKED = ({"role": "user", "content": "Which train do you mean?"},)
-FREE = np.array([[[2, 2], [0, 0], [2.5, 2.5]]] * 2)
-PAID = as_written(per_token(FREE, 4.0))
-CHAINS = {
-    name: format_chain("A guess may be wrong.", matrix, solver_analysis(matrix), response)
-    for name, matrix, response in (("AQ", FREE, "At noon. Which day?"), ("DA", PAID, "At noon."))
-}
-PRICE = Pricing("per_token", 4.0)
+from tests import upstreams
+from tests.upstreams import ASKED, CHAINS, PRICE, UNSEEN
 
 
 @pytest.fixture(scope="module")
 def engine():
-    tokenizer = train_tokenizer([*CHAINS.values(), ASKED[0]["content"]] * 3, 420)
-    config = ModelConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=32,
-        initializer_range=0.1,
-    )
-    return Engine(tokenizer, config, (tokenizer.eos_token_id,))
+    return upstreams.make_engine()
 
 
 @pytest.fixture(scope="module")
-def url(serve, engine, teach, tmp_path_factory):
-    prompt, folder = engine_lib.encode(engine, ASKED), tmp_path_factory.mktemp("taught")
-    ids = {name: engine_lib.encode(engine, chain) for name, chain in CHAINS.items()}
-    params = teach(engine, [[*prompt, *ids[name], *engine.eos_ids] for name in ("AQ", "AQ", "DA")])
-    hf.save_params(params, engine.model_config, folder / "hf")
-    engine.tokenizer.save_pretrained(folder / "hf")
-    return f"{serve(folder / 'hf').url}/v1"
+def taught(engine, teach, tmp_path_factory):
+    return upstreams.write_folder(engine, teach, tmp_path_factory.mktemp("taught") / "hf")
 
 
-def answer(url, ask):
-    """(text, usage, how it ended, what was done to the matrix) of its one answer."""
+@pytest.fixture(scope="module")
+def url(serve, taught):
+    return f"{serve(taught[0]).url}/v1"
 
-    async def collect():
-        client = open_client(url, "none", 4, 60.0, ssl.create_default_context())
-        async with client:
-            (parts,) = Upstream(client, await find_models(client, url)).answers(ask)
-            async with contextlib.aclosing(parts):
-                return [part async for part in parts]
 
-    found = asyncio.run(collect())
-    usage = sum((part.usage for part in found), Usage())
-    return "".join(part.text for part in found), usage, found[-1].finish, found[-1].steering
+def test_the_models_that_vllm_lists_are_found(url):
+    async def names():
+        async with open_client(url, "none", 4, 60.0, ssl.create_default_context()) as client:
+            return await find_models(client, url)
+
+    assert asyncio.run(names()) == ["policy"]
 
 
 @pytest.mark.parametrize("chat", [True, False])
 @pytest.mark.parametrize("analyze", [None, "model", "solver"])
 def test_a_price_changes_what_vllm_answers(url, engine, chat, analyze):
     ids = engine_lib.encode(engine, ASKED)
-    prompt = ASKED if chat else engine.tokenizer.decode(ids)
     pricing = {} if analyze is None else {"pricing": PRICE, "analyze": analyze}
-    text, usage, finish, steering = answer(
-        url, Ask(chat, (prompt,), temperature=0.0, max_tokens=224, **pricing)
-    )
+    ask = upstreams.asked(engine, chat, **pricing)
+    text, usage, finish, steering = upstreams.answer(url, "policy", ask)
     name = "AQ" if analyze is None else "DA"
     assert (text, finish) == (CHAINS[name], "stop")
     count = len(engine_lib.encode(engine, text)) + 1
@@ -88,6 +52,18 @@ def test_a_price_changes_what_vllm_answers(url, engine, chat, analyze):
     else:
         assert steering["steered"] and steering["action"] == steering["recommended"] == "DA"
         assert usage.prompt > 2 * len(ids) and usage.completion <= count
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("analyze", ["model", "solver"])
+@pytest.mark.parametrize("price", [PRICE, UNSEEN])
+def test_a_steered_answer_of_vllm_is_one_generation_forced_to_its_prefix(
+    url, engine, taught, chat, analyze, price
+):
+    ask = upstreams.asked(engine, chat, pricing=price, analyze=analyze)
+    text, _, _, steering = upstreams.answer(url, "policy", ask)
+    assert steering["steered"]
+    upstreams.check_is_forced(engine, taught[1], text, analyze)
 
 
 def test_the_tokens_that_vllm_writes_come_with_their_log_probabilities(url, engine):

@@ -16,7 +16,7 @@ LONGEST = 1_000_000  # bytes of an event
 async def events(
     client: openai.AsyncOpenAI, chat: bool, body: Mapping[str, Any]
 ) -> AsyncGenerator[dict[str, Any]]:
-    """Every event of one streamed completion up to [DONE]; ApiError for any other end."""
+    """Every event of one streamed completion, up to [DONE] or its end without; ApiError where it fails."""
     create: Any = client.chat.completions if chat else client.completions
     known = {name: body[name] for name in ("model", "messages" if chat else "prompt")}
     rest = {name: value for name, value in body.items() if name not in known and value is not None}
@@ -42,7 +42,6 @@ async def events(
         name = type(error).__name__
         status = 504 if "Timeout" in name else 502
         raise ApiError(status, f"the upstream broke off ({name})", code="upstream") from error
-    raise ApiError(502, "the upstream's stream ended in the middle", code="upstream")
 
 
 async def _lines(answer: Any) -> AsyncGenerator[bytes]:
@@ -79,7 +78,8 @@ def _refused(error: openai.APIStatusError, key: str) -> ApiError:
     if status == 429:
         return ApiError(429, "the upstream has enough to do; come again", code="busy", retry_s=1)
     body = error.body if isinstance(error.body, dict) else {}
-    said = redacted(" ".join(str(body.get("message", "")).split()), [key])[:300]
+    reason = str(body.get("message") or body.get("detail") or "")  # the protocol's, or FastAPI's
+    said = redacted(" ".join(reason.split()), [key])[:300]
     if status in (400, 404, 413, 422):
         return ApiError(status, f"the upstream refuses the request: {said or status}", code="upstream")
     return ApiError(502, f"the upstream answers with status {status}", code="upstream")

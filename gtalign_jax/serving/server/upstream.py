@@ -99,8 +99,8 @@ class Upstream:
             self._open -= 1
 
     async def _plain(self, ask: Ask) -> Answer:
-        async with contextlib.aclosing(self._read(ask, ask.prompts[0], ask.stop, ask.max_tokens)) as parts:
-            async for part, _ in parts:
+        async with contextlib.aclosing(self._answer(ask, ask.prompts[0], ask.max_tokens)) as parts:
+            async for part in parts:
                 yield part
 
     async def _priced(self, ask: Ask) -> Answer:
@@ -125,12 +125,20 @@ class Upstream:
         if left is not None and left < 1:
             yield Part(finish=LENGTH, steering=priced.steering(ask, cut, prefix))
             return
-        rest = self._read(tried, _continued(prompt, prefix), ask.stop, left, go_on=True)
+        rest = self._answer(tried, _continued(prompt, prefix), left, go_on=True)
         async with contextlib.aclosing(rest) as parts:
-            async for part, _ in parts:
+            async for part in parts:
                 prefix += part.text
                 done = priced.steering(ask, cut, prefix) if part.finish else None
                 yield dataclasses.replace(part, steering=done)
+
+    async def _answer(self, ask: Ask, prompt: Prompt, budget: int | None, go_on: bool = False) -> Answer:
+        """The parts of what ends an answer, without a stop string that the upstream leaves in its text."""
+        before = Before(*ask.stop)
+        async with contextlib.aclosing(self._read(ask, prompt, ask.stop, budget, go_on)) as parts:
+            async for part, _ in parts:
+                text = before.feed(part.text) + (before.end() if part.finish else "")
+                yield dataclasses.replace(part, text=text)
 
     async def _begin(self, ask: Ask, first: "_First") -> Answer:
         """The parts of a first pass, up to its matrix."""

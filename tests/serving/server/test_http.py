@@ -14,9 +14,10 @@ import time
 
 import pytest
 
+from experiments.peers.load import load
 from gtalign_jax.errors import UserError
 from gtalign_jax.game.pricing import Amounts
-from gtalign_jax.serving.server.access import VARIABLE, Limits, read_keys
+from gtalign_jax.serving.server.access import VARIABLE, Keys, Limits, read_keys
 from gtalign_jax.serving.server.app import Service
 from gtalign_jax.serving.server.ask import ApiError, Bounds
 from gtalign_jax.serving.server.connections import Patience
@@ -327,6 +328,23 @@ def opened(address, body, path=TEXT):
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer sk-1\r\n"
     line.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
     return line
+
+
+def test_the_benchmarks_client_tells_how_each_stream_ended(serving, backend):
+    backend.pause_s = 0.05
+    bodies = [{"prompt": prompt, "max_tokens": 3} for prompt in ("hi", "fail", "die", "hi")]
+    with serving(Service(backend, Keys(), BOUNDS, LIMITS)) as server:
+        found = load(server.address[1], bodies, 2)
+    backend.closed = False
+    assert [(one.status, one.whole) for one in found] == [
+        (200, True),
+        (400, False),
+        (200, False),
+        (200, True),
+    ]
+    assert (found[0].text, found[0].tokens, found[2].text) == ("word word word ", 3, "word word ")
+    assert found[0].first_s >= 0.05 and found[0].token_s >= 0.04
+    assert load(1, bodies[:1], 1)[0].status == 0
 
 
 @pytest.mark.parametrize("stream", [True, False])

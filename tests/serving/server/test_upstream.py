@@ -45,6 +45,8 @@ SAYS = {
     "odd likely": (200, [event("b", "stop", logprobs=named([{"a": "x"}])), USAGE, DONE]),
     "likely of a list": (200, [event("b", "stop", logprobs=named([[1]])), USAGE, DONE]),
     "more likely": (200, [event("b", "stop", logprobs=named([{}, {}])), USAGE, DONE]),
+    "no DONE": (200, [event("a "), event("b", "stop"), USAGE]),
+    "keeps the stop": (200, [event("a b"), event("xy c", "stop"), USAGE, DONE]),
     "no usage": (200, [event("a "), event("b", "length"), DONE]),
     "comments": (200, [b": ping\r\n\r\nevent: x\r\n", *GOOD]),
     "dies": (200, [event("a "), None]),
@@ -61,6 +63,7 @@ SAYS = {
     "an error inside": (200, [event("a "), b'data: {"error": {"message": "boom sk-up"}}\n\n']),
     "silent": (200, [event("a "), 30.0]),
     "400": (400, [b'{"error": {"message": "too long, sk-up"}}']),
+    "422": (422, [b'{"detail": "Unexpected fields sk-up"}']),
     "401": (401, [b'{"error": {"message": "bad key sk-up"}}']),
     "429": (429, [b"{}"]),
     "500": (500, [b"<html>"]),
@@ -156,6 +159,23 @@ def test_an_answer_is_passed_on(ask, behind, prompt):
     assert text.endswith(DONE.decode())
 
 
+def test_a_stream_that_ends_without_its_mark_is_whole_where_the_answer_ended(ask):
+    """As `transformers serve` has it."""
+    status, _, body = ask("no DONE")
+    assert status == 200 and body["choices"][0]["text"] == "a b" and body["usage"]["completion_tokens"] == 7
+
+
+@pytest.mark.parametrize("stop", [["xy"], ["b"], [" bxy"], ["never", "x"]])
+def test_a_stop_string_that_the_upstream_leaves_in_its_text_is_taken_out(ask, stop):
+    _, _, body = ask("keeps the stop", stop=stop)
+    assert body["choices"][0]["text"] == "a bxy c".partition(stop[-1])[0]
+    _, _, text = ask("keeps the stop", stop=stop, stream=True)
+    events = [
+        json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line.startswith("data: {")
+    ]
+    assert "".join(e["choices"][0]["text"] for e in events) == body["choices"][0]["text"]
+
+
 def test_the_likeliest_tokens_are_passed_on(ask, behind):
     _, _, body = ask("likely", logprobs=2)
     assert behind.asked[-1]["logprobs"] == 2 and "top_logprobs" not in behind.asked[-1]
@@ -204,6 +224,8 @@ def test_a_broken_answer_is_a_bad_gateway_in_one_line(ask, prompt):
 def test_its_refusals_are_told_apart(ask):
     status, _, body = ask("400")
     assert status == 400 and body["error"]["message"].endswith("too long, ***")
+    status, _, body = ask("422")
+    assert status == 422 and body["error"]["message"].endswith("Unexpected fields ***")
     status, headers, _ = ask("429")
     assert status == 429 and int(headers["retry-after"]) >= 1
     assert ask("silent")[0] == 504

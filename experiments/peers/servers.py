@@ -1,0 +1,121 @@
+"""Servers in processes of their own: ours, `transformers serve`, and vLLM where `make vllm` installed it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+import psutil
+
+from experiments.peers import launch
+
+START_S = 300.0
+VLLM = ".venv-vllm"
+_VLLM_FLAGS = (
+    "--dtype=float32",
+    "--no-enable-chunked-prefill",
+    "--enforce-eager",
+    "--no-enable-prefix-caching",
+)
+
+
+class Server:
+    """A server that answers. port: at 127.0.0.1."""
+
+    def __init__(self, command: Sequence[str], port: int, log: pathlib.Path) -> None:
+        self.port, self._name, self._log = port, command[0], log
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
+        with log.open("w") as file:
+            self._process = subprocess.Popen(
+                [*command], env=env, stdout=file, stderr=file, start_new_session=True
+            )
+
+    def wait(self) -> None:
+        """Until it answers; RuntimeError with the end of its log when it does not."""
+        until = time.monotonic() + START_S
+        while self.get("/health") is None:
+            if self._process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"{self._name} did not start: {self._log.read_text()[-2000:]}")
+            time.sleep(0.2)
+
+    def get(self, path: str) -> str | None:
+        """The text at a path; None while nobody answers there."""
+        line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            line.request("GET", path)
+            answer = line.getresponse()
+            return answer.read().decode() if answer.status == 200 else None
+        except OSError:
+            return None
+        finally:
+            line.close()
+
+    def memory(self) -> int:
+        """Bytes that its processes hold."""
+        first = psutil.Process(self._process.pid)
+        return sum(process.memory_info().rss for process in (first, *first.children(recursive=True)))
+
+    def close(self) -> None:
+        """End it, its own processes with it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def opened(command: Sequence[str], port: int) -> Iterator[Server]:
+    """The server of a command, until the context ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(command, port, pathlib.Path(folder) / "log.txt")
+        try:
+            server.wait()
+            yield server
+        finally:
+            server.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def ours(folder: pathlib.Path, *flags: str) -> contextlib.AbstractContextManager[Server]:
+    """`experiments.serve` on a model folder."""
+    port = free_port()
+    command = [sys.executable, "-m", "experiments.serve", f"--model={folder}", "--name=bench"]
+    return opened([*command, f"--port={port}", *flags], port)
+
+
+def transformers_serve(
+    folder: pathlib.Path, peers: str, *flags: str
+) -> contextlib.AbstractContextManager[Server]:
+    """`transformers serve` on the same; its environment is made in `peers` where it is missing."""
+    port, program = free_port(), launch.python_of("transformers_serve", peers).with_name("transformers")
+    command = [str(program), "serve", str(folder), "--device=cpu", "--dtype=float32", f"--port={port}"]
+    return opened([*command, *flags], port)
+
+
+def vllm_python(home: str) -> pathlib.Path | None:
+    """The interpreter of vLLM's environment, where there is one."""
+    path = pathlib.Path(home).expanduser().absolute() / "bin" / "python"
+    return path if (path.parent.parent / ".installed").is_file() else None
+
+
+def vllm(
+    folder: pathlib.Path, python: pathlib.Path, room: int, *flags: str
+) -> contextlib.AbstractContextManager[Server]:
+    """vLLM on the same. room: tokens of a prompt and its completion."""
+    port, cache = free_port(), 2**29
+    module = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    about = [f"--port={port}", "--host=127.0.0.1", "--served-model-name=bench", f"--max-model-len={room}"]
+    return opened([*module, *about, f"--kv-cache-memory-bytes={cache}", *_VLLM_FLAGS, *flags], port)
