@@ -34,12 +34,10 @@ from gtalign_jax.run.job import Job
 from gtalign_jax.run.phase import Metrics, Phase, Session, run_phase
 from gtalign_jax.run.progress import stage
 from gtalign_jax.run.rollouts import write_rollouts
-from gtalign_jax.run.score import rollout_lines, score
+from gtalign_jax.run.score import SLOW, judge_stage, rollout_lines, score, verdicts
 from gtalign_jax.run.states import align_state, make_learner, no_completions
 from gtalign_jax.run.step_metrics import counted, counters, rollout_metrics
 from gtalign_jax.types import Models, PyTree, TrainState
-
-SLOW = 10.0  # seconds that a part of a step may take before it is said what the run waits for
 
 
 def run_align(job: Job, start: PyTree, session: Session) -> PyTree:
@@ -75,11 +73,15 @@ def align_step(
 
     prompts = step_prompts(job, k)
     waiting = state.waiting if settings.align.overlap and k > 0 else None
-    with stage(f"align step {k}: generate", after=SLOW), told(GENERATION):
-        rollout = generate(job, params, prompts) if waiting is None else written_before(prompts, waiting)
+    with stage(f"align step {k}: generate", settings.align.prompts, after=SLOW) as advance, told(GENERATION):
+        if waiting is None:
+            rollout = generate(job, params, prompts, advance)
+        else:
+            rollout = written_before(prompts, waiting)
+    first = verdicts(job)
     with judging(job, rollout, prompts.items) as share:
         following = generate_ahead(job, params, k + 1) if settings.align.overlap else None
-        with stage(f"align step {k}: judge {rollout.completions.length.size} answers", after=SLOW):
+        with judge_stage(job, f"align step {k}: judge", rollout, first):
             judged = share.result()
     scored = score(job, rollout, prompts.items, judged)
     groups, drawn = refill_flat(job, params, k, grouped(rollout, scored))

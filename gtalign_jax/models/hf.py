@@ -8,10 +8,11 @@ slices, and process 0 writes while the others help to gather.
 
 import collections
 import functools
+import itertools
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,10 +59,16 @@ def resolve_folder(model: str) -> pathlib.Path:
         raise UserError(f"{model}: not a local folder and not to be had from the hub ({error})") from error
 
 
-def load_params(folder: pathlib.Path, config: ModelConfig, shardings: PyTree | None = None) -> PyTree:
+def load_params(
+    folder: pathlib.Path,
+    config: ModelConfig,
+    shardings: PyTree | None = None,
+    loaded: Callable[[int], None] = lambda count: None,
+) -> PyTree:
     """Parameters of an HF folder in `config.runtime.param_dtype`, laid out by `shardings` (a like tree).
 
-    Without shardings they go to the first device of this process. Raises UserError naming a missing,
+    Without shardings they go to the first device of this process. loaded: told how many arrays are there,
+    of those of `abstract_params`, after each. Raises UserError naming a missing,
     superfluous, misshapen or damaged tensor or file, before anything is put on a device, and one that holds a
     number that is not finite; on several processes all raise what one of them found.
     """
@@ -71,7 +78,13 @@ def load_params(folder: pathlib.Path, config: ModelConfig, shardings: PyTree | N
     if shardings is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: device, shapes)
-    load = functools.partial(_load_leaf, tensors)
+    count = itertools.count(1)
+
+    def load(*leaf: Any) -> jax.Array:
+        array = _load_leaf(tensors, *leaf)
+        loaded(next(count))
+        return array
+
     return processes.on_each(lambda: jax.tree.map(load, table, shapes, shardings, is_leaf=is_entry))
 
 

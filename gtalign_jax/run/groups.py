@@ -7,7 +7,7 @@ k + 1 are written, by the policy before the update of step k, while those of ste
 import concurrent.futures
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -59,9 +59,11 @@ def steps_by_width(job: Job, first: int) -> dict[int, int]:
     return loader.steps_by_width(widths, settings.align.prompts, settings.data.seed, steps)
 
 
-def generate(job: Job, params: PyTree, prompts: StepPrompts) -> Rollout:
+def generate(
+    job: Job, params: PyTree, prompts: StepPrompts, advance: Callable[[int], None] = lambda prompts: None
+) -> Rollout:
     """The completions of a step's prompts, on the host, `align.rollout_prompts` at a time: the same draws as
-    at once."""
+    at once. advance: told how many prompts are answered, after each part."""
     align, parts = job.settings.align, []
     whole = Request(
         prompts=prompts.batch,
@@ -73,6 +75,7 @@ def generate(job: Job, params: PyTree, prompts: StepPrompts) -> Rollout:
         part = jax.tree.map(lambda x, i=first: x[i : i + align.prompts_at_once], prompts.batch)
         request = whole.replace(prompts=part, first_row=first)
         parts.append(jax.device_get(generator.generate(job.generator, job.engine, params, request)))
+        advance(first + align.prompts_at_once)
     return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
 

@@ -6,9 +6,10 @@ Everything here is fixed for the life of the process and holds no trained array:
 
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +39,7 @@ from gtalign_jax.rewards.mutual_welfare import RewardFn, resolve_reward
 from gtalign_jax.rewards.tasks.task import Tasks
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.buckets import bucket
-from gtalign_jax.rollout.chat import asks_for_date
+from gtalign_jax.rollout.chat import Messages, asks_for_date
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_fields
 from gtalign_jax.rollout.generator import Generator, make_generator
@@ -57,6 +58,7 @@ from gtalign_jax.run.settings import (
 from gtalign_jax.types import PyTree
 
 log = logging.getLogger(__name__)
+Encode = Callable[[str | Messages], list[int]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,9 +120,9 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     if asks_for_date(engine.tokenizer):
         engine = dataclasses.replace(engine, date=start_date(workdir))
     cautions.of_template(folder, engine.template)
-    encode = functools.partial(engine_lib.encode, engine)
-    fits = functools.partial(engine_lib.fits, engine)
-    with stage(f"tokenise {len(train_items) + len(test_items)} prompts"):
+    fits, asked = functools.partial(engine_lib.fits, engine), len(train_items) + len(test_items)
+    with stage(f"tokenise {asked} prompts", asked) as advance:
+        encode = _counted(functools.partial(engine_lib.encode, engine), advance)
         test = loader.encode_prompts(test_items, encode, fits, settings.data)
         train = PromptSet([], [])
         if trains:
@@ -176,6 +178,17 @@ def _block_tables(engine: Engine, blocks: Sequence[str]) -> tuple[Tables, ...]:
     return tuple(block_tables(block, texts) for block in blocks)
 
 
+def _counted(encode: Encode, advance: Callable[[int], None]) -> Encode:
+    """`encode` that tells how often it was called."""
+    count = itertools.count(1)
+
+    def counting(prompt: str | Messages) -> list[int]:
+        advance(next(count))
+        return encode(prompt)
+
+    return counting
+
+
 def _check_attention(name: str) -> None:
     """Refuse an attention that the devices here do not have."""
     needs = {"splash": "tpu", "cudnn": "gpu"}.get(name)
@@ -206,8 +219,9 @@ def _check_budget(settings: Settings, train: PromptSet, shards: int) -> None:
 def load_start(job: Job) -> PyTree:
     """The parameters training starts from, on the mesh."""
     axes, shapes = transformer.logical_axes(job.model), hf.abstract_params(job.model)
-    with stage("load the model"), told(LOAD):
-        return hf.load_params(job.model_folder, job.model, shard_tree(axes, job.mesh, shapes))
+    shardings = shard_tree(axes, job.mesh, shapes)
+    with stage("load the model", len(jax.tree.leaves(shapes))) as advance, told(LOAD):
+        return hf.load_params(job.model_folder, job.model, shardings, advance)
 
 
 def load_folder_engine(folder: pathlib.Path, settings: Settings, mesh: Mesh) -> Engine:

@@ -112,32 +112,42 @@ def stage(
     after: float = 2.0,
     line_seconds: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
+    done: Callable[[], int] | None = None,
 ) -> Iterator[Callable[[int], None]]:
     """A part of a job that has no bar: it says its name on stderr once it takes over `after` seconds, and
-    when it is done. Yields advance(done), which tells how much of `total` is behind, every `line_seconds`."""
+    when it is done. Yields advance(done), which tells how much of `total` is behind, every `line_seconds`.
+
+    done: how much is behind, of a part that cannot tell by itself; it is asked every `line_seconds`.
+    """
     began = last = clock()
-    said = threading.Event()
+    said, over = threading.Event(), threading.Event()
 
     def say(text: str) -> None:
         said.set()
         tqdm.write(text, file=sys.stderr)  # above a bar, where there is one
         sys.stderr.flush()
 
-    def advance(done: int) -> None:
+    def advance(behind: int) -> None:
         nonlocal last
         now = clock()
-        if total and done and now - last >= line_seconds:
+        if 0 < behind < total and now - last >= line_seconds:
             last = now
-            left = (now - began) / done * (total - done)
-            say(f"{name} {done}/{total}  {format_seconds(left)} left")
+            left = (now - began) / behind * (total - behind)
+            say(f"{name} {behind}/{total}  {format_seconds(left)} left")
 
-    timer = threading.Timer(after, say, [f"{name} ..."])
-    timer.daemon = True
-    timer.start()
+    def watch() -> None:
+        if not over.wait(after):
+            say(f"{name} ...")
+            while done is not None and not over.wait(line_seconds):
+                advance(done())
+
+    watcher = threading.Thread(target=watch, name=f"stage {name}", daemon=True)
+    watcher.start()
     try:
         yield advance
     finally:
-        timer.cancel()
+        over.set()
+        watcher.join()  # what it says comes before the line below
     if said.is_set():
         say(f"{name}: done in {format_seconds(clock() - began)}")
 

@@ -1,8 +1,9 @@
 """From a rollout to its reward: decoded, judged and rewarded, and the lines that record it."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +17,11 @@ from gtalign_jax.rewards.mutual_welfare import RewardConfig, RewardFn
 from gtalign_jax.rewards.tasks import task_of_source
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run.job import Job
+from gtalign_jax.run.progress import stage
 from gtalign_jax.run.rollouts import RolloutLine
 from gtalign_jax.types import Features, Reward, Rollout
+
+SLOW = 10.0  # seconds that a part of a step may take before it is said what the run waits for
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -60,6 +64,19 @@ def judge_share(job: Job, rollout: Rollout, items: Sequence[Item]) -> Share | Us
         return error
 
 
+def verdicts(job: Job) -> int:
+    """Answers that a judge has given this host so far."""
+    return int(job.judge_stats.numbers().get("answers", 0))
+
+
+def judge_stage(
+    job: Job, name: str, rollout: Rollout, first: int
+) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    """The stage of waiting for the verdicts on a rollout; first: `verdicts` when they were asked for."""
+    answers = rollout.completions.length.size // jax.process_count()
+    return stage(name, answers, after=SLOW, done=lambda: verdicts(job) - first)
+
+
 def score(
     job: Job, rollout: Rollout, items: Sequence[Item], share: Share | UserError | None = None
 ) -> Scored:
@@ -68,8 +85,11 @@ def score(
     share: `judge_share` of it, where that was begun before. A row without tokens did not come back from its
     server: it is not valid, whatever a judge says of nothing. Raises the UserError of any host's judge.
     """
+    if share is None:
+        with judge_stage(job, "judge", rollout, verdicts(job)):
+            share = judge_share(job, rollout, items)
     shares = []
-    for each in processes.all_gather(judge_share(job, rollout, items) if share is None else share):
+    for each in processes.all_gather(share):
         if isinstance(each, UserError):
             raise each
         shares.append(each)

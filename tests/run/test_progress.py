@@ -38,3 +38,13 @@ def test_a_stage_that_fails_is_not_done(capsys):
     with pytest.raises(ValueError, match="x"):
         fail()
     assert capsys.readouterr().err == "save ...\n"
+
+
+def test_a_stage_that_cannot_tell_by_itself_is_asked_what_is_behind(capsys):
+    """As of a judge, whose answers come on other threads."""
+    behind = iter([0, 12, 12])
+    with stage("judge", 32, after=0.0, line_seconds=0.05, done=lambda: next(behind, 32)):
+        threading.Event().wait(0.5)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "judge ..." and lines[1].startswith("judge 12/32  ") and lines[1].endswith(" left")
+    assert len(lines) <= 4 and lines[-1] == "judge: done in 0:00"
