@@ -63,8 +63,8 @@ async function run(side, body, button) {
   note.classList.remove("warn");
   let last = ["", null];
   try {
-    const finish = await chat(body, byId("key").value, control.signal, (...so_far) => {
-      last = so_far;
+    const finish = await chat(body, byId("key").value, control.signal, (...soFar) => {
+      last = soFar;
       show(side, last[0]);
     });
     finished(side, ...last, finish);

@@ -21,9 +21,9 @@ LEAVES = (
     | st.text(max_size=8)
     | st.sampled_from(["user", "assistant", "text", "per_token", "none", *MODES])
 )
-KEYS = st.sampled_from(["role", "content", "type", "text", "policy", "price", "include_usage"]) | st.text(
-    max_size=4
-)
+KEYS = st.sampled_from(
+    ["role", "content", "type", "text", "policy", "price", "matrix", "include_usage"]
+) | st.text(max_size=4)
 VALUES = st.recursive(
     LEAVES, lambda x: st.lists(x, max_size=4) | st.dictionaries(KEYS, x, max_size=4), max_leaves=8
 )
