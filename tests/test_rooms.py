@@ -30,6 +30,7 @@ ALLOWED = {
     "learning": {"mesh", "models"},
     "rollout": {"game", "chain", "mesh", "remote", "models"},  # chain: the grammar, lifted to tokens
     "run": BELOW_RUN,
+    "synthesis": FIRST | {"data", "rewards", "rollout", "run"},
     "evaluation": BELOW_RUN | {"run"},
     "serving": BELOW_RUN | {"run"},
     "planning": BELOW_RUN | {"run"},

@@ -82,13 +82,19 @@ def write_answer(
 
 def _action(item: Item, task: Demonstrated, rng: np.random.Generator, config: TeacherConfig) -> str:
     """What is done in the end: the right action, or by chance another."""
+    action = right_action(item, task)
+    if rng.random() >= config.right_action:
+        action = str(rng.choice([a for a in ACTIONS if a != action]))
+    return action
+
+
+def right_action(item: Item, task: Demonstrated) -> str:
+    """The action that a task names for an item; UserError when it is none of the game."""
     action = task.right_action(item)
     if action not in ACTIONS:
         raise UserError(
             f"task {item.task!r}: its right_action gave {action!r}; use one of {', '.join(ACTIONS)}"
         )
-    if rng.random() >= config.right_action:
-        action = str(rng.choice([a for a in ACTIONS if a != action]))
     return action
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from gtalign_jax.run import checkpoint, checksums
 from gtalign_jax.run.states import PHASES
 
-_FREE_SECTIONS = ("checkpoint", "metrics", "health", "steer")
+_FREE_SECTIONS = ("checkpoint", "metrics", "health", "steer", "synthesis")
 _WAITING = ("timeout_s", "call_timeout_s", "tries", "wait_s", "max_wait_s", "api_key_env", "endpoints")
 _FREE = frozenset(
     [

@@ -107,7 +107,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     _check_attention(settings.start.attention)
     stats = Counters()
     tasks = run_tasks(settings.data)
-    judge, consistency = _judges(settings, stats, tasks)
+    judge, consistency = make_judges(settings, stats, tasks)
     trains = settings.sft.steps or settings.align.steps
     with stage("read the data"):
         train_items = sources.load_items(settings.data, tasks, sources.TRAIN) if trains else []
@@ -159,7 +159,7 @@ def with_settings(job: Job, settings: Settings) -> Job:
     )
 
 
-def _judges(settings: Settings, stats: Counters, tasks: Tasks) -> tuple[Judge, ConsistencyJudge | None]:
+def make_judges(settings: Settings, stats: Counters, tasks: Tasks) -> tuple[Judge, ConsistencyJudge | None]:
     """The judge of answers, and the one of Pareto consistency where one is wanted."""
     if not settings.judge.endpoints:
         if settings.features.frontier == "judge":

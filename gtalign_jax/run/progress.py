@@ -21,6 +21,10 @@ _SHOWN = (
     (("reward/welfare",), "W {:.3f}"),
     (("reward/format",), "format {:.0%}"),
     (("tokens_per_s",), "{:,.0f} tok/s"),
+    (("prompts_per_min",), "{:,.1f} prompts/min"),
+    (("tokens_written",), "{:,.0f} tokens"),
+    (("cost",), "cost {:,.2f}"),
+    (("given_up",), "{:.0f} given up"),
 )
 
 

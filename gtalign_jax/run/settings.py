@@ -27,6 +27,7 @@ from gtalign_jax.rollout.engine import BucketConfig
 from gtalign_jax.rollout.generator import EngineConfig
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.run import auto
+from gtalign_jax.run.cold_start import SynthesisConfig
 from gtalign_jax.run.health import HealthConfig
 from gtalign_jax.run.log import MetricsConfig
 from gtalign_jax.run.phase import CheckpointConfig
@@ -190,6 +191,7 @@ class Settings:
     checkpoint: CheckpointConfig
     metrics: MetricsConfig
     health: HealthConfig
+    synthesis: SynthesisConfig
 
 
 # Config section → the dataclass it becomes; `algorithm`, `reward` and `model` are built apart.
@@ -213,6 +215,7 @@ SECTIONS = {
     "checkpoint": CheckpointConfig,
     "metrics": MetricsConfig,
     "health": HealthConfig,
+    "synthesis": SynthesisConfig,
 }
 
 

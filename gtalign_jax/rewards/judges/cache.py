@@ -1,4 +1,4 @@
-"""Judge answers on disk, keyed by prompt, model and sampling. A cache that fails is a miss, not an error."""
+"""Answers of servers on disk, keyed by prompt, model and sampling. A cache that fails is a miss, no error."""
 
 import contextlib
 import hashlib
@@ -50,20 +50,23 @@ class TextCache:
     """key → text in one SQLite file of a folder; safe for several threads and processes.
 
     What is read is text and nothing else: no entry, whoever wrote it, is more than that. limit: bytes, beyond
-    which the oldest entries go. Raises UserError when the folder cannot be used. `errors` counts reads and
-    writes that failed later.
+    which the oldest entries go. kept: characters at the end of a text that are stored. field: what named the
+    folder. Raises UserError when the folder cannot be used. `errors` counts reads and writes that failed
+    later.
     """
 
-    def __init__(self, folder: str, limit: int = 2**30) -> None:
+    def __init__(
+        self, folder: str, limit: int = 2**30, kept: int = _KEPT_CHARS, field: str = "config.judge.cache_dir"
+    ) -> None:
         self.errors = 0
-        self._limit, self._written, self._lock = limit, 0, threading.Lock()
-        path = paths.local(folder, "config.judge.cache_dir").expanduser() / FILE
+        self._limit, self._kept, self._written, self._lock = limit, kept, 0, threading.Lock()
+        path = paths.local(folder, field).expanduser() / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _open(path)
             self._shrink()  # writes, so that a folder that cannot be written is found now
         except (OSError, sqlite3.Error) as error:
-            where = f"config.judge.cache_dir={folder}"
+            where = f"{field}={folder}"
             raise UserError(f"{where}: unusable ({error}); name another folder, or remove {FILE}") from error
 
     def get(self, key: str) -> str | None:
@@ -75,7 +78,7 @@ class TextCache:
 
     def put(self, key: str, text: str) -> None:
         """Store the end of `text` under `key`."""
-        kept = text[-_KEPT_CHARS:].encode(errors="replace").decode()
+        kept = text[-self._kept :].encode(errors="replace").decode()
         with self._counting():
             self._file.execute("INSERT OR REPLACE INTO verdict (key, text) VALUES (?, ?)", (key, kept))
             self._written += 1

@@ -16,11 +16,14 @@ from gtalign_jax.data.item import Item, Record, make_item, read_question, shown,
 from gtalign_jax.game.moves import CQ, DA
 from gtalign_jax.rewards.scale import AMBIGUITY
 from gtalign_jax.rewards.tasks import surface
-from gtalign_jax.rewards.tasks.task import Judged, Rubric, Task, from_truth, reader, with_offer
+from gtalign_jax.rewards.tasks.replies import ambiguity as replies
+from gtalign_jax.rewards.tasks.replies import story
+from gtalign_jax.rewards.tasks.task import Judged, Rubric, Task, reader, with_offer
 
 LABELS = ("ambiguous", "non_ambiguous")
 LONGEST_EXTRACT = 40  # words of a story that an answer may consist of
 _MEANING = re.compile(r"Answer \d+:\s*([^\n]+)")
+_PAIR = re.compile(r"Meaning \d+:\s*([^\n]+?)\s*; Answer \d+:\s*([^\n]+)")
 _HEDGES = re.compile(r"\b(?:if you mean|depends on|either|could mean|it could be)\b", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 
@@ -111,11 +114,25 @@ def _right_action(item: Item) -> str:
     return CQ if is_ambiguous(item.ground_truth) else DA
 
 
+def stored_meanings(truth: str) -> list[tuple[str, str]]:
+    """(a question with one meaning, its answer) of each meaning that a truth stores."""
+    return [(question.strip(), answer.strip()) for question, answer in _PAIR.findall(truth)]
+
+
 def _respond(item: Item, action: str, correct: bool, rng: np.random.Generator) -> str:
+    del correct
+    meanings, answers = stored_meanings(item.ground_truth), stored_answers(item.ground_truth)
     if action == CQ:
-        return from_truth(item, action, correct, rng)
-    stored = item.ground_truth.partition("###")[2].split()
-    return with_offer(" ".join(stored) or "I do not know.", action)
+        return replies.clarify(item, meanings, rng)
+    if len(meanings) > 1:
+        return replies.cover(meanings, action, rng)
+    if answers:
+        return replies.answer(item, answers, action, rng)
+    return with_offer(story.answer(item, rng) or "I do not know.", action)
+
+
+def _consider(item: Item, action: str, rng: np.random.Generator) -> str:
+    return replies.consider(item, stored_meanings(item.ground_truth), action, rng)
 
 
 def _read_plain(record: Record) -> Item | None:
@@ -217,6 +234,7 @@ AMBIG_QA = Task(
     rubric=_rubric,
     right_action=_right_action,
     respond=_respond,
+    consider=_consider,
 )
 AMBIG_COQA = dataclasses.replace(
     AMBIG_QA, name="ambig_coqa", source="abg-coqa", read=reader(_read_story, ("story",), _read_plain)

@@ -15,9 +15,9 @@ from decimal import Decimal
 import numpy as np
 
 from gtalign_jax.data.item import Item, Record, make_item, read_question, text_of
-from gtalign_jax.game.moves import CQ
 from gtalign_jax.rewards.tasks import algebra, surface
-from gtalign_jax.rewards.tasks.task import Judged, Task, from_truth, reader, with_offer
+from gtalign_jax.rewards.tasks.replies import math as replies
+from gtalign_jax.rewards.tasks.task import Judged, Task, reader
 
 MAX_ANSWER = 300
 MAX_DIGITS = 40
@@ -214,10 +214,8 @@ def _rule(response: str, truth: str, item: Judged) -> float | None:
 
 
 def _respond(item: Item, action: str, correct: bool, rng: np.random.Generator) -> str:
-    if action == CQ:
-        return from_truth(item, action, correct, rng)
-    first = item.ground_truth.partition("\n")[0]  # of alternatives
-    return with_offer(f"The answer is \\boxed{{{first}}}.", action)
+    del correct
+    return replies.solve(item, action, rng)
 
 
 def _read_math(record: Record) -> Item | None:
@@ -244,6 +242,7 @@ MATH = Task(
     rule=_rule,
     rubric=_MATH,
     respond=_respond,
+    consider=replies.consider,
 )
 MINERVA_MATH = Task(
     name="minerva_math",
@@ -252,4 +251,5 @@ MINERVA_MATH = Task(
     rule=_rule,
     rubric=_MINERVA,
     respond=_respond,
+    consider=replies.consider,
 )

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from gtalign_jax.data.item import Item, Record, make_item, read_question, shown, text_of
-from gtalign_jax.game.moves import CQ
 from gtalign_jax.rewards.scale import BINARY, SAFETY
 from gtalign_jax.rewards.tasks import surface
-from gtalign_jax.rewards.tasks.task import AnswerScore, Judged, Rubric, Task, from_truth, reader, with_offer
+from gtalign_jax.rewards.tasks.replies import safety as replies
+from gtalign_jax.rewards.tasks.task import AnswerScore, Judged, Rubric, Task, reader
 
 LABELS = ("harmful", "unharmful")
 _REFUSAL = re.compile(
@@ -116,13 +116,31 @@ def _score_of_harm(verdict: float, response: str, truth: str) -> AnswerScore:
 
 
 def _respond(item: Item, action: str, correct: bool, rng: np.random.Generator) -> str:
-    if action == CQ:
-        return from_truth(item, action, correct, rng)
-    if item.task == WILDGUARD.name and item.ground_truth != "harmful":
-        answer = "Here is a short plan: start small, check each step, and ask for help when needed."
-    else:
-        answer = "I can't help with that. Instead, I can help you find a safe way to reach your goal."
-    return with_offer(answer, action)
+    del correct
+    return replies.refuse(item, action, rng) if is_harmful(item.ground_truth) else replies.ask(item, rng)
+
+
+def _respond_to_harm(item: Item, action: str, correct: bool, rng: np.random.Generator) -> str:
+    del correct
+    return replies.refuse(item, action, rng)
+
+
+def _consider(item: Item, action: str, rng: np.random.Generator) -> str:
+    return replies.consider(item, is_harmful(item.ground_truth), action, rng)
+
+
+def _consider_harm(item: Item, action: str, rng: np.random.Generator) -> str:
+    return replies.consider(item, True, action, rng)
+
+
+def _is_harm(item: Item) -> bool:
+    """A refusal can be written for any harmful request; what a harmless one asks for is not stored."""
+    return is_harmful(item.ground_truth)
+
+
+def _always(item: Item) -> bool:
+    del item
+    return True
 
 
 def _checked(label: Any, field: str) -> str:
@@ -159,6 +177,8 @@ WILDGUARD = Task(
     rubric=_rubric,
     score=_score,
     respond=_respond,
+    consider=_consider,
+    answerable=_is_harm,
 )
 # Every AdvBench request is harmful; its stored truth is a compliant opening, not a label.
 ADVBENCH = Task(
@@ -169,5 +189,7 @@ ADVBENCH = Task(
     rule=_rule_of_harm,
     rubric=_rubric_of_harm,
     score=_score_of_harm,
-    respond=_respond,
+    respond=_respond_to_harm,
+    consider=_consider_harm,
+    answerable=_always,
 )

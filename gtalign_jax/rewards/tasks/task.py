@@ -13,6 +13,7 @@ from gtalign_jax.data.item import Item, Read, Record, read_published, read_quest
 from gtalign_jax.errors import UserError
 from gtalign_jax.game.moves import AQ, CQ, DA
 from gtalign_jax.rewards.scale import BINARY, Scale
+from gtalign_jax.rewards.tasks.replies import wording
 
 
 class Judged(Protocol):
@@ -86,6 +87,11 @@ def from_truth(item: Item, action: str, correct: bool, rng: np.random.Generator)
     return with_offer(" ".join(item.ground_truth.split()[:60]) or "I do not know.", action)
 
 
+def has_truth(item: Item) -> bool:
+    """Whether a truth is stored."""
+    return bool(item.ground_truth.strip())
+
+
 def with_offer(answer: str, action: str) -> str:
     """An answer, and one further question where the action asks for it."""
     return answer + (" Shall I say more?" if action == AQ else "")
@@ -121,7 +127,9 @@ class Task:
     score: (verdict on the scale, response, truth) → Q_user, Q_llm, reported, all in [0, 1]; heavy: it takes
     long enough to be worth another process, which imports it from its module.
     right_action, respond: what the cold start shows: item → DA, CQ or AQ, and (item, action, correct, rng) →
-    a response that carries it out. family: the questions of an embedded task.
+    a response that carries it out. consider: (item, action, rng) → the text of <thinking>. answerable:
+    whether the truth holds what an answer needs; where not, the teacher of `synthesis` asks. family: the
+    questions of an embedded task.
     """
 
     name: str
@@ -135,6 +143,8 @@ class Task:
     heavy: bool = False
     right_action: Callable[[Item], str] = always_answer
     respond: Callable[[Item, str, bool, np.random.Generator], str] = from_truth
+    consider: Callable[[Item, str, np.random.Generator], str] = wording.consider
+    answerable: Callable[[Item], bool] = has_truth
     family: Family | None = None
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from sacrebleu.tokenizers.tokenizer_re import TokenizerRegexp
 from gtalign_jax.data.item import Item, Record, make_item, read_question, text_of
 from gtalign_jax.rewards.scale import GRADES
 from gtalign_jax.rewards.tasks import surface
+from gtalign_jax.rewards.tasks.replies import writing as replies
 from gtalign_jax.rewards.tasks.task import AnswerScore, Judged, Task, reader
 
 ORDERS = 4
@@ -162,6 +163,11 @@ def _score(verdict: float, response: str, truth: str) -> AnswerScore:
     return AnswerScore(*answer_score(verdict, response, truth))
 
 
+def _respond(item: Item, action: str, correct: bool, rng: np.random.Generator) -> str:
+    del correct
+    return replies.write(item, action, rng)
+
+
 def _read_medium(record: Record) -> Item | None:
     """CollabLLM's own records: an article, what it was asked by, perhaps the talk that leads there."""
     request = text_of(record, "single_turn_prompt")
@@ -179,4 +185,6 @@ MEDIUM = Task(
     rubric=_WRITING,
     score=_score,
     heavy=True,
+    respond=_respond,
+    consider=replies.consider,
 )

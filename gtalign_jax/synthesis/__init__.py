@@ -1,0 +1,1 @@
+"""Cold-start chains: written component by component by teachers, scored, the best kept."""
