@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gtalign_jax import config as config_lib
 from gtalign_jax.data import loader, sources, teacher
+from gtalign_jax.data.demonstrations import read_demonstrations
 from gtalign_jax.data.item import Item
 from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import train_tokenizer
@@ -112,10 +113,10 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     with stage("read the data"):
         train_items = sources.load_items(settings.data, tasks, sources.TRAIN) if trains else []
         test_items = sources.load_items(settings.data, tasks, sources.TEST)
-        chains = write_chains(train_items, tasks, settings)
+        shown, chains = cold_start(train_items, test_items, tasks, settings)
     folder = start_folder(settings, workdir)
     if not settings.start.path:
-        _make_model(folder, config.model, settings, train_items, chains)
+        _make_model(folder, config.model, settings, _together(train_items, shown), chains)
     engine = load_folder_engine(folder, settings, mesh)
     if asks_for_date(engine.tokenizer):
         engine = dataclasses.replace(engine, date=start_date(workdir))
@@ -127,7 +128,11 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         train = PromptSet([], [])
         if trains:
             train = loader.encode_prompts(train_items, encode, fits, settings.data)
-        demonstrations = _demonstrations(engine, train, chains, settings)
+        taught = train
+        if shown is not train_items:
+            taught = loader.encode_prompts(shown, encode, fits, settings.data)
+            cautions.of_prompts("demonstrated", taught, settings)
+        demonstrations = _demonstrations(engine, taught, chains, settings)
     _check_rows("align", settings.align, len(train.items))
     _check_rows("sft", settings.sft, len(demonstrations))
     _check_budget(settings, train, batch_shards(mesh))
@@ -240,6 +245,21 @@ def load_folder_engine(folder: pathlib.Path, settings: Settings, mesh: Mesh) -> 
 def start_folder(settings: Settings, workdir: pathlib.Path) -> pathlib.Path:
     """The HF folder a run starts from: the one it was given, or the one it makes in its workdir."""
     return hf.resolve_folder(settings.start.path) if settings.start.path else workdir / "init"
+
+
+def cold_start(
+    train: Sequence[Item], test: Sequence[Item], tasks: Tasks, settings: Settings
+) -> tuple[Sequence[Item], dict[int, list[str]]]:
+    """(items that are shown with chains, item id → its chains): those of a file, or the training items with
+    what the built-in teacher writes."""
+    if settings.sft.steps and settings.sft.demonstrations:
+        return read_demonstrations(settings.sft.demonstrations, settings.data, test)
+    return train, write_chains(train, tasks, settings)
+
+
+def _together(train: Sequence[Item], shown: Sequence[Item]) -> Sequence[Item]:
+    """All whose text the tokenizer of a model that is made here learns."""
+    return train if shown is train else [*train, *shown]
 
 
 def write_chains(items: Sequence[Item], tasks: Tasks, settings: Settings) -> dict[int, list[str]]:

@@ -39,6 +39,7 @@ ADDED = {
         "decontaminate": False,
     },
     "engine": {"patience_s": 300.0},
+    "sft": {"demonstrations": ""},
     "health": {"gap_limit": 0.02, "gap_growth": 100.0, "sft_growth": 2.0},
 }
 

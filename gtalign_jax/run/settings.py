@@ -79,6 +79,8 @@ class SftConfig:
     pack: 0, or the length of a row; then a step trains on `prompts` rows with as many chains in each as fit,
     every one with its own prompt. It pays with one chain a prompt, or with short prompts. microbatches:
     parts whose gradients are summed before an update, or `auto`.
+    demonstrations: a file of chains (docs/synthesis.md) to learn from, one a prompt, in place of what the
+    built-in teacher writes for the training prompts; `chains` is then not asked for.
     """
 
     steps: int = 0
@@ -86,6 +88,7 @@ class SftConfig:
     chains: int = 4
     microbatches: int = 1
     pack: int = 0
+    demonstrations: str = ""
 
     def __post_init__(self) -> None:
         if self.pack < 0:

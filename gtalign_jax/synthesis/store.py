@@ -3,6 +3,7 @@
     config.json            what the records follow from
     parts/00000032.jsonl   the records from prompt 32 on, a batch a file
     train.jsonl            one line a prompt that has a chain, in the order of the data
+    tfds/chains/TASK/      the same as TFDS data sets in ArrayRecord files, one a task
     report.json            what was kept and what was given up
 
 A kill leaves whole parts; they are always the first ones, so their count says where to go on.
@@ -18,10 +19,11 @@ import ml_collections
 from gtalign_jax import jsonl
 from gtalign_jax.config import to_json
 from gtalign_jax.errors import UserError
+from gtalign_jax.files import drafts
 from gtalign_jax.remote.client import redacted_value
 from gtalign_jax.run.changes import differences
 
-PARTS, CONFIG, REPORT = "parts", "config.json", "report.json"
+PARTS, CONFIG, REPORT, TFDS, NAME = "parts", "config.json", "report.json", "tfds", "chains"
 Fields = dict[str, Any]
 # What the records follow from, but for how long whom is waited for, and what is paid.
 _SECTIONS = ("data", "features", "judge", "reward", "synthesis")
@@ -63,8 +65,20 @@ def write_part(workdir: pathlib.Path, first: int, lines: Sequence[Fields]) -> No
 
 
 def finish(workdir: pathlib.Path, split: str, report: Fields) -> pathlib.Path:
-    """Write the data set and the report; returns the path of the first."""
+    """Write the data set in both forms, and the report; returns the path of the first."""
     path = workdir / f"{split}.jsonl"
     jsonl.write(path, (record for record in records(workdir) if "chain" in record))
+    _write_tfds(path, workdir, split)
     jsonl.write_atomic(workdir / REPORT, json.dumps(jsonl.plain(report), indent=1) + "\n")
     return path
+
+
+def _write_tfds(path: pathlib.Path, workdir: pathlib.Path, split: str) -> None:
+    """The lines of a file as data sets; an older folder of them stays until all are written."""
+    from gtalign_jax.data.builders.records import write_records  # TFDS takes a second to import
+
+    tasks = dict.fromkeys(record["task"] for record in jsonl.read(path))
+    with drafts.folder(workdir / TFDS) as draft:
+        for task in tasks:
+            mine = (record for record in jsonl.read(path) if record["task"] == task)
+            write_records(draft.folder, NAME, task, {split: mine})

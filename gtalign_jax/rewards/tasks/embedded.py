@@ -182,4 +182,5 @@ EMBEDDED_WILDGUARD = dataclasses.replace(
         labels=("harmful",),
     ),
     respond=_respond_safety,
+    answerable=safety.always,
 )

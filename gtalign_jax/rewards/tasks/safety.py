@@ -138,7 +138,8 @@ def _is_harm(item: Item) -> bool:
     return is_harmful(item.ground_truth)
 
 
-def _always(item: Item) -> bool:
+def always(item: Item) -> bool:
+    """Every request can be answered."""
     del item
     return True
 
@@ -191,5 +192,5 @@ ADVBENCH = Task(
     score=_score_of_harm,
     respond=_respond_to_harm,
     consider=_consider_harm,
-    answerable=_always,
+    answerable=always,
 )
