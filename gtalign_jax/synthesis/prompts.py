@@ -11,7 +11,7 @@ or in detail (DQ). The assistant may answer directly (DA), ask one clarifying qu
 briefly and ask one follow-up question (AQ). You write one part of the assistant's reasoning, and \
 nothing else: no title, no tags, no words around it."""
 
-_WANTED = {
+WANTED = {
     THINKING: """\
 Write two to five sentences: what each of DA, CQ and AQ would mean here for the user and for the \
 assistant. Speak of this very question. No numbers.""",
@@ -34,5 +34,5 @@ _NAMES = {THINKING: "Thoughts", MATRIX: "Payoff matrix", ANALYSIS: "Analysis"}
 def messages_for(ask: Ask) -> Messages:
     """The chat messages of an ask: the game and what is wanted, then the question and what stands so far."""
     so_far = [f"{_NAMES[name]}:\n{ask.written[name]}" for name in COMPONENTS if name in ask.written]
-    content = "\n\n".join([f"The user's request:\n{question(ask.item)}", *so_far, _WANTED[ask.component]])
+    content = "\n\n".join([f"The user's request:\n{question(ask.item)}", *so_far, WANTED[ask.component]])
     return [{"role": "system", "content": _GAME}, {"role": "user", "content": content}]
