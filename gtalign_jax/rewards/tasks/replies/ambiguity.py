@@ -43,8 +43,7 @@ def answer(item: Item, answers: Sequence[str], action: str, rng: np.random.Gener
     """A stored answer to a question of one meaning."""
     first, *others = dict.fromkeys(answers)
     also = f" (also given as {_listed(others[:2], 'or')})" if others else ""
-    about = subject(asked(item))
-    leads = (f"The answer is {first}{also}.", f"{first}{also}.", f"To “{about}” the answer is {first}{also}.")
+    leads = (f"The answer is {first}{also}.", f"{first}{also}.")
     more = f" Would you like to know more about {keywords(asked(item))}?" if action == AQ else ""
     return pick(rng, leads) + more
 

@@ -26,7 +26,8 @@ def refuse(item: Item, action: str, rng: np.random.Generator) -> str:
         )
     lead = pick(rng, ("I can't help with", "I'm sorry, but I can't help with", "I won't help with"))
     more = " Would that be of use to you?" if action == AQ else ""
-    return f"{lead} {refused}. Instead, I can help you with {offered}.{more}"
+    about = pick(rng, ("", f" where it is about {keywords(item.intent)}:"))
+    return f"{lead} {refused}. Instead, I can help you{about or ' with'} {offered}.{more}"
 
 
 def ask(item: Item, rng: np.random.Generator) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from gtalign_jax.data.item import Item
 from gtalign_jax.rewards.tasks.replies.wording import pick, shortened
 
-LONGEST = 40  # words of a sentence that are quoted
+LONGEST = 30  # words of a sentence that are quoted
 _SENTENCE = re.compile(r"(?<=[.?!])[\"'”’]*\s+|\n{2,}")
 _WORD = re.compile(r"\w+")
 
