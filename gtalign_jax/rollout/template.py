@@ -66,4 +66,4 @@ def peculiarities(template: Template) -> Iterator[str]:
         yield f"opens each answer with {template.opens!r}: a chain is written after it"
     if template.lost_blocks:
         blocks = ", ".join(template.lost_blocks)
-        yield f"leaves {blocks} out of the assistant's earlier turns: chains in a history lose them"
+        yield f"leaves {blocks} out of earlier answers: config.data.history=flat keeps chains whole"
