@@ -87,9 +87,10 @@ def test_python_blocks_parse(page):
             ast.parse(block)
 
 
-def test_the_page_of_the_game_says_what_the_library_computes():
-    tried = doctest.testfile(str(DOCS / "game.md"), module_relative=False)
-    assert tried.attempted > 10
+@pytest.mark.parametrize(("page", "least"), [("game.md", 10), ("steering.md", 5)])
+def test_what_a_page_shows_is_what_the_library_computes(page, least):
+    tried = doctest.testfile(str(DOCS / page), module_relative=False)
+    assert tried.attempted > least
     assert not tried.failed
 
 

@@ -2,8 +2,12 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
+import re
 import ssl
+import time
+from urllib.request import urlopen
 
 import jax
 import numpy as np
@@ -439,6 +443,49 @@ def test_two_steered_requests_share_the_device_and_not_their_prices(client):
     prices, made = asyncio.run(both())
     for price, answer in zip(prices, made, strict=True):
         assert answer.choices[0].message.content == CHAINS["DA" if price else "AQ"]
+
+
+@pytest.mark.parametrize("priced", [{}, {"pricing": PRICE}, {"pricing": PRICE, "unusable": "again"}])
+def test_clients_that_leave_in_the_middle_leave_no_row_behind(local, direct, priced):
+    """Streams that are cut at any of their pieces, in either pass, and answers nobody waits for."""
+    asked = {"temperature": 1, "n": 2, **priced}
+    for cut in (0, 1, 3, 9, 20):
+        with chat(direct, stream=True, seed=cut, **asked) as stream:
+            for _ in itertools.islice(stream, cut):
+                pass
+    hurried = direct.with_options(timeout=0.02)
+    for _ in range(5):
+        with contextlib.suppress(openai.APITimeoutError):
+            chat(hurried, **asked)
+    until_free(local, direct)
+    assert chat(direct).choices[0].message.content == CHAINS["AQ"]
+
+
+def test_clients_of_an_upstream_leave_no_request_behind(serving, local, direct):
+    behind = open_client(str(direct.base_url), "none", 64, 60.0, ssl.create_default_context())
+    backend = Upstream(behind, ("taught",))
+    with client_of(serving, backend) as client:
+        for cut in (0, 1, 5, 20):
+            with chat(client, stream=True, temperature=1, n=2, pricing=PRICE) as stream:
+                for _ in itertools.islice(stream, cut):
+                    pass
+        until_free(backend, client)
+    until_free(local, direct)
+
+
+def until_free(backend, client):
+    """Until the server's own counters say that it holds nothing."""
+    names = {"rows_waiting", "rows_seated", "upstream_open"}
+    end, root = time.monotonic() + 10, str(client.base_url).removesuffix("/v1/")
+    while True:
+        held = [value for name, value in backend.numbers().items() if name in names]
+        in_work = re.search(
+            r"^gtalign_requests_in_work (.*)$", urlopen(f"{root}/metrics").read().decode(), re.M
+        )
+        if not any(held) and float(in_work[1]) == 0:
+            return
+        assert time.monotonic() < end, (held, in_work[1])
+        time.sleep(0.02)
 
 
 def test_an_answer_that_was_begun_is_gone_on_with(client):
