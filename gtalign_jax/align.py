@@ -118,6 +118,8 @@ def warm_up(
     align, state = settings.align, state.replace(waiting=None)
     models = models_of(state, reference, base)
     params = lora.join(base, state.policy.params)
+    if job.mesh_judge is not None:  # first, for it takes memory from all that follows
+        job.mesh_judge.warm_up(job.train.items)
     for i, width in enumerate(sorted(buckets), 1):
         shape = Shape(align.prompts_at_once, width, align.group_size, settings.max_new_tokens)
         with stage(f"compile generation, {i} of {len(buckets)}"):

@@ -62,6 +62,8 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
 def _check_memory(job: Job, engine: Engine, params: PyTree, count: int) -> None:
     """Compile for every bucket of prompts that an evaluation meets, `count` at a time, before the first one
     runs. UserError for what does not fit in memory."""
+    if job.mesh_judge is not None:
+        job.mesh_judge.warm_up(job.test.items)
     slots = [prompt_slots(engine, tokens) for tokens in job.test.tokens]
     widths = sorted({max(slots[first : first + count]) for first in range(0, len(slots), count)})
     for i, width in enumerate(widths, 1):

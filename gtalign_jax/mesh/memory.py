@@ -29,6 +29,8 @@ _LESS = (
     "set config.start.remat=dots or full (on a CPU also start.scan_layers), or split more with config.mesh"
 )
 LOAD = Purpose("the model", "set config.start.param_dtype=bfloat16, or split more with config.mesh")
+LOAD_JUDGE = Purpose("the judge", "set config.start.compute_dtype=bfloat16, or split more with config.mesh")
+JUDGE = Purpose("judging", "lower config.judge.questions, answers or question_slots")
 COLD_START = Purpose("sft update", f"raise config.sft.microbatches, {_LESS}")
 UPDATE = Purpose("update", f"raise config.algorithm.microbatches, {_LESS}")
 PART = Purpose("a micro-batch", f"lower config.algorithm.microbatch_tokens, {_LESS}")

@@ -37,11 +37,13 @@ def render(
     *,
     answered: bool = False,
     template: Template = AS_GIVEN,
+    thinks: bool | None = None,
 ) -> str:
     """Chat messages as text, ready to be answered, or `answered` already.
 
     date: what a template that asks for today is told (None: today). template: what it does with messages,
-    which are put as it takes them.
+    which are put as it takes them. thinks: whether an answer is to begin with a reasoning, for templates that
+    ask (None: what they do unasked).
     """
     if not tokenizer.chat_template:
         raise UserError("the model's tokenizer has no chat template; give plain text or token ids instead")
@@ -51,6 +53,7 @@ def render(
             chat_template=_dated(tokenizer.get_chat_template(), date or datetime.date.today()),
             tokenize=False,
             add_generation_prompt=not answered,
+            **({} if thinks is None else {"enable_thinking": thinks}),
         )
     except _Endless:
         raise

@@ -96,7 +96,13 @@ def generate_ahead(job: Job, params: PyTree, k: int) -> Completions | None:
 def judging(
     job: Job, rollout: Rollout, items: Sequence[Item]
 ) -> Iterator[concurrent.futures.Future[Share | UserError]]:
-    """This host's share of a rollout is judged on a thread while the block runs; it uses no device."""
+    """This host's share of a rollout is judged on a thread while the block runs, or before, by a judge that
+    uses the devices."""
+    if job.mesh_judge is not None:
+        share: concurrent.futures.Future[Share | UserError] = concurrent.futures.Future()
+        share.set_result(judge_share(job, rollout, items))
+        yield share
+        return
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="judge") as thread:
         yield thread.submit(judge_share, job, rollout, items)
 

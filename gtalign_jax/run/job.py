@@ -46,6 +46,7 @@ from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables
 from gtalign_jax.run import cautions
+from gtalign_jax.run.mesh_judge import MeshJudge, make_mesh_judge
 from gtalign_jax.run.progress import stage
 from gtalign_jax.run.record import start_date
 from gtalign_jax.run.settings import (
@@ -66,7 +67,7 @@ Encode = Callable[[str | Messages], list[int]]
 class Job:
     """A run's surroundings. model_folder: the HF folder training starts from. tasks: of `config.data.tasks`.
 
-    judge: over HTTP when `config.judge.endpoints` names a server, else by rules; judge_stats counts it.
+    judge: as `config.judge.kind` says; judge_stats counts it.
     consistency: decides P when `config.features.frontier` says `judge`.
     untrained: where the tokens of `config.align.untrained_blocks` are, see `rollout.spans`.
     generator: who writes rollouts (`config.engine`).
@@ -92,6 +93,11 @@ class Job:
         return self.engine.model_config
 
     @property
+    def mesh_judge(self) -> MeshJudge | None:
+        """The judge, where it is a model on the mesh: it runs in turn with the policy, on all processes."""
+        return self.judge if isinstance(self.judge, MeshJudge) else None
+
+    @property
     def mesh(self) -> Mesh:
         assert self.engine.mesh is not None  # a job's engine has one
         return self.engine.mesh
@@ -108,7 +114,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     _check_attention(settings.start.attention)
     stats = Counters()
     tasks = run_tasks(settings.data)
-    judge, consistency = make_judges(settings, stats, tasks)
+    judge, consistency = make_judges(settings, stats, tasks, workdir)
     trains = settings.sft.steps or settings.align.steps
     with stage("read the data"):
         train_items = sources.load_items(settings.data, tasks, sources.TRAIN) if trains else []
@@ -164,16 +170,22 @@ def with_settings(job: Job, settings: Settings) -> Job:
     )
 
 
-def make_judges(settings: Settings, stats: Counters, tasks: Tasks) -> tuple[Judge, ConsistencyJudge | None]:
+def make_judges(
+    settings: Settings, stats: Counters, tasks: Tasks, workdir: pathlib.Path
+) -> tuple[Judge, ConsistencyJudge | None]:
     """The judge of answers, and the one of Pareto consistency where one is wanted."""
-    if not settings.judge.endpoints:
-        if settings.features.frontier == "judge":
-            raise UserError("config.features.frontier='judge' needs a server; set config.judge.endpoints")
-        check_rules(tasks)
-        return functools.partial(judge_by_rules, tasks=tasks), None
-    wanted = settings.features.frontier == "judge"
-    consistency = make_http_consistency_judge(settings.judge, stats) if wanted else None
-    return make_http_judge(settings.judge, stats, tasks), consistency
+    kind, wanted = settings.judge.chosen, settings.features.frontier == "judge"
+    if kind != "http" and wanted:
+        raise UserError("config.features.frontier='judge' needs a server; set config.judge.endpoints")
+    if kind == "http":
+        consistency = make_http_consistency_judge(settings.judge, stats) if wanted else None
+        return make_http_judge(settings.judge, stats, tasks), consistency
+    if kind == "model":
+        options = EngineOptions(mesh=make_mesh(settings.mesh), runtime=settings.start.runtime)
+        date = functools.partial(start_date, workdir)
+        return make_mesh_judge(settings.judge, options, tasks, stats, date), None
+    check_rules(tasks)
+    return functools.partial(judge_by_rules, tasks=tasks), None
 
 
 def _block_tables(engine: Engine, blocks: Sequence[str]) -> tuple[Tables, ...]:

@@ -40,6 +40,14 @@ ADDED = {
     },
     "engine": {"patience_s": 300.0},
     "sft": {"demonstrations": ""},
+    "judge": {
+        "kind": "",
+        "path": "",
+        "questions": 8,
+        "answers": 8,
+        "question_slots": [512, 1024, 2048, 4096],
+        "answer_slots": [256, 1024],
+    },
     "health": {"gap_limit": 0.02, "gap_growth": 100.0, "sft_growth": 2.0},
 }
 

@@ -49,7 +49,8 @@ class Scored:
 
 
 def judge_share(job: Job, rollout: Rollout, items: Sequence[Item]) -> Share | UserError:
-    """Decode and judge this host's share of a rollout on the host; waits for the judge, uses no device.
+    """Decode and judge this host's share of a rollout; waits for the judge. On a thread only where the judge
+    uses no device.
 
     A judge that refuses gives its UserError, for `score` to raise on all hosts: it may refuse one alone.
     """

@@ -18,7 +18,7 @@ from gtalign_jax.mesh.sharding import MeshConfig
 from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.lora import LoraConfig
 from gtalign_jax.rewards.features import FeatureConfig
-from gtalign_jax.rewards.judges.http import HttpJudgeConfig
+from gtalign_jax.rewards.judges.config import JudgeConfig
 from gtalign_jax.rewards.mutual_welfare import RewardConfig, component_weights
 from gtalign_jax.rewards.normalize import METHODS
 from gtalign_jax.rewards.tasks import EMBEDDED, TASKS, resolve_tasks
@@ -188,7 +188,7 @@ class Settings:
     buckets: BucketConfig
     reward: RewardConfig
     features: FeatureConfig
-    judge: HttpJudgeConfig
+    judge: JudgeConfig
     evaluate: EvalConfig
     steer: SteerConfig
     checkpoint: CheckpointConfig
@@ -212,7 +212,7 @@ SECTIONS = {
     "sampling": SamplingConfig,
     "buckets": BucketConfig,
     "features": FeatureConfig,
-    "judge": HttpJudgeConfig,
+    "judge": JudgeConfig,
     "evaluate": EvalConfig,
     "steer": SteerConfig,
     "checkpoint": CheckpointConfig,

@@ -36,7 +36,7 @@ def synthesize(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None
     with drafts.naming_store(workdir), ended_by_sigterm(), locked(workdir):
         processes.from_main(lambda: store.claim(config, workdir))
         tasks = run_tasks(settings.data)
-        scoring = _scoring(config, settings, tasks)
+        scoring = _scoring(config, settings, tasks, workdir)
         teachers = make_teachers(settings, tasks, "" if paths.on_store(workdir) else str(workdir / ANSWERS))
         with stage("read the data"):
             read = sources.load_items(settings.data, tasks, settings.synthesis.split)
@@ -48,8 +48,10 @@ def synthesize(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None
             print(f"{text_report(found)}\nchains  {path}")
 
 
-def _scoring(config: ml_collections.ConfigDict, settings: Settings, tasks: Tasks) -> Scoring:
-    judge, consistency = make_judges(settings, Counters(), tasks)
+def _scoring(
+    config: ml_collections.ConfigDict, settings: Settings, tasks: Tasks, workdir: pathlib.Path
+) -> Scoring:
+    judge, consistency = make_judges(settings, Counters(), tasks, workdir)
     return Scoring(
         reward_fn=resolve_reward(config.reward.fn),
         reward=settings.reward,

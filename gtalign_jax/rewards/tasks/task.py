@@ -161,7 +161,7 @@ class Task:
         """What a judge of an answer to a question with this truth is asked; its scale is set."""
         if not self.rubric:
             raise UserError(
-                f"task {self.name!r} has no rubric, which config.judge.endpoints needs; give it one"
+                f"task {self.name!r} has no rubric, which a language model as judge needs; give it one"
             )
         found = Rubric(self.rubric, truth) if isinstance(self.rubric, str) else self.rubric(truth)
         return dataclasses.replace(found, scale=found.scale or self.scale)
