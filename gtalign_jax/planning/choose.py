@@ -190,6 +190,8 @@ def choose_for_run(config: ml_collections.ConfigDict, job: Job, free: float | No
     if free is None:
         known = [bytes_ for bytes_ in processes.all_gather(free_bytes()) if bytes_ is not None]
         free = (1 - HEADROOM) * min(known, default=math.inf)
+    if job.mesh_judge is not None:  # its weights stay; what it computes in is free again for others
+        free -= job.mesh_judge.run.weight_bytes
     say = _say if processes.is_main() else _say_nothing
     if free == math.inf:
         say("auto: how much memory there is cannot be known here; the cheapest is taken")

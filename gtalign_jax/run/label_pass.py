@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gtalign_jax.mesh import processes
-from gtalign_jax.mesh.memory import JUDGE, LOAD_JUDGE, compile_to_fit, told
+from gtalign_jax.mesh.memory import JUDGE, LOAD_JUDGE, compile_to_fit, device_bytes, told
 from gtalign_jax.mesh.sharding import batch_shards, place_batch, shard_tree, spread
 from gtalign_jax.models import hf, transformer
 from gtalign_jax.models.config import ModelConfig
@@ -77,11 +77,22 @@ class LabelPass:
     @functools.cached_property
     def params(self) -> PyTree:
         """The judge's parameters on the mesh."""
-        shardings = shard_tree(
-            transformer.logical_axes(self.model), self.mesh, hf.abstract_params(self.model)
-        )
         with stage("load the judge"), told(LOAD_JUDGE):
-            return hf.load_params(self.folder, self.model, shardings)
+            return hf.load_params(self.folder, self.model, self._shardings)
+
+    @property
+    def weight_bytes(self) -> float:
+        """What the parameters take of a device's memory."""
+        shapes = hf.abstract_params(self.model)
+        placed = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self._shardings
+        )
+        return device_bytes(placed)
+
+    @property
+    def _shardings(self) -> PyTree:
+        axes = transformer.logical_axes(self.model)
+        return shard_tree(axes, self.mesh, hf.abstract_params(self.model))
 
     def logprobs(self, asked: Sequence[Asked]) -> dict[Asked, np.ndarray]:
         """log p(label) [K] of all that fit in the slots. On several processes all ask the same."""

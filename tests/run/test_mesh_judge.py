@@ -126,6 +126,13 @@ def test_eight_devices_judge_as_one(folder, judge):
     np.testing.assert_allclose([v.score for v in spread], [v.score for v in judge(REQUESTS)], atol=1e-5)
 
 
+def test_its_weights_are_counted_on_each_device(folder, judge):
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
+    held = sum(x.nbytes for x in jax.tree.leaves(judge.run.params))
+    assert judge.run.weight_bytes == held
+    assert held / 4 <= judge_of(folder, mesh).run.weight_bytes < held / 3
+
+
 def test_nothing_is_compiled_after_the_warm_up(judge):
     items = [
         dataclasses.replace(ITEM, task=r.task, intent=r.question, ground_truth=r.ground_truth)
