@@ -92,12 +92,13 @@ class SynthesisConfig:
         check_key_name(self.api_key_env, "api_key_env")
 
     def component(self, name: str) -> ComponentConfig:
-        """A component's own settings, those of all where it has none."""
+        """A component's own settings, those of all where it has none; a model is of one kind of teacher."""
         own: ComponentConfig = getattr(self, name)
+        same = own.teacher in ("", self.teacher)
         return dataclasses.replace(
             own,
             teacher=own.teacher or self.teacher,
-            model=own.model or self.model,
+            model=own.model or (self.model if same else ""),
             endpoints=own.endpoints or self.endpoints,
         )
 

@@ -24,7 +24,7 @@ from gtalign_jax.synthesis import store
 from gtalign_jax.synthesis.ask import Teacher, prompt_digest
 from gtalign_jax.synthesis.candidates import Effort, write_candidates
 from gtalign_jax.synthesis.records import Scoring, make_records
-from gtalign_jax.synthesis.report import Tally, cost, joined, overall, report_of, tally, text_report
+from gtalign_jax.synthesis.report import Tally, cost, overall, report_of, tally, text_report
 from gtalign_jax.synthesis.teachers import make_teachers
 
 ANSWERS = "answers"  # the folder of what servers said
@@ -85,7 +85,7 @@ def _write(
             records = make_records(candidates, wanted.candidates, scoring)
             if processes.is_main():
                 store.write_part(workdir, done, records)
-            done, tallies = done + len(batch), joined(tallies, tally(records))
+            done, tallies = done + len(batch), tally(tallies, records)
             rate = (done - first) / (time.monotonic() - began)
             progress.update(done, _shown(overall(tallies), rate, _prices(wanted)))
     return tallies
@@ -100,7 +100,7 @@ def _done(items: Sequence[Item], workdir: pathlib.Path) -> tuple[int, dict[str, 
             raise UserError(
                 f"{workdir}: record {count + 1} is of another prompt: the data changed; name a new --workdir"
             )
-        tallies = joined(tallies, tally([record]))
+        tallies = tally(tallies, [record])
         count += 1
     return count, tallies
 

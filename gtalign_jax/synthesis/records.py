@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -15,8 +14,7 @@ from gtalign_jax.rewards.tasks.task import Tasks
 from gtalign_jax.run.score import compute_reward, join_batches
 from gtalign_jax.synthesis.candidates import Candidate
 from gtalign_jax.synthesis.checks import chain_of
-
-Fields = dict[str, Any]
+from gtalign_jax.synthesis.store import Fields
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +62,8 @@ def _told(candidate: Candidate, welfare: float, verdict: float | None, action: s
     failures = {"failures": list(candidate.failures)} if candidate.failures else {}
     if candidate.rejected:
         return {"rejected": candidate.rejected, **failures}
-    return {"welfare": welfare, "verdict": verdict, "action": action, **failures}
+    finite = welfare if math.isfinite(welfare) else None  # of a reward of one's own
+    return {"welfare": finite, "verdict": verdict, "action": action, **failures}
 
 
 def _record(candidates: Sequence[Candidate], texts: Sequence[str], told: Sequence[Fields]) -> Fields:
@@ -78,7 +77,7 @@ def _record(candidates: Sequence[Candidate], texts: Sequence[str], told: Sequenc
     }
     standing = [i for i, candidate in enumerate(candidates) if not candidate.rejected]
     if standing:
-        kept = max(standing, key=lambda i: (_order(told[i]["welfare"]), -i))
+        kept = max(standing, key=lambda i: _order(told[i]["welfare"]))  # of equals the first
         origins = candidates[kept].origins
         record |= {
             "chain": texts[kept],
@@ -90,6 +89,6 @@ def _record(candidates: Sequence[Candidate], texts: Sequence[str], told: Sequenc
     return {**record, "candidates": list(told), "tokens": tokens, "digest": digest}
 
 
-def _order(welfare: float) -> float:
-    """A reward that is no number comes last."""
-    return welfare if math.isfinite(welfare) else -math.inf
+def _order(welfare: float | None) -> float:
+    """What is worth no number comes last."""
+    return -math.inf if welfare is None else welfare

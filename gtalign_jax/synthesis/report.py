@@ -14,8 +14,8 @@ OVERALL = "overall"
 class Tally:
     """Counts of a task's records, which add up.
 
-    counts: prompts, kept, candidates, judged (those with a verdict), tokens_in, tokens_out. kept, standing:
-    summed welfare of the kept candidates, and of all that were not given up. actions: of the kept ones.
+    counts: prompts, kept, unjudged (kept without a verdict), candidates, standing (those not given up),
+    tokens_in, tokens_out. kept, standing: summed welfare of such candidates. actions: of the kept ones.
     rejected, again: reasons for which candidates were given up, and components made again.
     """
 
@@ -31,20 +31,19 @@ class Tally:
         return Tally(*(a + b for a, b in pairs))
 
 
-def tally(records: Iterable[Fields]) -> dict[str, Tally]:
-    """Task → what became of its records."""
-    found: dict[str, Tally] = {}
+Tallies = Mapping[str, Tally]
+"""Task → what became of its records."""
+
+
+def tally(before: Tallies, records: Iterable[Fields]) -> dict[str, Tally]:
+    """The tallies with these records too. One by one, so that the sums do not depend on the batches."""
+    found = dict(before)
     for record in records:
         found[record["task"]] = found.get(record["task"], Tally()) + _of(record)
     return found
 
 
-def joined(first: Mapping[str, Tally], second: Mapping[str, Tally]) -> dict[str, Tally]:
-    """Two tallies as one."""
-    return {name: first.get(name, Tally()) + second.get(name, Tally()) for name in [*first, *second]}
-
-
-def overall(tallies: Mapping[str, Tally]) -> Tally:
+def overall(tallies: Tallies) -> Tally:
     """All tasks as one."""
     return functools.reduce(lambda a, b: a + b, tallies.values(), Tally())
 
@@ -54,7 +53,7 @@ def cost(tokens_in: int, tokens_out: int, prices: tuple[float, float]) -> float:
     return (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
 
 
-def report_of(tallies: Mapping[str, Tally], repeated: int, prices: tuple[float, float]) -> Fields:
+def report_of(tallies: Tallies, repeated: int, prices: tuple[float, float]) -> Fields:
     """`report.json`. repeated: prompts of the data that stood before, and have no record of their own."""
     rows = {**tallies, OVERALL: overall(tallies)}
     return {
@@ -72,7 +71,6 @@ def _of(record: Fields) -> Tally:
         "kept": int(chosen is not None),
         "candidates": len(told),
         "standing": len(standing),
-        "judged": sum(each["verdict"] is not None for each in standing),
         "unjudged": int(chosen is not None and chosen["verdict"] is None),
         "tokens_in": record["tokens"]["in"],
         "tokens_out": record["tokens"]["out"],

@@ -22,6 +22,7 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.files import drafts
 from gtalign_jax.remote.client import redacted_value
 from gtalign_jax.run.changes import differences
+from gtalign_jax.run.record import has_steps
 
 PARTS, CONFIG, REPORT, TFDS, NAME = "parts", "config.json", "report.json", "tfds", "chains"
 Fields = dict[str, Any]
@@ -34,13 +35,15 @@ _FREE = frozenset(
 
 
 def claim(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """Record the config; UserError where the folder holds records of another one."""
+    """Record the config; UserError where the folder holds records of another one, or a training run."""
     path, fields = workdir / CONFIG, json.loads(to_json(config))
-    if not path.is_file():
-        if any(workdir.glob(f"{PARTS}/*")):
-            raise UserError(f"{workdir}: holds records without their {CONFIG}; name a new --workdir")
-        jsonl.write_atomic(path, json.dumps(fields, indent=1, sort_keys=True) + "\n")
+    if has_steps(workdir):
+        raise UserError(f"{workdir}: holds a training run; name a new --workdir")
+    if not any(workdir.glob(f"{PARTS}/*")):
+        jsonl.write_atomic(path, to_json(config))
         return
+    if not path.is_file():
+        raise UserError(f"{workdir}: holds records without their {CONFIG}; name a new --workdir")
     recorded = jsonl.read_object(path)
     mine, theirs = ({name: each.get(name) for name in _SECTIONS} for each in (fields, recorded))
     for change in differences(theirs, mine):

@@ -6,7 +6,7 @@ from typing import Any
 
 from gtalign_jax.chain.solver import solver_analysis
 from gtalign_jax.config import check_call, load_symbol
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import UserError, naming
 from gtalign_jax.mesh.sharding import make_mesh
 from gtalign_jax.remote.client import api_key
 from gtalign_jax.remote.counters import Counters
@@ -35,10 +35,8 @@ def make_teachers(settings: Settings, tasks: Tasks, cache: str) -> dict[str, Tea
     cache: folder for the answers of servers, "" for none. UserError for a teacher that cannot work.
     """
     opening = _Opening(settings, tasks, cache)
-    teachers = {name: opening.teacher(name) for name in COMPONENTS}
-    if settings.synthesis.analyze == SOLVER:
-        teachers[ANALYSIS] = Teacher(SOLVER, "", _solve)
-    return teachers
+    solved = {ANALYSIS: Teacher(SOLVER, "", _solve)} if settings.synthesis.analyze == SOLVER else {}
+    return {name: solved.get(name) or opening.teacher(name) for name in COMPONENTS}
 
 
 class _Opening:
@@ -91,8 +89,10 @@ class _Opening:
     def _open_engine(self, folder: str) -> own_engine.Loaded:
         config, settings = self._config, self._settings
         sizes = {config.component(name).max_tokens for name in COMPONENTS}
+        with naming("config.synthesis."):
+            sampling = SamplingConfig(temperature=config.temperature, top_p=config.top_p)
         options = EngineOptions(
-            sampling=SamplingConfig(temperature=config.temperature, top_p=config.top_p),
+            sampling=sampling,
             buckets=BucketConfig(settings.buckets.prompt, tuple(sorted(sizes)), (own_engine.ROWS,)),
             mesh=make_mesh(settings.mesh),
             runtime=settings.start.runtime,

@@ -3,12 +3,14 @@
 import json
 import threading
 
+import jax.numpy as jnp
 import pytest
 
 from gtalign_jax import jsonl
 from gtalign_jax.chain.parse import chosen_action, parse_chain, payoff_array
 from gtalign_jax.chain.solver import solver_action
 from gtalign_jax.errors import UserError
+from gtalign_jax.rewards.mutual_welfare import REWARDS
 from gtalign_jax.synthesis.ask import ANALYSIS, COMPONENTS
 from gtalign_jax.synthesis.job import synthesize
 from gtalign_jax.synthesis.store import records
@@ -150,6 +152,7 @@ def test_prompts_without_a_chain_are_told_and_left_out(tmp_path):
         ("teacher", "oracle", "config.synthesis.teacher='oracle': must be one of truths, server, engine"),
         ("teacher", "server", "config.synthesis.thinking.endpoints is empty"),
         ("matrix.teacher", "engine", "config.synthesis.matrix.model is empty: name the folder"),
+        ("temperature", -1.0, "config.synthesis.temperature=-1"),
         ("analyze", "nobody", "config.synthesis.analyze='nobody': must be teacher or solver"),
         ("candidates", 0, "config.synthesis.candidates=0"),
         ("api_key_env", "NO_SUCH_KEY", None),
@@ -178,6 +181,39 @@ def test_records_of_another_config_are_kept(tmp_path):
     (tmp_path / "parts" / "00000000.jsonl").write_text((tmp_path / "parts" / "00000002.jsonl").read_text())
     with pytest.raises(UserError, match="record 1 is of another prompt"):
         synthesize(small(), tmp_path)
+
+
+def test_a_config_may_be_mended_until_there_is_a_record(tmp_path):
+    broken = small()
+    broken.synthesis.thinking.teacher = f"{__name__}:broken"
+    with pytest.raises(UserError, match="no such thing"):
+        synthesize(broken, tmp_path)
+    assert len(made(small(), tmp_path)[0]) == 6
+
+
+def test_the_folder_of_a_training_run_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="holds a training run; name a new --workdir"):
+        synthesize(small(), tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+def odd_reward(features, config):
+    """No number for what chooses to answer."""
+    reward = REWARDS["cobb_douglas"](features, config)
+    return reward.replace(welfare=jnp.where(features.response_words > 8, jnp.nan, reward.welfare))
+
+
+def test_a_reward_that_is_no_number_comes_last(server, tmp_path):
+    config = served(server, candidates=6)
+    config.reward.fn = f"{__name__}:odd_reward"
+    found, _ = made(config, tmp_path)
+    told = [record["candidates"] for record in found]
+    assert any(each.get("welfare", 0) is None for group in told for each in group)
+    for record in found:
+        known = [each["welfare"] for each in record["candidates"] if each.get("welfare") is not None]
+        assert record.get("welfare") == max(known, default=None)
 
 
 def test_the_data_set_is_read_back(tmp_path):
