@@ -93,7 +93,7 @@ def ask_template(tokenizer: PreTrainedTokenizerBase) -> Template:
     user, answer = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWER}
     blocks = {name: f"<{name}>\n{_TOLD}\n</{name}>" for name in BLOCKS}
     chain = {"role": "assistant", "content": "\n".join(blocks.values())}
-    alone = _written(tokenizer, [user])
+    alone, begin = _written(tokenizer, [user]), str(tokenizer.bos_token or "")
     under = _written(tokenizer, [{"role": "system", "content": _TOLD}, user])
     twice = _written(tokenizer, [user, {"role": "user", "content": _TOLD}])
     talk = _written(tokenizer, [user, chain, user])
@@ -104,6 +104,7 @@ def ask_template(tokenizer: PreTrainedTokenizerBase) -> Template:
         default_system=_added(under, alone),
         opens=_opened(alone, asked, _written(tokenizer, [user, answer], answered=True)),
         lost_blocks=tuple(name for name in BLOCKS if talk and blocks[name] not in talk),
+        doubled_begin=begin if begin and alone.startswith(2 * begin) else "",
     )
 
 

@@ -16,7 +16,7 @@ class Template:
 
     default_system: the text that it adds where there is no system message. opens: what it writes of an answer
     before the model does, such as <think>. lost_blocks: blocks of a chain that it leaves out of the
-    assistant's earlier turns.
+    assistant's earlier turns. doubled_begin: the token that it begins a text with twice.
     """
 
     takes_system: bool = True
@@ -24,6 +24,7 @@ class Template:
     default_system: str = ""
     opens: str = ""
     lost_blocks: tuple[str, ...] = ()
+    doubled_begin: str = ""
 
 
 AS_GIVEN = Template()  # takes any messages as they are
@@ -67,3 +68,5 @@ def peculiarities(template: Template) -> Iterator[str]:
     if template.lost_blocks:
         blocks = ", ".join(template.lost_blocks)
         yield f"leaves {blocks} out of earlier answers: config.data.history=flat keeps chains whole"
+    if template.doubled_begin:
+        yield f"begins each text with {template.doubled_begin!r} twice, and so do servers: mend chat_template.jinja"

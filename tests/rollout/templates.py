@@ -97,6 +97,8 @@ TEMPLATES = {
         "{{ '<|user|>\\n' + m['content'] + '<|end|>\\n<|assistant|>\\n' }}{% elif m['role'] == 'assistant' %}"
         "{{ m['content'] + '<|end|>\\n' }}{% endif %}{% endfor %}"
     ),
+    # Of no model that we know: begins twice.
+    "begins_twice": "{{ bos_token }}{{ bos_token }}" + CHATML,
     # Of no model that we know: takes our own thinking out of earlier answers.
     "strips_thinking": CHATML.replace("m['content']", "m['content'].split('</thinking>')[-1]"),
 }
