@@ -37,10 +37,8 @@ def fitted(messages: Messages, template: Template) -> Messages:
     first; turns of the same speaker in a row become one.
     """
     if not template.takes_system and messages[0]["role"] == "system":
-        first = {"role": "user", "content": messages[0]["content"]}
-        speaks = [message["role"] for message in messages[1:2]]
-        opening = _merged([first, messages[1]]) if speaks == ["user"] else [first, *messages[1:2]]
-        messages = [*opening, *messages[2:]]
+        opening = {"role": "user", "content": messages[0]["content"]}
+        messages = [*_merged([opening, *messages[1:2]]), *messages[2:]]
     return messages if template.takes_repeats else _merged(messages)
 
 
@@ -69,4 +67,5 @@ def peculiarities(template: Template) -> Iterator[str]:
         blocks = ", ".join(template.lost_blocks)
         yield f"leaves {blocks} out of earlier answers: config.data.history=flat keeps chains whole"
     if template.doubled_begin:
-        yield f"begins each text with {template.doubled_begin!r} twice, and so do servers: mend chat_template.jinja"
+        begin = template.doubled_begin
+        yield f"begins each text with {begin!r} twice, and so do servers: mend chat_template.jinja"

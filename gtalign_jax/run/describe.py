@@ -37,7 +37,11 @@ def describe_data(settings: Settings) -> report.Report:
         raise UserError(bad[0] if bad else f"config.data.source={config.source}: no item in either split")
     tokenizer, name = _tokenizer(settings, tasks, loaded)
     template = chat.ask_template(tokenizer)
-    written = {split: _written(tokenizer, template, found.items, settings) for split, found in loaded.items()}
+    written = {}
+    for split, found in loaded.items():
+        items, written[split], refused = _written(tokenizer, template, found.items, settings)
+        loaded[split] = dataclasses.replace(found, items=items)
+        bad += refused
     return {
         "source": config.source,
         "tokenizer": name,
@@ -50,8 +54,9 @@ def describe_data(settings: Settings) -> report.Report:
 
 def _written(
     tokenizer: PreTrainedTokenizerBase, template: Template, items: Sequence[Item], settings: Settings
-) -> list[report.Written]:
-    """Each item's prompt as the run would write it."""
+) -> tuple[list[Item], list[report.Written], list[str]]:
+    """(items that the chat template writes, each one's prompt as the run would write it, lines of the
+    others)."""
 
     def encode(messages: Messages) -> list[int]:
         text = chat.render(tokenizer, messages, template=template)
@@ -60,9 +65,16 @@ def _written(
     def fits(tokens: Sequence[int]) -> bool:
         return len(tokens) <= settings.buckets.prompt[-1]
 
-    data = settings.data
-    found = (prompt_tokens(item, encode, fits, data.history, data.too_long) for item in items)
-    return [report.Written(len(tokens), cut) for tokens, cut in found]
+    data, kept, written, refused = settings.data, [], [], []
+    for item in items:
+        try:
+            tokens, cut = prompt_tokens(item, encode, fits, data.history, data.too_long)
+        except UserError as error:
+            refused.append(str(error))
+        else:
+            kept.append(item)
+            written.append(report.Written(len(tokens), cut))
+    return kept, written, refused
 
 
 def _whole(config: DataConfig, tasks: Tasks, split: str) -> Loaded:

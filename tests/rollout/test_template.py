@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import logging
 import re
 import shutil
@@ -16,7 +17,9 @@ from gtalign_jax.rollout import chat
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.folder import folder_engine
 from gtalign_jax.rollout.template import Template, fitted, peculiarities
+from gtalign_jax.run.describe import describe_data
 from gtalign_jax.run.job import make_job
+from gtalign_jax.run.settings import make_settings
 from tests.rollout.templates import TEMPLATES
 
 FOLDS, MERGES = {"takes_system": False}, {"takes_repeats": False}
@@ -140,6 +143,27 @@ def test_a_run_from_a_folder_whose_template_takes_no_system_message_says_so(llam
         text = f"<|begin_of_text|>{asked}<start_of_turn>model\n"
         assert job.engine.tokenizer.decode(tokens) == text
     assert [row.prompt for row in job.demonstrations] == job.train.tokens
+
+
+def test_rows_that_a_template_refuses_end_a_run_and_are_listed_by_the_report(llama3_folder, tmp_path):
+    folder = shutil.copytree(llama3_folder, tmp_path / "folder")
+    (folder / "chat_template.jinja").write_text(TEMPLATES["gemma3"])
+    rows = [TALKS["history"], ANSWERED_FIRST[1:], TALKS["question"]]
+    lines = [json.dumps({"messages": row, "truth": "1"}) + "\n" for row in rows]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+    config = quickstart.get_config("tiny")
+    config.start.path, config.sft.steps, config.buckets.prompt = str(folder), 0, (1024,)
+    config.data.update(source=f"jsonl:{tmp_path}", tasks=("math",), train_per_task=0, test_per_task=0)
+    line = f"{tmp_path}/test.jsonl:2: the chat template refuses these messages"
+    with pytest.raises(UserError, match=rf"^{line} .*mend the row, or set config.data.history=flat$"):
+        make_job(config, tmp_path / "run")
+    found = describe_data(make_settings(config))
+    assert found["tasks"]["math"]["splits"]["test"]["rows"] == 2
+    assert found["bad"]["rows"] == 2 and found["bad"]["lines"][1].startswith(line)
+    config.data.history = "flat"
+    assert describe_data(make_settings(config))["bad"]["rows"] == 0
+    assert len(make_job(config, tmp_path / "run").test.items) == 3
 
 
 @pytest.mark.parametrize("main", [generate.main, steer.main])
