@@ -84,6 +84,12 @@ def test_the_grammar_of_the_chain_is_refused():
         ({"source": "gtalign", "instruction": "plain", "history": "turns"}, True, ""),
         ({"instruction": "plain"}, False, "config.data.instruction=plain: asks for no chain"),
         ({"source": "gtalign"}, False, ""),
+        (
+            {"source": "gtalign", "instruction": "full"},
+            False,
+            "config.data.history=given: the published",
+        ),
+        ({"source": "gtalign", "instruction": "full", "history": "flat"}, False, ""),
         ({}, False, ""),
     ],
 )

@@ -23,18 +23,23 @@ def of_settings(settings: Settings) -> None:
 
 
 def of_instruction(data: DataConfig, plain: bool) -> None:
-    """A prompt that asks for what the reward does not read. plain: it reads answers without a chain."""
-    published = data.source == "gtalign" and data.history == "given"
-    unread = "for a chain, and config.features.chain=plain reads none"
-    if plain and published:
-        log.warning(
-            "config.data.history=given: the published prompts ask %s; set config.data.history=turns and "
-            "config.data.instruction=plain",
-            unread,
-        )
+    """An instruction that no prompt has, or that asks for what the reward does not read.
+
+    plain: it reads answers without a chain.
+    """
+    if data.source == "gtalign" and data.history == "given":
+        if plain or data.instruction != DataConfig.instruction:
+            log.warning(
+                "config.data.history=given: the published prompts keep their own instruction, which asks for "
+                "a chain; set it to turns"
+            )
     elif plain and data.system in (SHORT_INSTRUCTION, INSTRUCTION):
-        log.warning("config.data.instruction=%s: asks %s; set it to plain", data.instruction, unread)
-    elif not plain and not published and data.system == PLAIN_INSTRUCTION:
+        log.warning(
+            "config.data.instruction=%s: asks for a chain, and config.features.chain=plain reads none; "
+            "set it to plain",
+            data.instruction,
+        )
+    elif not plain and data.system == PLAIN_INSTRUCTION:
         log.warning("config.data.instruction=plain: asks for no chain; set config.features.chain=plain too")
 
 

@@ -49,7 +49,10 @@ def run_of(workdir, *flags):
     return write_rollouts(workdir, "aligned", 4, rollout_lines(rows, Scored(texts, items, batch, reward), 4))
 
 
-@pytest.mark.parametrize("flags", [(), OTHERS], ids=["defaults", "another reward"])
+PLAIN = ("--config.features.chain=plain",)
+
+
+@pytest.mark.parametrize("flags", [(), OTHERS, PLAIN], ids=["defaults", "another reward", "no chain"])
 def test_the_numbers_come_out_as_they_are_recorded(tmp_path, flags):
     path, out = run_of(tmp_path / "run", *flags), tmp_path / "out.jsonl"
     score.main([str(path), str(out)])
