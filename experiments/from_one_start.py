@@ -32,7 +32,7 @@ def align_from(config: ml_collections.ConfigDict, start: pathlib.Path, folder: p
     """One alignment run of a config from the model that `train_start` left in `start`."""
     config, steps = changed(config), config.sft.steps
     config.start.path = str(start / "hf")
-    config.sft.steps = 0
+    config.sft.steps = config.sft.epochs = 0
     # Every run starts from the same model: its evaluation is that of the shared run, made once.
     baseline = folder / "rollouts" / "sft_0.jsonl"
     if not baseline.is_file():

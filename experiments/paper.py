@@ -124,7 +124,7 @@ def answers(
     start = workdir / "runs" / slug("start", *marks)
     if method.stage == BASE:
         start = workdir / "runs" / "base"
-        cold.sft.steps = 0
+        cold.sft.steps = cold.sft.epochs = 0
     found = []
     for seed in seeds if method.stage == ALIGNED else seeds[:1]:
         name = slug(method.name, *([str(seed)] if method.stage == ALIGNED else []))

@@ -5,32 +5,32 @@ The two phases resume from their newest checkpoints (`phase.py`); an evaluation 
 
 import copy
 import functools
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 
 from gtalign_jax import jsonl
 from gtalign_jax.align import run_align
-from gtalign_jax.data import loader
-from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.evaluation.bootstrap import format_table, summary_table
 from gtalign_jax.evaluation.heldout import evaluate_once
 from gtalign_jax.evaluation.report.write import write_report
+from gtalign_jax.evaluation.taught import compile_lessons, learnt
 from gtalign_jax.files import drafts
 from gtalign_jax.learning.sft import PackedBatch, SftBatch, sft_update
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.memory import COLD_START, compile_to_fit
 from gtalign_jax.models import lora
 from gtalign_jax.planning.choose import choose_for_run
-from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.run import auto, checkpoint
 from gtalign_jax.run.adapters import add_adapters, save_adapters
+from gtalign_jax.run.epochs import epoch_ends, packed_stream
 from gtalign_jax.run.job import Job, load_start, make_job, save_model, with_settings
+from gtalign_jax.run.lessons import packed_batch, sft_batch, sft_steps_by_width
 from gtalign_jax.run.lock import locked
 from gtalign_jax.run.log import NullLog, RunLog
 from gtalign_jax.run.phase import Metrics, Phase, Session, open_session, run_phase
@@ -99,7 +99,7 @@ def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathl
     config = copy.deepcopy(config)  # ConfigDict(config) would share its sections
     with config.unlocked():
         config.start.path = model
-        config.sft.steps = config.align.steps = 0
+        config.sft.steps = config.sft.epochs = config.align.steps = 0
     with drafts.naming_store(workdir), ended_by_sigterm(), locked(workdir):
         _, job = _make_job(config, workdir)
         with jax.set_mesh(job.mesh):
@@ -131,7 +131,11 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
     trained, base = lora.split(start)
     batches: Callable[[int], tuple[SftBatch | PackedBatch, Metrics]] = functools.partial(sft_batch, job)
     if settings.sft.pack:
-        batches = functools.partial(packed_batch, job, packed_stream(job))
+        batches = functools.partial(packed_batch, job, packed_stream(settings, job.demonstrations))
+    ends: set[int] = set()  # of epochs, after which it is told what is learnt
+    if job.held_out:
+        every = epoch_ends(settings, job.demonstrations)
+        ends = {*itertools.takewhile(lambda n: n < settings.sft.steps, every), settings.sft.steps}
 
     def batch_of(k: int) -> tuple[SftBatch | PackedBatch, Metrics]:
         batch, counts = batches(k)
@@ -140,7 +144,9 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
     def step(state: TrainState, k: int) -> tuple[TrainState, Metrics]:
         batch, counts = batch_of(k)
         state, metrics = sft_update(setup, state, batch, base)
-        return state, metrics | counts
+        if k + 1 in ends:
+            counts = {**counts, **learnt(job, lora.join(base, state.policy.params), k)}
+        return state, {**metrics, **counts}
 
     def warm_up(state: TrainState, first: int) -> None:
         widths = (
@@ -150,43 +156,11 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
             with stage(f"compile the cold start, {i} of {len(widths)}"):
                 lowered = sft_update.lower(setup, state, batch_of(k)[0], base)
                 compile_to_fit(lowered, COLD_START)  # kept by `sft_update`, which will find it
+        if ends:
+            with stage("compile what the cold start is asked"):
+                compile_lessons(job, lora.join(base, state.policy.params))
 
     warm = warm_up if settings.start.warm_up else None
     phase = Phase("sft", settings.sft.steps, step, warm, following=PHASES[1:], takes=COLD_START)
     state = run_phase(session, phase, sft_state(settings, setup, trained))
     return lora.join(base, state.policy.params)
-
-
-def sft_steps_by_width(job: Job, steps: Iterable[int]) -> dict[int, int]:
-    """Prompt bucket → the first of `steps` that trains on it."""
-    widths = [engine_lib.prompt_slots(job.engine, row.prompt) for row in job.demonstrations]
-    return loader.steps_by_width(widths, job.settings.sft.prompts, job.settings.data.seed, steps)
-
-
-def packed_stream(job: Job) -> PackedStream:
-    """The batches of a cold start whose chains are packed into rows."""
-    sft = job.settings.sft
-    return PackedStream(job.demonstrations, sft.prompts, sft.pack, job.settings.data.seed)
-
-
-def packed_batch(job: Job, stream: PackedStream, k: int) -> tuple[PackedBatch, Metrics]:
-    """(this host's rows of step k, what is in the whole batch)."""
-    rows = stream.batch(k)
-    mine = processes.host_rows(len(rows.tokens), job.mesh)
-    arrays = (rows.tokens, rows.segments, rows.positions, rows.learn)
-    counts = {"tokens": int(rows.learn.sum()), "chains": rows.chains}
-    return PackedBatch(*(x[mine] for x in arrays)), counts
-
-
-def sft_batch(job: Job, k: int) -> tuple[SftBatch, Metrics]:
-    """(this host's demonstrations of step k, what is in the whole batch)."""
-    data, seed = job.demonstrations, job.settings.data.seed
-    rows = [data[i] for i in loader.step_rows(len(data), job.settings.sft.prompts, seed, k)]
-    prompts = engine_lib.prompt_batch(job.engine, [row.prompt for row in rows])
-    # The width of the prompts is the whole batch's, so that all hosts have the same shapes.
-    mine = processes.host_rows(len(rows), job.mesh)
-    completions = [rows[i].completions for i in mine]
-    tokens, length = loader.pad_completions(completions, job.settings.max_new_tokens)
-    mask = np.arange(tokens.shape[-1]) < length[..., None]
-    count = sum(len(completion) for row in rows for completion in row.completions)
-    return SftBatch(jax.tree.map(lambda x: x[mine], prompts), tokens, mask), {"tokens": count}

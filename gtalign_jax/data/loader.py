@@ -93,10 +93,14 @@ def steps_by_width(widths: Sequence[int], batch: int, seed: int, steps: Iterable
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
-    """An SFT example: prompt tokens and several completions of it, each ending with the end token."""
+    """An SFT example: prompt tokens and several completions of it, each ending with the end token.
+
+    weights: of each completion's tokens in the loss; none: all alike.
+    """
 
     prompt: list[int]
     completions: list[list[int]]
+    weights: tuple[np.ndarray, ...] = ()
 
 
 def pad_completions(rows: Sequence[Sequence[Sequence[int]]], slots: int) -> tuple[Array, Array]:
@@ -108,3 +112,12 @@ def pad_completions(rows: Sequence[Sequence[Sequence[int]]], slots: int) -> tupl
             tokens[p, g, : len(row)] = row
             length[p, g] = len(row)
     return tokens, length
+
+
+def pad_weights(rows: Sequence[Sequence[np.ndarray]], slots: int) -> np.ndarray:
+    """[P, G, N] float32: the weights of completions, right-padded with zeros to N = slots."""
+    weight = np.zeros((len(rows), len(rows[0]), slots), np.float32)
+    for p, group in enumerate(rows):
+        for g, row in enumerate(group):
+            weight[p, g, : len(row)] = row
+    return weight

@@ -18,13 +18,15 @@ from gtalign_jax.errors import UserError
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
     """tokens, segments (0: padding, then 1, 2, ... in each row), positions [B, T] int32; learn [B, T] bool:
-    tokens of completions. chains: how many there are in the batch."""
+    tokens of completions. chains: how many there are in the batch. weight [B, T] float32: of each token in
+    the loss, where demonstrations have weights."""
 
     tokens: np.ndarray
     segments: np.ndarray
     positions: np.ndarray
     learn: np.ndarray
     chains: int
+    weight: np.ndarray | None = None
 
 
 class PackedStream:
@@ -33,6 +35,7 @@ class PackedStream:
     def __init__(self, data: Sequence[Demonstration], rows: int, slots: int, seed: int) -> None:
         """UserError when a chain is longer than a row: nothing is cut."""
         self._chains = [(d.prompt, completion) for d in data for completion in d.completions]
+        self._weights = [weight for d in data for weight in d.weights]
         longest = max(len(prompt) + len(completion) for prompt, completion in self._chains)
         if longest > slots:
             raise UserError(f"config.sft.pack={slots}: a chain has {longest} tokens; raise it to that")
@@ -56,7 +59,7 @@ class PackedStream:
 
     def _packed(self) -> Iterator[dict[str, np.ndarray]]:
         order = grain.MapDataset.range(len(self._chains)).seed(self._seed).shuffle().repeat()
-        slots = {"tokens": self._slots, "learn": self._slots}
+        slots = dict.fromkeys(("tokens", "learn", *(["weight"] if self._weights else [])), self._slots)
         packed = grain.experimental.FirstFitPackIterDataset(
             order.map(self._chain).to_iter_dataset(grain.ReadOptions(num_threads=0)),
             length_struct=slots,
@@ -68,7 +71,10 @@ class PackedStream:
     def _chain(self, i: int) -> dict[str, np.ndarray]:
         prompt, completion = self._chains[i]
         learn = np.arange(len(prompt) + len(completion)) >= len(prompt)
-        return {"tokens": np.array([*prompt, *completion], np.int32), "learn": learn}
+        found = {"tokens": np.array([*prompt, *completion], np.int32), "learn": learn}
+        if self._weights:
+            found["weight"] = np.concatenate([np.zeros(len(prompt), np.float32), self._weights[i]])
+        return found
 
 
 def _joined(rows: Sequence[dict[str, np.ndarray]]) -> PackedRows:
@@ -80,4 +86,5 @@ def _joined(rows: Sequence[dict[str, np.ndarray]]) -> PackedRows:
         positions=stacked["tokens_positions"].astype(np.int32),
         learn=stacked["learn"].astype(bool),
         chains=int(segments.max(-1).sum()),
+        weight=stacked.get("weight"),
     )

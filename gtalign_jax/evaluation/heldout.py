@@ -34,11 +34,7 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
 
     The random key is the evaluation's own, so every model meets the same draws.
     """
-    config = job.settings.evaluate
-    sampling = dataclasses.replace(job.settings.sampling, temperature=config.temperature)
-    count = min(config.prompts, len(job.test.items))
-    buckets = dataclasses.replace(job.settings.buckets, batch=(count,))
-    engine = dataclasses.replace(job.engine, sampling=sampling, buckets=buckets)
+    config, (engine, count) = job.settings.evaluate, evaluation_engine(job)
     lines = []
     _check_memory(job, engine, params, count)
     hand_over(job.generator, engine, params)
@@ -57,6 +53,15 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
             lines += rollout_lines(rollout, score(job, rollout, items), step)
             advance(min(first + count, len(job.test.items)))
     return lines
+
+
+def evaluation_engine(job: Job) -> tuple[Engine, int]:
+    """(the engine as an evaluation samples, how many prompts it is given at a time)."""
+    config = job.settings.evaluate
+    sampling = dataclasses.replace(job.settings.sampling, temperature=config.temperature)
+    count = min(config.prompts, len(job.test.items))
+    buckets = dataclasses.replace(job.settings.buckets, batch=(count,))
+    return dataclasses.replace(job.engine, sampling=sampling, buckets=buckets), count
 
 
 def _check_memory(job: Job, engine: Engine, params: PyTree, count: int) -> None:

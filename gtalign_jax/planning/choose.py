@@ -121,7 +121,7 @@ def _phases(
     """What learns and what generates in a run, with the values of each one's field."""
     sft, align, algorithm = settings.sft, settings.align, settings.algorithm
     learning, generation = [], []
-    if sft.steps:
+    if sft.trains:
         field = "sft.microbatches"
         counts = _divisors(sft.prompts // shards) if field in fields else (None,)
         learning.append(_Phase(COLD_START, needs.sft, field, counts))

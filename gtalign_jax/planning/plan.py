@@ -103,7 +103,7 @@ def compile_all(
     The cold start, generation and learning need nothing of each other, so they compile side by side.
     """
     run = functools.partial(measure, chip=chip, say=say)
-    chains = [functools.partial(sft_rows, settings, model, mesh, run)] if settings.sft.steps else []
+    chains = [functools.partial(sft_rows, settings, model, mesh, run)] if settings.sft.trains else []
     if settings.align.steps and settings.engine.kind == EMBEDDED:
         chains += [functools.partial(rollout_rows, settings, model, mesh, run)]
     if settings.align.steps:

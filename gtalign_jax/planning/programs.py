@@ -159,18 +159,21 @@ def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
     setup = sft_setup(settings, model)
     state = jax.eval_shape(functools.partial(sft_state, settings, setup), start)
     state = abstract_state(state, model, mesh, settings.lora, ["policy"] * settings.sft_optimizer.offload)
-    p, g, n = settings.sft.prompts, settings.sft.chains, settings.max_new_tokens
-    s, array = settings.buckets.prompt[-1], jax.ShapeDtypeStruct
+    sft, n, array = settings.sft, settings.max_new_tokens, jax.ShapeDtypeStruct
+    p, s, g = sft.prompts, settings.buckets.prompt[-1], 1 if sft.demonstrations else sft.chains
+    weighted = bool(sft.block_weights)
     batch: SftBatch | PackedBatch = SftBatch(
         PromptBatch(array((p, s), jnp.int32), array((p,), jnp.int32)),
         array((p, g, n), jnp.int32),
         array((p, g, n), bool),
+        array((p, g, n), jnp.float32) if weighted else None,
     )
     tokens = p * (s + g * n)
-    if settings.sft.pack:
-        tokens = p * settings.sft.pack
-        row = array((p, settings.sft.pack), jnp.int32)
-        batch = PackedBatch(row, row, row, array(row.shape, bool))
+    if sft.pack:
+        tokens = p * sft.pack
+        row = array((p, sft.pack), jnp.int32)
+        weight = array(row.shape, jnp.float32) if weighted else None
+        batch = PackedBatch(row, row, row, array(row.shape, bool), weight)
     args = (setup, state, by_prompt(batch, mesh), abstract_base(settings, model, mesh))
     return Program("sft", mesh, sft_update, args, {}, (), tokens)
 

@@ -30,6 +30,19 @@ def inside_block(tables: Tables, tokens: np.ndarray) -> np.ndarray:
     return inside
 
 
+def token_weights(
+    blocks: Sequence[Tables], weights: Sequence[float], rows: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """The weight of every token of rows of ids, float32: its block's, and 1 outside of all blocks."""
+    tokens = np.zeros((len(rows), max(map(len, rows), default=0)), np.int32)
+    for into, row in zip(tokens, rows, strict=True):
+        into[: len(row)] = row
+    found = np.ones(tokens.shape, np.float32)
+    for tables, weight in zip(blocks, weights, strict=True):
+        found[inside_block(tables, tokens)] = weight
+    return [found[i, : len(row)] for i, row in enumerate(rows)]
+
+
 def _completed(table: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """[..., N] bool: the tokens at which the automaton's string is completed."""
     state = np.zeros(tokens.shape[:-1], np.int64)

@@ -16,7 +16,7 @@ def of_settings(settings: Settings) -> None:
     """Fields that are rarely meant together."""
     if settings.align.untrained_blocks and not settings.algorithm.kl_coef:
         log.warning("config.align.untrained_blocks: no kl_coef holds their tokens in place; they may drift")
-    trains_all = (settings.sft.steps or settings.align.steps) and not settings.lora.rank
+    trains_all = (settings.sft.trains or settings.align.steps) and not settings.lora.rank
     if settings.start.param_dtype == "bfloat16" and trains_all:
         log.warning("config.start.param_dtype: small updates are lost in bfloat16; set config.lora.rank")
     of_instruction(settings.data, settings.features.plain)

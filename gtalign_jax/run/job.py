@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from gtalign_jax import config as config_lib
+from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.data import loader, sources, teacher
 from gtalign_jax.data.demonstrations import read_demonstrations
 from gtalign_jax.data.item import Item
@@ -44,8 +45,9 @@ from gtalign_jax.rollout.chat import Messages, asks_for_date
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_fields
 from gtalign_jax.rollout.generator import Generator, make_generator
-from gtalign_jax.rollout.spans import Tables, block_tables
+from gtalign_jax.rollout.spans import Tables, block_tables, token_weights
 from gtalign_jax.run import cautions
+from gtalign_jax.run.epochs import divided, with_steps
 from gtalign_jax.run.mesh_judge import MeshJudge, make_mesh_judge
 from gtalign_jax.run.progress import stage
 from gtalign_jax.run.record import start_date
@@ -70,7 +72,7 @@ class Job:
     judge: as `config.judge.kind` says; judge_stats counts it.
     consistency: decides P when `config.features.frontier` says `judge`.
     untrained: where the tokens of `config.align.untrained_blocks` are, see `rollout.spans`.
-    generator: who writes rollouts (`config.engine`).
+    generator: who writes rollouts (`config.engine`). held_out: demonstrations that are not trained on.
     """
 
     settings: Settings
@@ -87,6 +89,7 @@ class Job:
     reward_fn: RewardFn
     untrained: tuple[Tables, ...]
     generator: Generator
+    held_out: Sequence[Demonstration] = ()
 
     @property
     def model(self) -> ModelConfig:
@@ -115,7 +118,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     stats = Counters()
     tasks = run_tasks(settings.data)
     judge, consistency = make_judges(settings, stats, tasks, workdir)
-    trains = settings.sft.steps or settings.align.steps
+    trains = settings.sft.trains or settings.align.steps
     with stage("read the data"):
         train_items = sources.load_items(settings.data, tasks, sources.TRAIN) if trains else []
         test_items = sources.load_items(settings.data, tasks, sources.TEST)
@@ -138,7 +141,8 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         if shown is not train_items:
             taught = loader.encode_prompts(shown, encode, fits, settings.data)
             cautions.of_prompts("demonstrated", taught, settings)
-        demonstrations = _demonstrations(engine, taught, chains, settings)
+        demonstrations, held_out = divided(_demonstrations(engine, taught, chains, settings), settings)
+        settings = with_steps(settings, demonstrations)
     _check_rows("align", settings.align, len(train.items))
     _check_rows("sft", settings.sft, len(demonstrations))
     _check_budget(settings, train, batch_shards(mesh))
@@ -153,6 +157,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         train=train,
         test=test,
         demonstrations=demonstrations,
+        held_out=held_out,
         judge=judge,
         consistency=consistency,
         judge_stats=stats,
@@ -164,6 +169,8 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
 
 def with_settings(job: Job, settings: Settings) -> Job:
     """The job under settings that differ in how much is computed at a time, and how."""
+    sft = dataclasses.replace(settings.sft, steps=job.settings.sft.steps)  # which may follow from its epochs
+    settings = dataclasses.replace(settings, sft=sft)
     model = dataclasses.replace(job.model, runtime=settings.start.runtime)
     return dataclasses.replace(
         job, settings=settings, engine=dataclasses.replace(job.engine, model_config=model)
@@ -264,7 +271,7 @@ def cold_start(
 ) -> tuple[Sequence[Item], dict[int, list[str]]]:
     """(items that are shown with chains, item id → its chains): those of a file, or the training items with
     what the built-in teacher writes."""
-    if settings.sft.steps and settings.sft.demonstrations:
+    if settings.sft.trains and settings.sft.demonstrations:
         return read_demonstrations(settings.sft.demonstrations, settings.data, test)
     return train, write_chains(train, tasks, settings)
 
@@ -276,7 +283,7 @@ def _together(train: Sequence[Item], shown: Sequence[Item]) -> Sequence[Item]:
 
 def write_chains(items: Sequence[Item], tasks: Tasks, settings: Settings) -> dict[int, list[str]]:
     """Item id → its cold-start chains, or plain answers; none when there is no SFT phase."""
-    if not settings.sft.steps:
+    if not settings.sft.trains:
         return {}
     rng = np.random.default_rng([settings.data.seed, 11])
     write = teacher.write_answer if settings.features.plain else teacher.write_chain
@@ -340,4 +347,11 @@ def _demonstrations(
         log.warning("%d demonstrations have over %d tokens and are dropped", dropped, settings.max_new_tokens)
     if not kept:
         raise UserError(f"config.max_new_tokens={settings.max_new_tokens}: no demonstration fits; raise it")
-    return kept
+    return _weighted(engine, kept, settings.sft.block_weights) if settings.sft.block_weights else kept
+
+
+def _weighted(engine: Engine, data: Sequence[Demonstration], weights: Sequence[float]) -> list[Demonstration]:
+    """The demonstrations with the weights of their tokens, by the blocks that those are in."""
+    rows = [row for each in data for row in each.completions]
+    found = iter(token_weights(_block_tables(engine, BLOCKS), weights, rows))
+    return [dataclasses.replace(each, weights=tuple(next(found) for _ in each.completions)) for each in data]

@@ -20,6 +20,8 @@ from gtalign_jax.files import drafts
 
 KEYS = {
     "loss/sft": "cross-entropy of the cold-start chains, nats per token",
+    "sft/perplexity": "of held-out chains, at the end of an epoch of the cold start",
+    "sft/format": "share of whole chains that the model writes to their prompts",
     "loss/policy": "policy loss of the update",
     "reward/welfare": "mean welfare W of the batch",
     "reward/user": "mean user reward U",

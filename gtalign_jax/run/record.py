@@ -39,7 +39,7 @@ ADDED = {
         "decontaminate": False,
     },
     "engine": {"patience_s": 300.0},
-    "sft": {"demonstrations": ""},
+    "sft": {"demonstrations": "", "epochs": 0, "block_weights": [], "held_out": 0},
     "judge": {
         "kind": "",
         "path": "",

@@ -80,21 +80,37 @@ class SftConfig:
     every one with its own prompt. It pays with one chain a prompt, or with short prompts. microbatches:
     parts whose gradients are summed before an update, or `auto`.
     demonstrations: a file of chains (docs/synthesis.md) to learn from, one a prompt, in place of what the
-    built-in teacher writes for the training prompts; `chains` is then not asked for.
+    built-in teacher writes for the training prompts; `chains` is then not asked for. epochs: so many passes
+    over the demonstrations in place of `steps`. block_weights: of the tokens of the thinking, payoff, analyze
+    and response blocks in the loss, beside 1 for those outside; (): all alike. held_out: so many
+    demonstrations are not trained on, and after every epoch metrics say how the model does on them.
     """
 
     steps: int = 0
+    epochs: int = 0
     prompts: int = 16
     chains: int = 4
     microbatches: int = 1
     pack: int = 0
     demonstrations: str = ""
+    block_weights: tuple[float, ...] = ()
+    held_out: int = 0
 
     def __post_init__(self) -> None:
         if self.pack < 0:
             raise ValueError(f"pack={self.pack}: must be 0 or the length of a row")
+        in_range(self, epochs=(0, MAX_COUNT), held_out=(0, MAX_COUNT), block_weights=(0, INF))
+        if self.block_weights and (len(self.block_weights) != len(BLOCKS) or not any(self.block_weights)):
+            raise ValueError(
+                f"block_weights={self.block_weights}: give one each of {', '.join(BLOCKS)}, not all 0, or ()"
+            )
         in_range(self, steps=(0, MAX_COUNT), pack=(0, MAX_COUNT))
         in_range(self, prompts=(1, MAX_COUNT), chains=(1, 10_000), microbatches=(1, MAX_COUNT))
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a cold start; its number of steps may follow from the demonstrations."""
+        return bool(self.steps or self.epochs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,15 +306,16 @@ def _check_together(settings: Settings) -> None:
             "config.engine.grammar: holds to the chain, which config.features.chain=plain has not"
         )
     updates = settings.align.steps * settings.algorithm.epochs * settings.algorithm.minibatches
-    _check_warmup(settings.sft_optimizer, "sft_optimizer", settings.sft.steps)
-    _check_warmup(settings.policy_optimizer, "policy_optimizer", updates)
+    if not settings.sft.epochs:
+        check_warmup(settings.sft_optimizer, "sft_optimizer", settings.sft.steps)
+    check_warmup(settings.policy_optimizer, "policy_optimizer", updates)
     if settings.algorithm.needs_critic:
-        _check_warmup(settings.critic_optimizer, "critic_optimizer", updates)
+        check_warmup(settings.critic_optimizer, "critic_optimizer", updates)
     if settings.align.steps:
         _check_sampling(settings.align, settings.algorithm, settings.sampling)
 
 
-def _check_warmup(optimizer: OptimizerConfig, section: str, updates: int) -> None:
+def check_warmup(optimizer: OptimizerConfig, section: str, updates: int) -> None:
     """A phase that ends before its learning rate has reached the peak is no phase that anybody wants."""
     if 0 < updates <= optimizer.warmup:
         raise UserError(
@@ -338,7 +355,8 @@ def check_batches(settings: Settings, shards: int) -> None:
     parts = {"sft": settings.sft.microbatches, "align": algorithm.minibatches * algorithm.microbatches}
     for name, count in parts.items():
         section = getattr(settings, name)
-        if section.steps and section.prompts % (count * shards):
+        trains = section.trains if isinstance(section, SftConfig) else section.steps
+        if trains and section.prompts % (count * shards):
             raise UserError(
                 f"config.{name}.prompts={section.prompts}: must be a multiple of {count} (mini- and "
                 f"micro-batches) times {shards} (devices that split the batch); lower them or "

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from gtalign_jax.data.loader import Demonstration, pad_completions
+from gtalign_jax.data.loader import Demonstration, pad_completions, pad_weights
 from gtalign_jax.data.packing import PackedStream
 from gtalign_jax.learning.logprobs import packed_scores
 from gtalign_jax.learning.sft import PackedBatch, SftBatch, SftSetup, sft_update
@@ -81,3 +81,37 @@ def test_a_chain_sees_no_other(model, params, batch):
     assert others.sum() > 10
     np.testing.assert_array_equal(np.asarray(before)[others], np.asarray(after)[others])
     assert np.abs(np.asarray(before - after))[batch.learn[:, 1:] & first[:, 1:]].max() > 0.01
+
+
+def test_weighted_tokens_count_by_their_weight_packed_or_not(model, params, batch):
+    """Weights of 1 are none, of 0 no token, others a weighted mean: the same in packed and padded rows."""
+    rng = np.random.default_rng(5)
+    weight = np.where(batch.learn, rng.choice([0.0, 0.5, 1.0, 3.0], batch.learn.shape), 0.0)
+    weight = weight.astype(np.float32)
+    plain, _ = stepped(model, params, batch)
+    ones, _ = stepped(model, params, batch.replace(weight=np.ones_like(weight)))
+    some, metrics = stepped(model, params, batch.replace(weight=weight))
+
+    rows, own = [], []
+    for tokens, segments, learn, each in zip(batch.tokens, batch.segments, batch.learn, weight, strict=True):
+        for number in range(1, segments.max() + 1):
+            mine = segments == number
+            rows.append((tokens[mine & ~learn], tokens[mine & learn]))
+            own.append([each[mine & learn]])
+    prompt, prompt_length = (x[:, 0] for x in pad_completions([[p] for p, _ in rows], 4))
+    completion, length = pad_completions([[c] for _, c in rows], 5)
+    padded = SftBatch(
+        PromptBatch(prompt, prompt_length),
+        completion,
+        np.arange(5) < length[..., None],
+        pad_weights(own, 5),
+    )
+    apart, beside = stepped(model, params, padded)
+    for one, two in ((plain, ones), (some, apart)):
+        gap = jax.tree.map(lambda a, b: np.abs(a - b).max(), one, two)
+        assert max(jax.tree.leaves(gap)) < 1e-5 * STEP * 10
+    assert float(metrics["loss/sft"].count) == pytest.approx(weight.sum())
+    assert float(metrics["loss/sft"].value) == pytest.approx(float(beside["loss/sft"].value), rel=1e-5)
+    assert float(metrics["entropy/mean"].count) == batch.learn.sum()
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), some, plain)
+    assert max(jax.tree.leaves(moved)) > 1e-3 * STEP

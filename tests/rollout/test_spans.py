@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gtalign_jax.rollout.spans import block_tables, inside_block
+from gtalign_jax.rollout.spans import block_tables, inside_block, token_weights
 
 TEXT = "ab<analyze>cd\nDA</analyze>\n<response>x</response>"
 
@@ -39,3 +39,10 @@ def test_absent_unclosed_and_repeated_blocks():
         [False, False, True, True, True, True],
         [False, True, True, False, True, True],
     ]
+
+
+def test_tokens_weigh_what_their_block_does():
+    texts = ["<analyze>", "a", "</analyze>", "<response>", "b", "</response>", "end"]
+    blocks = [block_tables(name, texts) for name in ("analyze", "response")]
+    found = token_weights(blocks, (0.0, 2.0), [[0, 1, 2, 3, 4, 5, 6], [4, 6]])
+    assert [row.tolist() for row in found] == [[1, 0, 0, 1, 2, 2, 1], [1, 1]]
