@@ -11,6 +11,7 @@ from gtalign_jax.data.item import Item
 from gtalign_jax.game.moves import AQ, CQ, DA
 
 QUOTED = 16  # words of a question that are quoted at most
+STEM = 5  # letters that two words of one kind begin with
 SHORT = 40  # words of one that is known by one of its sentences
 _TAG = re.compile(rf"</?(?:{'|'.join(BLOCKS)})>")
 _DRAWING = re.compile(r"\[asy\].*?(?:\[/asy\]|$)", re.DOTALL)
@@ -51,8 +52,10 @@ def keywords(question: str) -> str:
     """The two words that say most of what a question is about: long ones, and those that come again."""
     words = [word.lower() for word in _WORD.findall(_TAG.sub(" ", question))]
     told = Counter(word for word in words if word not in _COMMON) or Counter(words or ["this"])
-    most = sorted(told, key=lambda word: told[word] * len(word), reverse=True)[:2]
-    return " and ".join(word for word in told if word in most)
+    by_weight = sorted(told, key=lambda word: told[word] * len(word), reverse=True)
+    first = by_weight[0]
+    second = next((word for word in by_weight if word[:STEM] != first[:STEM]), first)
+    return " and ".join(word for word in told if word in (first, second))
 
 
 def named(question: str) -> str:
