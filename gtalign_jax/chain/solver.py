@@ -5,14 +5,15 @@ import numpy as np
 
 from gtalign_jax.chain.prompt import analysis_text
 from gtalign_jax.game.moves import ACTIONS
-from gtalign_jax.game.payoff import cell_welfare, welfare_optimal
+from gtalign_jax.game.payoff import welfare_optimal
 from gtalign_jax.types import Array
 
 
 @jax.jit
 def _solve(payoff: Array) -> tuple[Array, Array]:
-    """(welfare of each cell [U, A], the recommended action)."""
-    return cell_welfare(payoff), welfare_optimal(payoff)[1]
+    """(the user move of each action's best cell [A], the recommended action), both by `welfare_optimal`."""
+    alone = payoff.swapaxes(0, 1)[:, :, None]  # each action as if there were no other
+    return welfare_optimal(alone)[0], welfare_optimal(payoff)[1]
 
 
 def solver_action(payoff: np.ndarray) -> str:
@@ -22,6 +23,5 @@ def solver_action(payoff: np.ndarray) -> str:
 
 def solver_analysis(payoff: np.ndarray) -> str:
     """The text of <analyze> that follows from a matrix: each action's best cell, then the recommendation."""
-    welfare, action = jax.device_get(_solve(np.asarray(payoff, np.float32)))
-    best = np.argmax(welfare, axis=0)
+    best, action = jax.device_get(_solve(np.asarray(payoff, np.float32)))
     return analysis_text(payoff[best, np.arange(payoff.shape[1])], ACTIONS[action])
