@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from gtalign_jax.mesh.sharding import constrain, decode_layout, gather_for_decode
 from gtalign_jax.models import cpu, transformer
+from gtalign_jax.models import extend as extension
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.cpu import FeatureWeights, RowCache
 from gtalign_jax.models.layers import BATCH
@@ -93,6 +94,37 @@ def prefill(
     """`transformer.prefill` with the cache in the layout that decoding will read."""
     logits, cache = transformer.prefill(params, config, prompt, prompt_length)
     return logits, cpu.prompt_cache(cache) if feature_major(params, config) else cache
+
+
+def extend(
+    params: Params, config: ModelConfig, tokens: Array, count: Array, known: PromptCache
+) -> tuple[Array, PromptCache]:
+    """`extend.extend` of what `row_as_prompt` found, with the cache in the layout that decoding will read."""
+    logits, cache = extension.extend(params, config, tokens, count, known)
+    return logits, cpu.prompt_cache(cache) if feature_major(params, config) else cache
+
+
+def row_as_prompt(
+    prompts: PromptCache, cache: DecodeCache | RowCache, place: Array, first: Array, known: Array
+) -> PromptCache:
+    """The first `known` tokens of a row, prompt and completion, as a prompt's [1, S, K, H], S as it is there.
+
+    place []: the row, of one sample a prompt. first []: the slot of its token 0 in the ring.
+    """
+    length, by_feature = prompts.length[place], isinstance(cache, RowCache)
+
+    def one(of_prompt: Array, own: Array, axes: tuple[int, int, int]) -> Array:
+        own = own[place] if by_feature else own[place, 0]
+        of_prompt, own = (x.transpose(axes) if by_feature else x for x in (of_prompt[place], own))
+        slot = jnp.arange(len(of_prompt))
+        index = jnp.where(slot < length, slot, len(of_prompt) + (first + slot - length) % len(own))
+        return jnp.concatenate([of_prompt, own])[index][None]
+
+    layers = tuple(
+        (one(prompt_k, k, (2, 0, 1)), one(prompt_v, v, (1, 0, 2)))
+        for (prompt_k, prompt_v), (k, v) in zip(prompts.layers, cache.layers, strict=True)
+    )
+    return PromptCache(layers, known[None])
 
 
 def init_decode_cache(

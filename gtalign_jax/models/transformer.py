@@ -131,7 +131,7 @@ def forward(
 
     tables = rope_tables(config.rope, config.head_dim, positions[:, None])
     x, _ = run_layers(params, config, layer, embed(params, config, tokens)[:, None])
-    return _final_norm(params, config, x)[:, 0]
+    return final_norm(params, config, x)[:, 0]
 
 
 def forward_shared(
@@ -162,12 +162,12 @@ def forward_shared(
     own_tables = rope_tables(config.rope, config.head_dim, prompt_length[:, None, None] + steps)
     x = (embed(params, config, prompt)[:, None], embed(params, config, completion))
     (x_prompt, x_own), _ = run_layers(params, config, layer, x)
-    last = _at_last(x_prompt[:, 0], prompt_length)[:, None, None]
+    last = at_last(x_prompt[:, 0], prompt_length)[:, None, None]
     first = jnp.broadcast_to(last, (last.shape[0], group, 1, last.shape[-1]))
     before = jnp.concatenate([first, x_own[:, :, :-1]], axis=2)
     if segments is not None:
         before = jnp.where(steps[..., None] == 0, last, before)
-    return _final_norm(params, config, before)
+    return final_norm(params, config, before)
 
 
 def _prompt_layer(
@@ -194,7 +194,7 @@ def _prompt_layer(
         return attend(q, seen, kind=config.runtime.attention), (k[:, 0], v[:, 0])
 
     tables = rope_tables(config.rope, config.head_dim, end)
-    return block(_at_last(x[:, 0], length)[:, None, None], tables, attend_end)
+    return block(at_last(x[:, 0], length)[:, None, None], tables, attend_end)
 
 
 def _attention_on_both(
@@ -235,7 +235,7 @@ def prefill(
         return _prompt_layer(block, x, prompt_length, config, window, last)
 
     x, keys = run_layers(params, config, layer, embed(params, config, prompt)[:, None])
-    last = _final_norm(params, config, _at_last(x[:, 0], prompt_length))
+    last = final_norm(params, config, at_last(x[:, 0], prompt_length))
     return unembed(params, config, last), PromptCache(keys, prompt_length)
 
 
@@ -296,7 +296,7 @@ def decode_step(
 
         x, stored = Block(config).apply({"params": layer}, x, tables, attend_cached)
         written.append(stored)
-    hidden = _final_norm(params, config, x[:, :, 0])
+    hidden = final_norm(params, config, x[:, :, 0])
     return unembed(params, config, hidden), DecodeCache(tuple(written))
 
 
@@ -313,11 +313,12 @@ def unembed(params: Params, config: ModelConfig, hidden: Array) -> Array:
     return constrain(logits, *[None] * (logits.ndim - 1), "vocab")
 
 
-def _final_norm(params: Params, config: ModelConfig, x: Array) -> Array:
+def final_norm(params: Params, config: ModelConfig, x: Array) -> Array:
+    """Hidden states [..., D] as `unembed` reads them."""
     return RMSNorm(config).apply({"params": params["final_norm"]}, x)
 
 
-def _at_last(x: Array, length: Array) -> Array:
+def at_last(x: Array, length: Array) -> Array:
     """Row i of x [P, S, D] at slot length[i] - 1; of [P, 1, D], which is that slot already, itself."""
     if x.shape[1] == 1:
         return x[:, 0]

@@ -3,6 +3,7 @@
     places      = open_places(engine, params, count)
     state       = empty(places)
     state       = seat(places, state, row, place)     its prompt computed, its token 0 drawn
+    state       = reseat(places, state, row, place, kept)   a row that goes on from the one which sits there
     state, new  = advance(places, state)              the next STEPS tokens of every row, and a look at them
 
 `refill` knows its prompts beforehand and answers when all are done; here nobody knows who comes next. Rows
@@ -19,12 +20,13 @@ import numpy as np
 from gtalign_jax.errors import UserError
 from gtalign_jax.rollout import grammar, placing, programs, ring
 from gtalign_jax.rollout.decode_state import DecodeState, Pause
-from gtalign_jax.rollout.engine import Engine, make_ending, prompt_batch, prompt_slots
+from gtalign_jax.rollout.engine import Engine, make_ending, prompt_slots
 from gtalign_jax.rollout.grammar import Constraint
 from gtalign_jax.rollout.request import Own, Placed, Rules
-from gtalign_jax.types import Array, PyTree
+from gtalign_jax.types import Array, PromptBatch, PyTree
 
 TOP = 20  # most likely tokens that may be asked for
+WIDTHS = (48, 96, 192)  # tokens that `reseat` computes at once: an edited matrix, perhaps an analysis
 STEPS = 8  # decode steps between two looks: a token waits for so many, and the host's work is paid once
 
 
@@ -105,7 +107,28 @@ def check_row(places: Places, row: Row) -> None:
 def seat(places: Places, state: DecodeState, row: Row, place: int) -> DecodeState:
     """The state, which is consumed, with the row in a place; a place beyond the last takes no row."""
     check_row(places, row)
-    waiting = _start(places, row)
+    return _seat(places, state, _start(places, row), place)
+
+
+def reseat(places: Places, state: DecodeState, row: Row, place: int, kept: int) -> DecodeState | None:
+    """The state, which is consumed, with the row in the place of one that is still writing.
+
+    The row's prompt begins with `kept` tokens of that one, of its prompt and of what it has written but for
+    the last; only what follows them is computed. None, and nothing consumed, where that is too much at once.
+    """
+    check_row(places, row)
+    width = next((width for width in WIDTHS if len(row.prompt) - kept <= width), None)
+    if width is None:
+        return None
+    config, slots = places.engine.model_config, places.engine.buckets.prompt[-1]
+    placed, source = _placed(places, row, slots), (state, np.int32(place), np.int32(kept))
+    waiting = programs.start_from(
+        places.params, config, placed, places.engine.sampling, places.rules, source, width=width
+    )
+    return _seat(places, state, waiting, place)
+
+
+def _seat(places: Places, state: DecodeState, waiting: DecodeState, place: int) -> DecodeState:
     first, at = np.zeros(1, np.int32), np.asarray([place], np.int32)
     return programs.refill(places.engine.model_config, state, waiting, first, at)
 
@@ -138,11 +161,24 @@ def warm_up(places: Places) -> DecodeState:
         for _ in range(2):
             state = seat(places, state, Row([0] * width, 0, 1), places.count)
             state, _ = advance(places, state)
+    longest = places.engine.buckets.prompt[-1]
+    for width in [width for width in WIDTHS if longest > 1]:
+        count = min(width + 1, longest)
+        going_on = reseat(places, state, Row([0] * count, 0, 1), places.count, count - min(width, count - 1))
+        assert going_on is not None
+        state, _ = advance(places, going_on)
     return state
 
 
 def _start(places: Places, row: Row) -> DecodeState:
     """The row's prompt computed and its token 0 drawn, in a state of one place."""
+    engine = places.engine
+    placed = _placed(places, row, prompt_slots(engine, row.prompt))
+    return programs.start(places.params, engine.model_config, placed, engine.sampling, places.rules)
+
+
+def _placed(places: Places, row: Row, slots: int) -> Placed:
+    """The row as the programs take it, its prompt in so many slots."""
     engine, constraint = places.engine, places.rules.constraint
     at = 0
     if constraint is not None:
@@ -152,8 +188,11 @@ def _start(places: Places, row: Row) -> DecodeState:
     def each(value: float, dtype: type) -> np.ndarray:
         return np.full((1, 1), value, dtype)
 
-    placed = Placed(
-        prompts=placing.place_prompts(engine, prompt_batch(engine, [row.prompt]), 1),
+    tokens = np.zeros((1, slots), np.int32)
+    tokens[0, : len(row.prompt)] = row.prompt
+    prompts = PromptBatch(tokens, np.asarray([len(row.prompt)], np.int32))
+    return Placed(
+        prompts=placing.place_prompts(engine, prompts, 1),
         key=places.key,
         group_size=1,
         slots=1,
@@ -168,4 +207,3 @@ def _start(places: Places, row: Row) -> DecodeState:
         ),
         top=min(TOP, engine.model_config.vocab_size),
     )
-    return programs.start(places.params, engine.model_config, placed, engine.sampling, places.rules)

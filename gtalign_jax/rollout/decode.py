@@ -14,6 +14,7 @@ the last token of a row costs no step. A `Constraint` given to `start` goes to e
 import jax
 import jax.numpy as jnp
 
+from gtalign_jax.models import layouts
 from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layouts import (
     decode_step,
@@ -23,6 +24,7 @@ from gtalign_jax.models.layouts import (
     settled,
     stepping,
 )
+from gtalign_jax.models.transformer import PromptCache
 from gtalign_jax.rollout import grammar, writing
 from gtalign_jax.rollout.decode_state import DecodeState, Forced, Pause, decided, to_rollout
 from gtalign_jax.rollout.grammar import Constraint
@@ -60,11 +62,51 @@ def start(
     forced: Forced | None = None,
 ) -> DecodeState:
     """Compute the prompts and decide token 0 of every row. Arguments as in `generate`."""
+    # An empty row gets one padding token to look at, so that nothing in it is undefined.
+    length = jnp.maximum(placed.prompts.length, 1)
+    computed = prefill(params, config, placed.prompts.tokens, length)
+    return _begin(params, config, placed, sampling, rules, computed, forced)
+
+
+def start_from(
+    params: PyTree,
+    config: ModelConfig,
+    placed: Placed,
+    sampling: SamplingConfig,
+    rules: Rules,
+    source: tuple[DecodeState, Array, Array],
+    *,
+    width: int,
+) -> DecodeState:
+    """`start` of one prompt whose first tokens are those of a row that decodes, prompt and completion.
+
+    source: the state of the row (`rollout.ring`), its place, and how many of its tokens are kept, fewer than
+    it has decided. width: slots for the others, which alone are computed. The prompt has the state's slots.
+    """
+    (state, place, kept), batch = source, placed.prompts
+    ring = state.completions.tokens.shape[2]
+    assert state.start is not None
+    first = state.start[place, 0] % ring
+    known = layouts.row_as_prompt(state.prompt_cache, state.cache, place, first, kept)
+    rest = jax.lax.dynamic_slice_in_dim(jnp.pad(batch.tokens, ((0, 0), (0, width))), kept, width, axis=1)
+    computed = layouts.extend(params, config, rest, batch.length - kept, known)
+    return _begin(params, config, placed, sampling, rules, computed)
+
+
+def _begin(
+    params: PyTree,
+    config: ModelConfig,
+    placed: Placed,
+    sampling: SamplingConfig,
+    rules: Rules,
+    computed: tuple[Array, PromptCache],
+    forced: Forced | None = None,
+) -> DecodeState:
+    """Token 0 of every row decided, from what `prefill` gives."""
     batch, group_size = placed.prompts, placed.group_size
     prompts = batch.tokens.shape[0]
     shape, slots = (prompts, group_size), (prompts, group_size, placed.slots)
-    # An empty row gets one padding token to look at, so that nothing in it is undefined.
-    logits, prompt_cache = prefill(params, config, batch.tokens, jnp.maximum(batch.length, 1))
+    logits, prompt_cache = computed
     row = jnp.arange(prompts, dtype=jnp.int32) if placed.row is None else placed.row
     sample = jnp.arange(group_size, dtype=jnp.int32)
     tokens = jnp.zeros(slots, jnp.int32)

@@ -65,6 +65,7 @@ def _program(function: Callable, static: Sequence[str] = (), donate: Sequence[st
 generate = _program(decode.generate, _STATIC)
 prepare = _program(prepare_decode, ("config",))
 start = _program(decode.start, _STATIC)
+start_from = _program(decode.start_from, (*_STATIC, "width"))
 advance = _program(advance_rows, _STATIC, donate=("state",))
 rewind = _program(decode.rewind, donate=("state",))
 take = _program(take_rows, ("config",))

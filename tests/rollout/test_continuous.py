@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.models.transformer import init_params
@@ -48,6 +49,42 @@ def told(layout: str) -> dict[int, list[int]]:
 
 def test_both_layouts_write_the_same():
     assert told("features") == told("rows")
+
+
+@pytest.mark.parametrize("layout", ["features", "rows"])
+@pytest.mark.parametrize("age", [0, 5])
+def test_a_row_that_goes_on_from_another_in_its_place_is_the_row_with_the_whole_prompt(layout, age):
+    """Of tokens that the other has, some are kept; also when the ring has come round before."""
+    model = dataclasses.replace(MODEL, num_layers=2, runtime=RuntimeConfig(decode_layout=layout))
+    engine = Engine(None, model, (), buckets=BucketConfig(prompt=(4, 40), completion=(20,)))
+    params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), model)
+    places = continuous.open_places(engine, params, 2)
+
+    def written(kept):
+        state = continuous.seat(places, continuous.empty(places), Row([7], 3, 20), 0)
+        for _ in range(age):
+            state, _ = continuous.advance(places, state)
+        first = Row([1, 2, 3], 5, 20, 0.0)
+        state = continuous.seat(places, state, first, 1)
+        for _ in range(2):
+            state, seen = continuous.advance(places, state)
+        own = state.completions.tokens[1, 0, (state.start[1, 0] + np.arange(10)) % 20].tolist()
+        prompt = [*first.prompt, *own[:9], 11, 12, 13]
+        row = Row(prompt, 5, 8, 0.0, first=12)
+        if kept is None:
+            state = continuous.seat(places, state, row, 1)
+        else:
+            state = continuous.reseat(places, state, row, 1, kept)
+        state, seen = continuous.advance(places, state)
+        new = slice(-seen.first[1], seen.length[1] - seen.first[1])
+        return seen.tokens[1, new].tolist(), seen.logp[1, new]
+
+    tokens, logp = written(None)
+    assert len(tokens) == 8
+    for kept in (1, 3, 12):
+        again, others = written(kept)
+        assert again == tokens
+        np.testing.assert_allclose(others, logp, atol=1e-4)
 
 
 def test_the_clock_begins_again_and_no_row_hears_of_it():

@@ -19,7 +19,7 @@ from gtalign_jax.serving.server.ask import ApiError, Ask, Messages, Prompt
 from gtalign_jax.serving.server.parts import Part, Said, Token, Usage
 from gtalign_jax.serving.server.scheduler import Scheduler
 from gtalign_jax.serving.server.text import Spoken, TextStream
-from gtalign_jax.serving.server.written import write
+from gtalign_jax.serving.server.written import Stand, write
 from gtalign_jax.serving.solution import solution
 
 
@@ -65,10 +65,11 @@ class Local:
     async def _answer(self, ask: Ask, row: Row) -> AsyncGenerator[Part]:
         stream = TextStream(self._places.engine, ask.stop)
         yield Part(usage=Usage(prompt=len(row.prompt)))
-        async with contextlib.aclosing(write(self._scheduler, row, stream)) as pieces:
-            async for piece, count, finish in pieces:
-                said = tuple(self._said(token, ask.top) for token in piece.tokens) if ask.logprobs else ()
-                yield Part(piece.text, said, finish, Usage(completion=count))
+        with contextlib.closing(Stand(self._scheduler)) as stand:
+            async with contextlib.aclosing(write(stand, row, stream)) as pieces:
+                async for piece, count, finish in pieces:
+                    said = tuple(self._said(token, ask.top) for token in piece.tokens) if ask.logprobs else ()
+                    yield Part(piece.text, said, finish, Usage(completion=count))
 
     def _said(self, spoken: Spoken, top: int) -> Said:
         """A token as it is reported, with so many of the likeliest."""

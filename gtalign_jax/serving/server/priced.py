@@ -3,9 +3,9 @@
     row 1   prompt                      → <thinking> … <payoff> M </payoff>
     row 2   prompt, the same up to M'   → <analyze> … <response> …        M' as the pricing says
 
-Between them the prefix is token ids: the model's own before the matrix, and those of M'. Row 2 computes it
-once as a prompt and goes on in row 1's random stream, so that the whole is what one generation forced to the
-prefix would be. `steer.steer` does the same for prompts that are known together, on the cache they share.
+Between them the prefix is token ids: the model's own before the matrix, and those of M'. Row 2 sits down in
+row 1's place, computes what follows those, and goes on in row 1's random stream, so that the whole is what
+one generation forced to the prefix would be. `steer.steer` does the same for prompts that are known together.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from gtalign_jax.serving.server.ask import ApiError, Ask, Pricing
 from gtalign_jax.serving.server.parts import Part, Usage
 from gtalign_jax.serving.server.scheduler import LENGTH, STOP, Scheduler
 from gtalign_jax.serving.server.text import Before, TextStream
-from gtalign_jax.serving.server.written import write
+from gtalign_jax.serving.server.written import Stand, write
 from gtalign_jax.serving.solution import solution
 from gtalign_jax.serving.splice import CLOSE, ERROR, GRAMMAR, OPEN, UNSTEERED, read_payoff, splice_payoff
 
@@ -39,7 +39,7 @@ class Cut:
     """A first pass and what is gone on with.
 
     payoff, edited: None, and why in `reason`, without an edit. over: the answer ended with it. tries: of
-    the answer so far.
+    the answer so far. kept: how many tokens of the prefix are the pass's own.
     """
 
     prefix: tuple[int, ...]
@@ -48,6 +48,7 @@ class Cut:
     reason: str | None = None
     over: bool = False
     tries: int = 1
+    kept: int = 0
 
 
 ENDED = Cut((), reason="the answer ended before its matrix did", over=True)
@@ -84,27 +85,28 @@ async def answer(scheduler: Scheduler, engine: Engine, ask: Ask, row: Row) -> As
     it is an error (422), or it goes on as it is and says so. But for the last of these, no text comes before
     the matrix is settled.
     """
-    for attempt in range(ask.tries):
-        held = attempt > 0 and ask.unusable == GRAMMAR
-        tried = dataclasses.replace(row, seed=_stream(row.seed, attempt), held=held)
-        first = _First(TextStream(engine, (CLOSE, *ask.stop)))
-        async with contextlib.aclosing(_begin(scheduler, engine, ask, tried, first)) as begun:
-            async for part in begun:
-                yield part
-        cut = dataclasses.replace(_cut(engine, ask, tried, first), tries=attempt + 1)
-        if cut.edited is not None or (cut.over and first.stopped):
-            break
-    check_usable(ask, cut)
-    if cut.over:
-        said = steering(ask, cut, first.stream.text)
-        yield Part(first.stream.text[first.sent :], finish=first.finish, steering=said)
-        return
-    sent = first.sent
-    async with contextlib.aclosing(_go_on(scheduler, engine, ask, tried, cut)) as parts:
-        async for part, text in parts:
-            skipped, sent = min(sent, len(part.text)), max(0, sent - len(part.text))
-            done = steering(ask, cut, text) if part.finish else None
-            yield dataclasses.replace(part, text=part.text[skipped:], steering=done)
+    with contextlib.closing(Stand(scheduler)) as stand:
+        for attempt in range(ask.tries):
+            held = attempt > 0 and ask.unusable == GRAMMAR
+            tried = dataclasses.replace(row, seed=_stream(row.seed, attempt), held=held)
+            first = _First(TextStream(engine, (CLOSE, *ask.stop)))
+            async with contextlib.aclosing(_begin(stand, engine, ask, tried, first)) as begun:
+                async for part in begun:
+                    yield part
+            cut = dataclasses.replace(_cut(engine, ask, tried, first), tries=attempt + 1)
+            if cut.edited is not None or (cut.over and first.stopped):
+                break
+        check_usable(ask, cut)
+        if cut.over:
+            said = steering(ask, cut, first.stream.text)
+            yield Part(first.stream.text[first.sent :], finish=first.finish, steering=said)
+            return
+        sent = first.sent
+        async with contextlib.aclosing(_go_on(stand, engine, ask, tried, cut)) as parts:
+            async for part, text in parts:
+                skipped, sent = min(sent, len(part.text)), max(0, sent - len(part.text))
+                done = steering(ask, cut, text) if part.finish else None
+                yield dataclasses.replace(part, text=part.text[skipped:], steering=done)
 
 
 def _stream(seed: int, attempt: int) -> int:
@@ -112,13 +114,11 @@ def _stream(seed: int, attempt: int) -> int:
     return (seed + attempt * 0x3C6EF35F) % 2**31
 
 
-async def _begin(
-    scheduler: Scheduler, engine: Engine, ask: Ask, row: Row, first: _First
-) -> AsyncGenerator[Part]:
+async def _begin(stand: Stand, engine: Engine, ask: Ask, row: Row, first: _First) -> AsyncGenerator[Part]:
     """The parts of a first pass, up to its matrix."""
     before = Before(OPEN)
     yield Part(usage=Usage(prompt=len(row.prompt)))
-    async with contextlib.aclosing(write(scheduler, first_row(engine, row), first.stream)) as pieces:
+    async with contextlib.aclosing(write(stand, first_row(engine, row), first.stream)) as pieces:
         async for piece, count, first.finish in pieces:
             first.stopped = piece.stopped
             text = before.feed(piece.text) if ask.unusable == UNSTEERED else ""
@@ -135,7 +135,7 @@ def _cut(engine: Engine, ask: Ask, row: Row, first: _First) -> Cut:
 
 
 async def _go_on(
-    scheduler: Scheduler, engine: Engine, ask: Ask, row: Row, cut: Cut
+    stand: Stand, engine: Engine, ask: Ask, row: Row, cut: Cut
 ) -> AsyncGenerator[tuple[Part, str]]:
     """(part, all text so far) of the prefix and what follows it."""
     stream = TextStream(engine, ask.stop)
@@ -147,7 +147,8 @@ async def _go_on(
     prompt = (*row.prompt, *cut.prefix)
     yield Part(piece.text, usage=Usage(prompt=len(prompt))), stream.text
     rest = dataclasses.replace(row, prompt=prompt, max_new_tokens=left, first=len(cut.prefix))
-    async with contextlib.aclosing(write(scheduler, rest, stream)) as pieces:
+    kept = len(row.prompt) + cut.kept
+    async with contextlib.aclosing(write(stand, rest, stream, kept)) as pieces:
         async for piece, count, finish in pieces:
             yield Part(piece.text, finish=finish, usage=Usage(completion=count)), stream.text
 
@@ -159,17 +160,18 @@ def edit(engine: Engine, token_ids: Sequence[int], ask: Ask, row: Row) -> Cut:
     try:
         payoff = read_payoff(engine_lib.decode_tokens(engine, own))
         edited = edited_payoff(payoff, ask.pricing)
-        prefix = splice_payoff(engine, own, edited, ask.analyze).prefix
+        splice = splice_payoff(engine, own, edited, ask.analyze)
     except UserError as error:
-        return Cut(own, reason=str(error).partition(";")[0])
+        return Cut(own, reason=str(error).partition(";")[0], kept=len(own))
+    prefix = splice.prefix
     longest = engine.buckets.prompt[-1]
     if len(prefix) >= row.max_new_tokens:
         said = f"max_tokens={row.max_new_tokens}: the edited matrix ends at token {len(prefix)}; raise it"
-        return Cut(own, payoff, reason=said)
+        return Cut(own, payoff, reason=said, kept=len(own))
     if (count := len(row.prompt) + len(prefix)) > longest:
         said = f"prompt and edited matrix have {count} tokens; at most {longest} are read"
-        return Cut(own, payoff, reason=said)
-    return Cut(prefix, payoff, edited)
+        return Cut(own, payoff, reason=said, kept=len(own))
+    return Cut(prefix, payoff, edited, kept=splice.kept)
 
 
 def edited_payoff(payoff: np.ndarray, pricing: Pricing) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Who decodes next: a thread that owns the device, seats those who wait, and tells each its tokens.
 
     ticket = scheduler.submit(row, tell)      from any thread; `tell` is called in the scheduler's
+    ticket = scheduler.follow(ticket, ...)    a row that goes on from what another has written, in its place
     scheduler.cancel(ticket)                  its place is free at the next look
     scheduler.close()                         those who sit or wait are answered, nobody else
 
@@ -44,10 +45,15 @@ Tell = Callable[[Tokens], None]
 
 @dataclasses.dataclass(eq=False)
 class Ticket:
-    """A row in the queue or in a place; told: how many of its tokens were."""
+    """A row in the queue or in a place; told: how many of its tokens were.
+
+    after: the row that it goes on from, of whose tokens, prompt and all, it has the first `kept`.
+    """
 
     row: Row
     tell: Tell
+    after: "Ticket | None" = None
+    kept: int = 0
     told: int = 0
     cancelled: bool = False
 
@@ -74,8 +80,9 @@ class Scheduler:
         self._places = places
         self._changed = threading.Condition()
         self._waiting: collections.deque[Ticket] = collections.deque()
+        self._following: list[Ticket] = []
         self._seated: list[Ticket | None] = [None] * places.count
-        self._closing = False
+        self._closing = self._ended = False
         self._tokens = self._failures = 0
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._state: DecodeState = continuous.warm_up(places)
@@ -92,17 +99,35 @@ class Scheduler:
             self._changed.notify()
         return ticket
 
+    def follow(self, after: Ticket, row: Row, tell: Tell, kept: int) -> Ticket:
+        """A row whose prompt begins with the first `kept` tokens of another's prompt and what it was told.
+
+        It takes the other's place, and what the device knows of those tokens is not computed again; it is the
+        next to sit down where the other has no place any more. UserError when no place holds it, Closed when
+        the thread has ended: until then it goes on though the scheduler is closing.
+        """
+        continuous.check_row(self._places, row)
+        ticket = Ticket(row, tell, after, kept)
+        with self._changed:
+            if self._ended:
+                raise Closed("the server is shutting down")
+            self._following.append(ticket)
+            self._changed.notify()
+        return ticket
+
     def cancel(self, ticket: Ticket) -> None:
         """Forget a row: it is told nothing more. One that is done already stays so."""
         with self._changed:
             ticket.cancelled = True
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
+            for queue in (self._waiting, self._following):
+                if ticket in queue:
+                    queue.remove(ticket)
 
     def load(self) -> Load:
         with self._changed:
             seated = sum(ticket is not None for ticket in self._seated)
-            return Load(len(self._waiting), seated, self._tokens, self._failures)
+            waiting = len(self._waiting) + len(self._following)
+            return Load(waiting, seated, self._tokens, self._failures)
 
     @property
     def alive(self) -> bool:
@@ -134,14 +159,15 @@ class Scheduler:
         """Until there is something to do; False when all is done and nothing more comes."""
         with self._changed:
             self._seated = [None if t is None or t.cancelled else t for t in self._seated]
-            while not self._waiting and not any(self._seated):
+            while not (self._waiting or self._following or any(self._seated)):
                 if self._closing:
                     return False
                 self._changed.wait()
         return True
 
     def _seat(self) -> None:
-        """Those who have waited longest, in the free places."""
+        """Those who go on from another in its place, then those who have waited longest in the free ones."""
+        self._seat_followers()
         for place, held in enumerate(self._seated):
             if held is not None:
                 continue
@@ -150,6 +176,25 @@ class Scheduler:
                     return
                 ticket = self._seated[place] = self._waiting.popleft()
             self._state = continuous.seat(self._places, self._state, ticket.row, place)
+
+    def _seat_followers(self) -> None:
+        with self._changed:
+            following, self._following = self._following, []
+        for ticket in following:
+            state, place = (
+                None,
+                next((i for i, held in enumerate(self._seated) if held is ticket.after), None),
+            )
+            if place is not None and ticket.after is not None:
+                # The device has computed all that was told but the last.
+                known = len(ticket.after.row.prompt) + ticket.after.told - 1
+                kept = min(ticket.kept, known, len(ticket.row.prompt) - 1)
+                state = continuous.reseat(self._places, self._state, ticket.row, place, kept)
+            with self._changed:
+                if state is None or place is None:
+                    self._waiting.appendleft(ticket)
+                else:
+                    self._state, self._seated[place] = state, ticket
 
     def _deliver(self, seen: Newest) -> None:
         for place, ticket in enumerate(self._seated):
@@ -174,9 +219,10 @@ class Scheduler:
     def _give_up(self) -> None:
         """The thread ends: nobody may wait for it."""
         with self._changed:
-            self._closing = True
-            lost = [*self._waiting, *(t for t in self._seated if t)]
+            self._closing = self._ended = True
+            lost = [*self._waiting, *self._following, *(t for t in self._seated if t)]
             self._waiting.clear()
+            self._following.clear()
         _tell_failed(lost)
 
 

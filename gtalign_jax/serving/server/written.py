@@ -1,31 +1,68 @@
 """A row's text as the scheduler's thread writes it, on the event loop's side."""
 
 import asyncio
+import contextlib
+import dataclasses
 from collections.abc import AsyncGenerator
 
 from gtalign_jax.rollout.continuous import Row
 from gtalign_jax.serving.server.ask import ApiError
-from gtalign_jax.serving.server.scheduler import FAILED, LENGTH, STOP, Closed, Scheduler, Tokens
+from gtalign_jax.serving.server.scheduler import (
+    FAILED,
+    LENGTH,
+    STOP,
+    Closed,
+    Scheduler,
+    Tell,
+    Ticket,
+    Tokens,
+)
 from gtalign_jax.serving.server.text import Piece, TextStream
 
 
+@dataclasses.dataclass(eq=False)
+class Stand:
+    """Where the rows of one answer are written, one after the other.
+
+    `write` leaves the place of a row that a stop string ended to the next, which goes on from it. Close it
+    when the answer is done.
+    """
+
+    scheduler: Scheduler
+    ticket: Ticket | None = None
+
+    def submit(self, row: Row, tell: Tell, kept: int) -> Ticket:
+        """The next row; kept: how many tokens, prompt and all, it has of the one before."""
+        try:
+            if kept and self.ticket is not None:
+                return self.scheduler.follow(self.ticket, row, tell, kept)
+            self.close()
+            return self.scheduler.submit(row, tell)
+        except Closed as error:
+            raise ApiError(503, str(error), retry_s=5) from error
+
+    def close(self) -> None:
+        """Give up the place that is kept."""
+        if self.ticket is not None:
+            self.scheduler.cancel(self.ticket)
+            self.ticket = None
+
+
 async def write(
-    scheduler: Scheduler, row: Row, stream: TextStream
+    stand: Stand, row: Row, stream: TextStream, kept: int = 0
 ) -> AsyncGenerator[tuple[Piece, int, str | None]]:
     """A row's text as it comes, how many more tokens were written for it, and how it ended, last.
 
-    The row is forgotten as soon as nobody reads on, or a stop string came; what it wrote after that counts
-    for nobody.
+    kept: how many tokens, prompt and all, the row has of the one before it. The row is forgotten as soon as
+    nobody reads on, and what it wrote after a stop string counts for nobody.
     """
     loop, told = asyncio.get_running_loop(), asyncio.Queue[Tokens]()
 
     def tell(tokens: Tokens) -> None:
-        loop.call_soon_threadsafe(told.put_nowait, tokens)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody listens
+            loop.call_soon_threadsafe(told.put_nowait, tokens)
 
-    try:
-        ticket = scheduler.submit(row, tell)
-    except Closed as error:
-        raise ApiError(503, str(error), retry_s=5) from error
+    ticket, keep = stand.submit(row, tell, kept), False
     try:
         finish = None
         while finish is None:
@@ -41,6 +78,11 @@ async def write(
                 finish, last = (LENGTH if tokens.done == LENGTH else STOP), stream.end()
                 piece = Piece(piece.text + last.text, piece.tokens + last.tokens, last.stopped)
                 count += ended
+            keep = piece.stopped
             yield piece, count, finish
     finally:
-        scheduler.cancel(ticket)
+        stand.close()
+        if keep:
+            stand.ticket = ticket
+        else:
+            stand.scheduler.cancel(ticket)

@@ -17,7 +17,7 @@ from gtalign_jax.rollout.continuous import STEPS, TOP, Row
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import SamplingConfig
-from gtalign_jax.serving.server.scheduler import FAILED, LENGTH, STOP, Closed, Scheduler
+from gtalign_jax.serving.server.scheduler import FAILED, LENGTH, STOP, Closed, Scheduler, Ticket
 
 MODEL = ModelConfig(
     vocab_size=304,
@@ -123,6 +123,34 @@ def test_a_row_that_goes_on_draws_what_it_would_have_drawn(scheduler):
     )
     rest = Row([*row.prompt, *whole[:6]], row.seed, row.max_new_tokens - 6, first=6)
     assert written(scheduler, [rest])[0][0] == whole[6:]
+
+
+def test_a_row_that_goes_on_from_another_takes_its_place(scheduler, monkeypatch):
+    """Before those who wait; when the other is gone, it is computed whole. The same tokens either way."""
+    several = [Row([3, 4, 5], seed, 24) for seed in range(9)]
+    ids, row = max(
+        ((ids, row) for (ids, _), row in zip(written(scheduler, several), several, strict=True)),
+        key=lambda pair: len(pair[0]),
+    )
+    rest = Row([*row.prompt, *ids[:6], 11, 12, 13], row.seed, 10, first=9)
+    alone = written(scheduler, [rest])[0]
+    seated, reseat = [], continuous.reseat
+    monkeypatch.setattr(continuous, "reseat", lambda *given: seated.append(given[1:]) or reseat(*given))
+    first, crowd = Listener(), [Listener() for _ in range(20)]
+    ticket = scheduler.submit(row, first.told.put)
+    first.told.get(timeout=60)
+    for i, listener in enumerate(crowd):
+        scheduler.submit(Row([2], i, 24, top_p=0.99), listener.told.put)
+    for gone in (False, True):
+        follower = Listener()
+        scheduler.follow(ticket, rest, follower.told.put, 9)
+        assert (follower.wait(), follower.ids) == alone[::-1]
+        assert len(seated) == 1 and seated[0][-1] == 9
+        scheduler.cancel(ticket)
+        assert gone or any(not listener.told.qsize() for listener in crowd)
+    for listener in crowd:
+        listener.wait()
+    assert scheduler.load() == dataclasses.replace(scheduler.load(), waiting=0, seated=0)
 
 
 def test_log_probabilities_are_the_models_own(scheduler):
@@ -234,3 +262,5 @@ def test_closing_answers_those_who_wait_and_nobody_else(places):
     assert {listener.wait() for listener in listeners} <= {STOP, LENGTH}
     with pytest.raises(Closed):
         scheduler.submit(Row([1], 0, 1), print)
+    with pytest.raises(Closed):
+        scheduler.follow(Ticket(Row([1], 0, 1), print), Row([1, 2], 0, 1), print, 1)
