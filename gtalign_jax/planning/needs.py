@@ -16,6 +16,7 @@ from gtalign_jax.planning.sizes import Say
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.generator import Shape, compile_largest, trainer_limit
 from gtalign_jax.rollout.servers import EMBEDDED
+from gtalign_jax.run.epochs import with_steps
 from gtalign_jax.run.job import Job
 from gtalign_jax.run.settings import Settings
 from gtalign_jax.run.states import make_learner
@@ -61,7 +62,7 @@ def needs_of_run(job: Job, say: Say) -> Needs:
         return make_learner(settings, _computed(job.model, settings), limit)
 
     def sft(settings: Settings) -> float:
-        settings = _widest(settings, shown)
+        settings = _widest(with_steps(settings, job.demonstrations), shown)
         return _agreed(_most(sizes.sft_rows(settings, _computed(job.model, settings), job.mesh, run)))
 
     def update(settings: Settings) -> float:
@@ -79,7 +80,7 @@ def needs_of_run(job: Job, say: Say) -> Needs:
 
 def generation_bytes(job: Job, model: ModelConfig, shape: Shape) -> float:
     """Bytes on a device while completions of this shape are written, the parameters among them."""
-    found = [0.0]
+    found: list[float] = []
 
     def compiling(lowered: Lowered, beside: float) -> Compiled:
         compiled = lowered.compile()
@@ -89,7 +90,10 @@ def generation_bytes(job: Job, model: ModelConfig, shape: Shape) -> float:
     engine = dataclasses.replace(job.engine, model_config=model)
     params = programs.abstract_params(model, job.mesh, job.settings.lora)
     compile_largest(compiling, job.generator, engine, params, shape)
-    return max(found)
+    if not found:  # servers generate
+        return 0.0
+    # The first program is given the parameters; those after it stand beside them.
+    return max(found[0], device_bytes(params) + max(found[1:], default=0.0))
 
 
 def _computed(model: ModelConfig, settings: Settings) -> ModelConfig:

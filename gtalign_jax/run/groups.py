@@ -27,7 +27,7 @@ from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.spans import Tables, inside_block
 from gtalign_jax.run.job import Job
 from gtalign_jax.run.phase import Metrics
-from gtalign_jax.run.score import Scored, Share, judge_share, score
+from gtalign_jax.run.score import Scored, Share, judge_share, judge_stage, score, verdicts
 from gtalign_jax.types import Batch, Completions, PromptBatch, PyTree, Rollout
 
 _informative = jax.jit(informative_groups)
@@ -100,7 +100,8 @@ def judging(
     uses the devices."""
     if job.mesh_judge is not None:
         share: concurrent.futures.Future[Share | UserError] = concurrent.futures.Future()
-        share.set_result(judge_share(job, rollout, items))
+        with judge_stage(job, "judge on the mesh", rollout, verdicts(job)):
+            share.set_result(judge_share(job, rollout, items))
         yield share
         return
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="judge") as thread:

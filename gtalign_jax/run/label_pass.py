@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -94,14 +94,21 @@ class LabelPass:
         axes = transformer.logical_axes(self.model)
         return shard_tree(axes, self.mesh, hf.abstract_params(self.model))
 
-    def logprobs(self, asked: Sequence[Asked]) -> dict[Asked, np.ndarray]:
-        """log p(label) [K] of all that fit in the slots. On several processes all ask the same."""
+    def logprobs(
+        self, asked: Sequence[Asked], answered: Callable[[int], None] = lambda count: None
+    ) -> dict[Asked, np.ndarray]:
+        """log p(label) [K] of all that fit in the slots. On several processes all ask the same.
+
+        answered: told of how many more there are, as they come.
+        """
         found: dict[Asked, np.ndarray] = {}
         with jax.set_mesh(self.mesh), told(JUDGE):
             batches = list(self._batches(asked))
             running = [label_logprobs(*self._arguments(shape, groups)) for shape, groups in batches]
             for (_, groups), values in zip(batches, running, strict=True):
-                for group, rows in zip(groups, processes.fetch(values), strict=False):
+                fetched = processes.fetch(values)
+                answered(sum(len(group.answers) for group in groups))
+                for group, rows in zip(groups, fetched, strict=False):
                     found |= {
                         Asked(group.question, answer): row
                         for answer, row in zip(group.answers, rows, strict=False)

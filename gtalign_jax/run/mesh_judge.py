@@ -7,6 +7,7 @@ programs, and each takes its own verdicts. So it runs between the programs of th
 
 import dataclasses
 import datetime
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -50,7 +51,7 @@ class MeshJudge:
         prompts = [label_prompt(request, self.tasks) for request in requests]
         mine = asked(self.engine, prompts)
         every = dict.fromkeys(each for part in processes.all_gather(mine) for each in part)
-        logp = self.run.logprobs(list(every))
+        logp = self.run.logprobs(list(every), functools.partial(self.stats.add, "answers"))
         verdicts, mass = [], 0.0
         for prompt, each in zip(prompts, mine, strict=True):
             if each not in logp:

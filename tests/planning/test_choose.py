@@ -13,7 +13,7 @@ from gtalign_jax.planning import choose as choose_lib
 from gtalign_jax.planning.choose import choose, choose_for_run, first_fitting
 from gtalign_jax.planning.needs import Needs
 from gtalign_jax.run import auto
-from gtalign_jax.run.job import make_job
+from gtalign_jax.run.job import make_job, with_settings
 from gtalign_jax.run.settings import make_settings
 
 ALL = [f"--config.{field}=auto" for field in auto.FIELDS]
@@ -126,10 +126,22 @@ def test_a_run_chooses_from_its_compiled_programs(begun, capsys):
     assert "auto: update with start.remat=none" in say and "auto: start.remat=none, sft.microbatches=1" in say
     with jax.set_mesh(job.mesh):
         needs = choose_lib.needs_of_run(job, tried.append)
-        most = max(need(make_settings(config)) for need in needs)
+        most = max(need(make_settings(config)) for need in (needs.update, needs.rollout))
         assert choose(config, needs, most, 1, tried.append) == cheapest
         other = choose(config, needs, most - 1, 1, tried.append)
     assert other["algorithm.microbatches"] == 2 and other["start.remat"] == "none"
+
+
+def test_epochs_are_chosen_for_as_steps_are(tmp_path):
+    """Their number of steps follows from the demonstrations, and stays when the choice is made."""
+    flags = ["--config.sft.microbatches=auto", "--config.sft.steps=0", "--config.sft.epochs=2"]
+    config = config_of(*flags, "--config.align.steps=0", "--config.data.tasks=('math',)")
+    job = make_job(config, tmp_path)
+    assert job.settings.sft.steps == 2 * len(job.demonstrations) // 4
+    with pytest.raises(UserError, match="^out of memory: sft update needs .* with .*sft.microbatches=4"):
+        choose_for_run(config, job, free=1.0)
+    settings = make_settings(auto.with_values(config, {"sft.microbatches": 2}))
+    assert with_settings(job, settings).settings.sft.steps == job.settings.sft.steps
 
 
 def test_a_run_keeps_what_was_chosen_for_it(tmp_path, monkeypatch):
