@@ -6,10 +6,12 @@ import pathlib
 from gtalign_jax.chain.prompt import INSTRUCTION, PLAIN_INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.data.config import DataConfig
 from gtalign_jax.data.loader import PromptSet, mend_of_length, named
-from gtalign_jax.rollout.template import Template, peculiarities
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.rollout.template import peculiarities
 from gtalign_jax.run.settings import Settings
 
 log = logging.getLogger(__name__)
+MANY = 12  # layers; an update of 30 layers of SmolLM2, one by one, compiled for 13 minutes on two CPU cores
 
 
 def of_settings(settings: Settings) -> None:
@@ -43,10 +45,17 @@ def of_instruction(data: DataConfig, plain: bool) -> None:
         log.warning("config.data.instruction=plain: asks for no chain; set config.features.chain=plain too")
 
 
-def of_template(folder: pathlib.Path, template: Template) -> None:
-    """What the chat template of the starting model does to messages."""
-    for sentence in peculiarities(template):
+def of_start(folder: pathlib.Path, engine: Engine) -> None:
+    """What the chat template of the starting model does to messages, and layers that take long to compile."""
+    for sentence in peculiarities(engine.template):
         log.warning("%s: the chat template %s", folder, sentence)
+    layers = engine.model_config.num_layers
+    if layers > MANY and not engine.model_config.runtime.scan_layers:
+        log.warning(
+            "config.start.scan_layers=False: %d layers compiled one by one take minutes a program; set it to "
+            "True",
+            layers,
+        )
 
 
 def of_prompts(split: str, found: PromptSet, settings: Settings) -> None:

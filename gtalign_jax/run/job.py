@@ -129,7 +129,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     engine = load_folder_engine(folder, settings, mesh)
     if asks_for_date(engine.tokenizer):
         engine = dataclasses.replace(engine, date=start_date(workdir))
-    cautions.of_template(folder, engine.template)
+    cautions.of_start(folder, engine)
     fits, asked = functools.partial(engine_lib.fits, engine), len(train_items) + len(test_items)
     with stage(f"tokenise {asked} prompts", asked) as advance:
         encode = _counted(functools.partial(engine_lib.encode, engine), advance)

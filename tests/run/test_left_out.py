@@ -6,6 +6,10 @@ import logging
 import pytest
 
 from configs import quickstart
+from gtalign_jax.data.tokenizer import train_tokenizer
+from gtalign_jax.models.config import ModelConfig, RuntimeConfig
+from gtalign_jax.rollout.engine import Engine
+from gtalign_jax.run import cautions
 from gtalign_jax.run.job import make_job
 
 QUESTION = "How many books has Eva now?"
@@ -47,3 +51,13 @@ def test_prompts_that_no_bucket_holds_are_named_and_histories_cut_where_asked(co
     for item, tokens in zip(job.train.items, job.train.tokens, strict=True):
         text = job.engine.tokenizer.decode(tokens)
         assert item.messages[-1]["content"] in text and job.settings.data.system in text
+
+
+@pytest.mark.parametrize(
+    ("layers", "scan", "told"), [(30, False, True), (30, True, False), (4, False, False)]
+)
+def test_many_layers_one_by_one_are_said_to_take_long(caplog, layers, scan, told):
+    tokenizer = train_tokenizer(["a clear question"] * 3, 300)
+    model = ModelConfig(num_layers=layers, runtime=RuntimeConfig(scan_layers=scan))
+    cautions.of_start("models/m", Engine(tokenizer, model, (1,)))
+    assert ("config.start.scan_layers=False: 30 layers" in caplog.text) == told
