@@ -28,6 +28,7 @@ from gtalign_jax.models import lora
 from gtalign_jax.planning.choose import choose_for_run
 from gtalign_jax.run import auto, checkpoint
 from gtalign_jax.run.adapters import add_adapters, save_adapters
+from gtalign_jax.run.card import write_card
 from gtalign_jax.run.epochs import epoch_ends, packed_stream
 from gtalign_jax.run.job import Job, load_start, make_job, save_model, with_settings
 from gtalign_jax.run.lessons import packed_batch, sft_batch, sft_steps_by_width
@@ -35,7 +36,7 @@ from gtalign_jax.run.lock import locked
 from gtalign_jax.run.log import NullLog, RunLog
 from gtalign_jax.run.phase import Metrics, Phase, Session, open_session, run_phase
 from gtalign_jax.run.progress import stage
-from gtalign_jax.run.record import as_chosen, check_config, write_chosen, write_config
+from gtalign_jax.run.record import as_chosen, check_config, read_config_json, write_chosen, write_config
 from gtalign_jax.run.settings import make_settings
 from gtalign_jax.run.signals import ended_by_sigterm
 from gtalign_jax.run.states import PHASES, sft_setup, sft_state
@@ -109,9 +110,11 @@ def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathl
 
 
 def finish(rows: dict[str, list[dict[str, Any]]], workdir: pathlib.Path) -> pathlib.Path:
-    """Write summary.json and the report, print the table; returns the report's path."""
+    """Write summary.json, the model's card and the report, print the table; returns the report's path."""
     summary = summary_table(rows)
     jsonl.write_atomic(workdir / "summary.json", json.dumps(jsonl.plain(summary), indent=1) + "\n")
+    if (workdir / "hf").is_dir():  # not of an evaluation
+        write_card(workdir / "hf", read_config_json(workdir), jsonl.plain(summary))
     report = write_report(workdir)
     print(format_table(summary))
     return report

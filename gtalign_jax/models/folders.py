@@ -21,6 +21,8 @@ MODEL = (
     "chat_template.*",
     "additional_chat_templates",
 )
+CARD = "README.md"
+CARD_MARK = "<!-- a card of gtalign-jax -->"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -29,7 +31,16 @@ def foreign(folder: pathlib.Path, names: tuple[str, ...] = MODEL) -> list[str]:
     if not folder.is_dir():
         return []
     found = sorted(path.name for path in folder.iterdir())
-    return [name for name in found if not any(fnmatch.fnmatchcase(name, known) for known in names)]
+    others = [name for name in found if not any(fnmatch.fnmatchcase(name, known) for known in names)]
+    return [name for name in others if name != CARD or not is_ours(folder / CARD)]
+
+
+def is_ours(card: pathlib.Path) -> bool:
+    """Whether a README.md is a model card that an export wrote."""
+    try:
+        return CARD_MARK in card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def check_free(folder: pathlib.Path, overwrite: bool, names: tuple[str, ...] = MODEL) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from gtalign_jax.models.config import ModelConfig, read_config
 from gtalign_jax.rollout.folder import load_tokenizer
 from gtalign_jax.run import checkpoint, checksums
 from gtalign_jax.run.adapters import save_adapters
+from gtalign_jax.run.card import write_card
 from gtalign_jax.run.job import save_model, start_folder
 from gtalign_jax.run.layout import restored, stored
 from gtalign_jax.run.log import metrics_path
@@ -58,11 +60,19 @@ def export_checkpoint(
             params = _whole(state.policy.params, settings, model, folder)
             save_model(params, model, out, load_tokenizer(folder, chat=True), folder)
             save_adapters(params, settings, model, adapter, folder)
+            write_card(out, read_config_json(workdir), _evaluated(workdir, settings, meta))
             return f"{meta['phase']} step {meta['step']}"
     there = ", ".join(f"{phase} {k}" for phase in PHASES for k in checkpoint.steps_in(checkpoints / phase))
     if there:
         raise UserError(f"--step={step}: {checkpoints} holds no such checkpoint, but {there}")
     raise UserError(f"{checkpoints}: holds no checkpoint; name the checkpoints folder of a run")
+
+
+def _evaluated(workdir: pathlib.Path, settings: Settings, meta: Mapping[str, Any]) -> Any:
+    """The run's summary where it is of this checkpoint: the last of alignment, or of a run without one."""
+    last = ("align", settings.align.steps) if settings.align.steps else ("sft", settings.sft.steps)
+    path = workdir / "summary.json"
+    return jsonl.read_object(path) if path.is_file() and (meta["phase"], meta["step"]) == last else None
 
 
 def list_checkpoints(checkpoints: pathlib.Path) -> list[str]:
