@@ -50,6 +50,7 @@ from gtalign_jax.rewards.mutual_welfare import RewardConfig
 from gtalign_jax.rewards.tasks import TASKS
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.generator import make_generator
+from gtalign_jax.run import feeds
 from gtalign_jax.run.job import Job
 from gtalign_jax.run.phase import to_numbers
 from gtalign_jax.run.settings import Settings, make_settings
@@ -90,15 +91,17 @@ def make_job(flags: argparse.Namespace, size: Workload, workdir: pathlib.Path) -
     items = [Item(i, message, "medium", "medium", "", "prompt") for i in range(size.prompts)]
     tokenizer = launch.make_tokenizer(model.vocab_size)
     engine = Engine(tokenizer, model, (NEVER,), settings.sampling, settings.buckets, mesh)
+    train = PromptSet(items, tokens)
     job = Job(
         settings=settings,
         workdir=workdir,
         model_folder=common.weights_folder(flags.shape, flags.dtype),
         engine=engine,
         generator=make_generator(settings.engine, engine, workdir),
-        train=PromptSet(items, tokens, 0),
-        test=PromptSet([], [], 0),
+        train=train,
+        test=PromptSet([], []),
         demonstrations=[],
+        feeds=feeds.in_memory(settings, TASKS, engine, train, []),
         tasks=TASKS,
         judge=judge_by_rules,
         consistency=None,

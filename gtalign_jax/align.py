@@ -57,6 +57,7 @@ def run_align(job: Job, start: PyTree, session: Session) -> PyTree:
         settings.align.steps,
         functools.partial(align_step, job, learner, reference, base),
         functools.partial(warm_up, job, learner, reference, base) if settings.start.warm_up else None,
+        feed=job.feeds.prompts,
     )
     state = run_phase(session, phase, align_state(settings, learner, reference))
     return lora.join(base, state.policy.params)
@@ -119,7 +120,8 @@ def warm_up(
     models = models_of(state, reference, base)
     params = lora.join(base, state.policy.params)
     if job.mesh_judge is not None:  # first, for it takes memory from all that follows
-        job.mesh_judge.warm_up(job.train.items)
+        met = (item for k in buckets.values() for item in step_prompts(job, k).items)
+        job.mesh_judge.warm_up(job.train.items or met)  # a stream's are known as far as it was read
     for i, width in enumerate(sorted(buckets), 1):
         shape = Shape(align.prompts_at_once, width, align.group_size, settings.max_new_tokens)
         with stage(f"compile generation, {i} of {len(buckets)}"):

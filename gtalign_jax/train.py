@@ -31,7 +31,7 @@ from gtalign_jax.run.adapters import add_adapters, save_adapters
 from gtalign_jax.run.card import write_card
 from gtalign_jax.run.epochs import epoch_ends, packed_stream
 from gtalign_jax.run.job import Job, load_start, make_job, save_model, with_settings
-from gtalign_jax.run.lessons import packed_batch, sft_batch, sft_steps_by_width
+from gtalign_jax.run.lessons import packed_batch, sft_batch
 from gtalign_jax.run.lock import locked
 from gtalign_jax.run.log import NullLog, RunLog
 from gtalign_jax.run.phase import Metrics, Phase, Session, open_session, run_phase
@@ -130,7 +130,7 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
     settings = job.settings
     if not settings.sft.steps:
         return start
-    setup = sft_setup(settings, job.model)
+    setup, feed = sft_setup(settings, job.model), job.feeds.demonstrations
     trained, base = lora.split(start)
     batches: Callable[[int], tuple[SftBatch | PackedBatch, Metrics]] = functools.partial(sft_batch, job)
     if settings.sft.pack:
@@ -152,9 +152,7 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
         return state, {**metrics, **counts}
 
     def warm_up(state: TrainState, first: int) -> None:
-        widths = (
-            {0: first} if settings.sft.pack else sft_steps_by_width(job, range(first, settings.sft.steps))
-        )
+        widths = {0: first} if settings.sft.pack else feed.steps_by_width(range(first, settings.sft.steps))
         for i, k in enumerate(widths.values(), 1):
             with stage(f"compile the cold start, {i} of {len(widths)}"):
                 lowered = sft_update.lower(setup, state, batch_of(k)[0], base)
@@ -164,6 +162,6 @@ def run_sft(job: Job, start: PyTree, session: Session) -> PyTree:
                 compile_lessons(job, lora.join(base, state.policy.params))
 
     warm = warm_up if settings.start.warm_up else None
-    phase = Phase("sft", settings.sft.steps, step, warm, following=PHASES[1:], takes=COLD_START)
+    phase = Phase("sft", settings.sft.steps, step, warm, following=PHASES[1:], takes=COLD_START, feed=feed)
     state = run_phase(session, phase, sft_state(settings, setup, trained))
     return lora.join(base, state.policy.params)

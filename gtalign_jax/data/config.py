@@ -5,8 +5,9 @@ import dataclasses
 from gtalign_jax.chain.prompt import INSTRUCTION, PLAIN_INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.data.history import HISTORIES, TOO_LONG
 from gtalign_jax.data.records import KINDS
-from gtalign_jax.errors import MAX_COUNT, MAX_SEED, in_range
+from gtalign_jax.errors import INF, MAX_COUNT, MAX_SEED, in_range
 
+EMBEDDED, PUBLISHED = "embedded", "gtalign"  # names of TFDS data sets that hold these tasks
 INSTRUCTIONS = {"short": SHORT_INSTRUCTION, "full": INSTRUCTION, "plain": PLAIN_INSTRUCTION}
 
 
@@ -24,7 +25,7 @@ class FieldNames:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """source: `synthetic` (the embedded tasks), `gtalign` (the published parquet files under root), or a kind
-    and its place: `jsonl:PATH`, `parquet:PATH`, `hub:NAME[:SUBSET]` (docs/data.md).
+    and its place: `jsonl:PATH`, `parquet:PATH`, `hub:NAME[:SUBSET]`, `tfds:NAME[:FOLDER]` (docs/data.md).
 
     tasks: names, or module:NAME of a `Task` of one's own (docs/tasks.md). splits: what the source calls the
     split that is trained on and the one that is held out. test_share: the part of a single file that is held
@@ -34,6 +35,10 @@ class DataConfig:
     message; other than `given` the published and embedded rows become conversations under our instruction.
     too_long: `drop` a prompt that no bucket holds, or `cut` its oldest turns first, as far as it takes.
     decontaminate: leave out training rows whose prompt also stands in the test split.
+    weights: of each of `tasks`, its share of the training rows, which are then shuffled and repeated by task;
+    without them every row is met once an epoch. bucket_steps: the rows of so many steps are put in the order
+    of their prompt buckets and then cut into batches, so that most are padded less; 1: as they come.
+    workers: processes that read and tokenise ahead where training rows are streamed; 0 for a thread.
     train_per_task, test_per_task: items of each task (0: all there are). seed: of the embedded items, the
     demonstrations and the order of batches.
     """
@@ -48,6 +53,9 @@ class DataConfig:
     history: str = "given"
     too_long: str = "drop"
     decontaminate: bool = False
+    weights: tuple[float, ...] = ()
+    bucket_steps: int = 1
+    workers: int = 1
     train_per_task: int = 512
     test_per_task: int = 64
     seed: int = 0
@@ -58,6 +66,9 @@ class DataConfig:
             raise ValueError(f"source={self.source!r}: must be synthetic or gtalign, or a kind of {kinds}")
         counts = (0, MAX_COUNT)
         in_range(self, train_per_task=counts, test_per_task=counts, seed=(0, MAX_SEED), test_share=(0, 1))
+        in_range(self, bucket_steps=(1, 10_000), workers=(0, 1000), weights=(0, INF))
+        if self.weights and (len(self.weights) != len(self.tasks) or not all(self.weights)):
+            raise ValueError(f"weights={self.weights}: give one above 0 for each of tasks={self.tasks}")
         if isinstance(self.tasks, str) or len(self.tasks) > 1 and all(len(name) == 1 for name in self.tasks):
             name = "".join(self.tasks)
             raise ValueError(f"tasks={name}: write several names, or one with a comma: ('{name}',)")
@@ -78,6 +89,16 @@ class DataConfig:
     def place(self) -> str:
         """What comes after it."""
         return self.source.partition(":")[2]
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the tasks are the embedded ones."""
+        return self.source == "synthetic" or self.kind == "tfds" and self.place.partition(":")[0] == EMBEDDED
+
+    @property
+    def streamed(self) -> bool:
+        """Whether training rows are read as they are needed, and never all in memory."""
+        return self.kind == "tfds" and not self.train_per_task
 
     @property
     def system(self) -> str:

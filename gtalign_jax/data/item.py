@@ -40,6 +40,20 @@ class Item:
     where: str = dataclasses.field(default="", compare=False)
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """where: file and row, for messages. whole: it stands in a file that holds both splits. task: the folder
+    of its file, where that names one. published: its record is a row of the published files. seen: a test row
+    whose prompt is known to stand in the training split."""
+
+    where: str
+    record: Record
+    whole: bool = False
+    task: str = ""
+    published: bool = False
+    seen: bool = False
+
+
 Read = Callable[[Record], Item | None]
 
 

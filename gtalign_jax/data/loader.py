@@ -1,21 +1,30 @@
-"""What step k trains on, as a pure function of (seed, k): a run resumes with nothing but its step.
+"""Prompts and demonstrations in memory: step k trains on a pure function of (seed, k).
 
 Examples are token lists. What fits no bucket is left out and named; a chain is never cut.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
-import grain
 import numpy as np
 
 from gtalign_jax.data.config import DataConfig
 from gtalign_jax.data.history import prompt_tokens
 from gtalign_jax.data.item import Item
+from gtalign_jax.data.order import Batching, Order, Rows
 from gtalign_jax.errors import UserError
 from gtalign_jax.types import Array
 
 NAMED = 5  # rows that a line names
+T = TypeVar("T")
+
+
+class Prompt(NamedTuple):
+    """An item and the tokens of its prompt."""
+
+    item: Item
+    tokens: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,36 +80,42 @@ def step_rows(count: int, batch: int, seed: int, step: int, shard: tuple[int, in
 
     shard: (this host's index, number of hosts); hosts take contiguous parts of one global batch.
     """
-    order = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
     index, shards = shard
     part = batch // shards
     start = step * batch + index * part
-    return np.array([order[i] for i in range(start, start + part)])
+    return np.array(Order((count,), seed).rows(start, start + part))
 
 
-def steps_by_width(widths: Sequence[int], batch: int, seed: int, steps: Iterable[int]) -> dict[int, int]:
-    """Width of a batch → the first of `steps` whose batch has it; a batch is as wide as its widest row.
-
-    widths: of every row. Ends as soon as each of them was met.
-    """
-    found: dict[int, int] = {}
-    for k in steps:
-        found.setdefault(max(widths[i] for i in step_rows(len(widths), batch, seed, k)), k)
-        if len(found) == len(set(widths)):
-            break
-    return found
+def rows_in_memory(
+    rows: Sequence[T], parts: Sequence[int], config: DataConfig, batching: Batching[T]
+) -> Rows[T]:
+    """The batches of rows that are in memory, in the order of a config. parts [rows]: which of its tasks each
+    is of, -1 for none."""
+    if not config.weights or not rows:
+        return Rows(rows, Order((len(rows),), config.seed), batching)
+    if min(parts) < 0:
+        raise UserError(
+            "config.data.weights: a demonstration is of none of config.data.tasks; leave them out"
+        )
+    counts = np.bincount(parts, minlength=len(config.weights)).tolist()
+    for task, count in zip(config.tasks, counts, strict=True):
+        if not count:
+            raise UserError(f"config.data.weights: task {task!r} has no training row; leave it out of both")
+    by_part = [rows[i] for i in np.argsort(parts, kind="stable")]
+    return Rows(by_part, Order(tuple(counts), config.seed, config.weights), batching)
 
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration:
     """An SFT example: prompt tokens and several completions of it, each ending with the end token.
 
-    weights: of each completion's tokens in the loss; none: all alike.
+    weights: of each completion's tokens in the loss; none: all alike. task: whose it is.
     """
 
     prompt: list[int]
     completions: list[list[int]]
     weights: tuple[np.ndarray, ...] = ()
+    task: str = ""
 
 
 def pad_completions(rows: Sequence[Sequence[Sequence[int]]], slots: int) -> tuple[Array, Array]:

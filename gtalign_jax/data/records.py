@@ -1,46 +1,33 @@
 """Records of other people's data, one at a time, each with where it stands.
 
-A kind of source is a function `(place, split) → Iterator[Row]`. A place of files is one file, which holds
-both splits, or a folder with a file of each split, `SPLIT.jsonl` or `TASK/SPLIT.jsonl`.
+A kind of source is a function `(place, split, tasks) → Iterator[Row]`; of a source that says whose its rows
+are before they are read, only those of these tasks come. A place of files is one file, which holds both
+splits, or a folder with a file of each split, `SPLIT.jsonl` or `TASK/SPLIT.jsonl`.
 """
 
-import dataclasses
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gtalign_jax import jsonl
-from gtalign_jax.data.item import Record, shown
+from gtalign_jax.data.item import Record, Row, shown
 from gtalign_jax.errors import UserError
 from gtalign_jax.files import paths
 
 _BATCH = 256  # rows of a parquet file in memory at a time
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """where: file and row, for messages. whole: it stands in a file that holds both splits. task: the folder
-    of its file, where that names one. published: its record is a row of the published files. seen: a test row
-    whose prompt is known to stand in the training split."""
-
-    where: str
-    record: Record
-    whole: bool = False
-    task: str = ""
-    published: bool = False
-    seen: bool = False
+Rows = Callable[[str, str, Collection[str]], Iterator[Row]]
 
 
-Rows = Callable[[str, str], Iterator[Row]]
-
-
-def jsonl_rows(place: str, split: str) -> Iterator[Row]:
+def jsonl_rows(place: str, split: str, tasks: Collection[str] = ()) -> Iterator[Row]:
     """Lines of JSON-lines files; `.json` files hold a list, or an object whose `data` is one."""
+    del tasks
     for path, whole, task in _files(place, split, (".jsonl", ".json")):
         if path.suffix == ".json":
             for i, record in enumerate(_listed(path)):
@@ -50,8 +37,9 @@ def jsonl_rows(place: str, split: str) -> Iterator[Row]:
                 yield Row(f"{path}:{number}", record, whole, task)
 
 
-def parquet_rows(place: str, split: str) -> Iterator[Row]:
+def parquet_rows(place: str, split: str, tasks: Collection[str] = ()) -> Iterator[Row]:
     """Rows of parquet files, in flat memory."""
+    del tasks
     for path, whole, task in _files(place, split, (".parquet",)):
         for i, record in enumerate(parquet_records(path)):
             yield Row(f"{path}, row {i}", record, whole, task)
@@ -87,10 +75,11 @@ def _decoded(batch: pa.RecordBatch, path: pathlib.Path, first: int) -> list[Reco
         raise
 
 
-def hub_rows(place: str, split: str) -> Iterator[Row]:
+def hub_rows(place: str, split: str, tasks: Collection[str] = ()) -> Iterator[Row]:
     """Rows of a data set of the hub, or of a local folder of one, streamed: it need not fit in memory."""
     import datasets
 
+    del tasks
     name, _, subset = place.partition(":")
     try:
         if any((paths.path(name) / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
@@ -109,11 +98,19 @@ def hub_rows(place: str, split: str) -> Iterator[Row]:
         ) from error
 
 
+def tfds_rows(place: str, split: str, tasks: Collection[str]) -> Iterator[Row]:
+    """Rows of TFDS data sets in ArrayRecord files, one task after the other."""
+    from gtalign_jax.data.builders import opened
+
+    yield from opened.rows_in_order(place, split, tasks)
+
+
 # What comes before the colon of config.data.source → (what comes after it, how its rows are read).
 KINDS: dict[str, tuple[str, Rows]] = {
     "jsonl": ("PATH", jsonl_rows),
     "parquet": ("PATH", parquet_rows),
     "hub": ("NAME", hub_rows),
+    "tfds": ("NAME[:FOLDER]", tfds_rows),
 }
 
 

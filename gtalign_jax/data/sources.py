@@ -10,14 +10,14 @@ import json
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 from gtalign_jax.data import synthetic
-from gtalign_jax.data.config import DataConfig, FieldNames
+from gtalign_jax.data.config import DataConfig
 from gtalign_jax.data.history import instructed, published_turns
-from gtalign_jax.data.item import Item, Readable, Record, check_texts, shown
-from gtalign_jax.data.records import KINDS, Row, parquet_records
+from gtalign_jax.data.item import Item, Readable, Record, Row, check_texts, shown
+from gtalign_jax.data.records import KINDS, parquet_records
 from gtalign_jax.errors import UserError, naming
 from gtalign_jax.files import drafts, paths
 
@@ -63,23 +63,38 @@ def read_source(
     keep_going: collect what is wrong with records in `bad` instead of raising UserError at the first.
     """
     if config.source == "synthetic":
-        made = synthetic.make_records(list(tasks.values()), split, limit, config.seed)
-        embedded = (Row(f"embedded tasks, row {i}", record) for i, record in enumerate(made))
-        return read_rows(embedded, _published_reader(tasks, config.system), keep_going=keep_going)
+        embedded = embedded_rows(tasks.values(), split, limit, config.seed)
+        return read_rows(embedded, reader(config, tasks), keep_going=keep_going)
     if config.source == "gtalign":
         loaded = _read_split(config, tasks.values(), split, keep_going)
         kept = _first_of_each(loaded.items, tasks, limit) if limit else loaded.items
         return dataclasses.replace(loaded, items=kept)
     _, rows_of = KINDS[config.kind]
-    rows, read = rows_of(config.place, config.split_name(split)), _own_reader(config, tasks)
+    rows = rows_of(config.place, config.split_name(split), tasks)
     limits = dict.fromkeys(tasks, limit) if limit else {}
+    belongs = in_split(split, config.test_share)
     with _naming_store(config):
-        return read_rows(rows, read, limits, keep_going, _in_split(split, config.test_share))
+        return read_rows(rows, reader(config, tasks), limits, keep_going, belongs)
 
 
 def _naming_store(config: DataConfig) -> contextlib.AbstractContextManager[None]:
     """A store that does not let the source be read is a UserError that names it."""
+    if config.kind == "tfds":  # which is on a disk
+        return contextlib.nullcontext()
     return drafts.naming_store(paths.path(config.root if config.source == "gtalign" else config.place))
+
+
+def embedded_rows(tasks: Iterable[synthetic.Embedded], split: str, count: int, seed: int) -> Iterator[Row]:
+    """The rows of embedded tasks, as `synthetic.make_records`."""
+    for i, record in enumerate(synthetic.make_records(list(tasks), split, count, seed)):
+        yield Row(f"embedded tasks, row {i}", record, published=True)
+
+
+def reader(config: DataConfig, tasks: Mapping[str, Readable]) -> Callable[[Row], Item | None]:
+    """Reads a row of any source: one of the published files by its data_source, another as one's own."""
+    anew = config.system if config.embedded or config.history != "given" else None
+    published, own = _published_reader(tasks, anew), _own_reader(config, tasks)
+    return lambda row: (published if row.published else own)(row)
 
 
 def read_rows(
@@ -96,7 +111,7 @@ def read_rows(
     empty, left = 0, Counter(limits or {})
     for row in rows:
         try:
-            item = _read(row, read)
+            item = read_row(row, read)
         except UserError as error:
             if not keep_going:
                 raise
@@ -106,20 +121,21 @@ def read_rows(
             empty += 1
         elif belongs(row, item) and (not limits or left[item.task] > 0):
             left[item.task] -= 1
-            items.append(dataclasses.replace(item, id=len(items), where=row.where))
+            items.append(dataclasses.replace(item, id=len(items)))
             if limits and not +left:
                 break
     return Loaded(items, empty, tuple(bad))
 
 
-def _read(row: Row, read: Callable[[Row], Item | None]) -> Item | None:
-    """The item of a row; UserError says where the row stands and what is wrong with it."""
+def read_row(row: Row, read: Callable[[Row], Item | None], number: int = 0) -> Item | None:
+    """The item of a row, with its number; UserError says where the row stands and what is wrong with it."""
     try:
         with naming(f"{row.where}: "):
             item = read(row)
-            if item is not None:
-                check_texts(item)
-            return item
+            if item is None:
+                return None
+            check_texts(item)
+            return dataclasses.replace(item, id=number, where=row.where, seen=row.seen)
     except KeyError as error:
         raise UserError(f"{row.where}: {error.args[0]}: missing") from error
     except (TypeError, AttributeError) as error:  # of a reader that met another type than it was made for
@@ -154,7 +170,7 @@ def read_split(
                 f"{path}: not found; leave {task.name!r} out of config.data.tasks or add the file"
             )
         records = enumerate(parquet_records(path, _COLUMNS))
-        rows += [Row(f"{path}, row {i}", record) for i, record in records]
+        rows += [Row(f"{path}, row {i}", record, published=True) for i, record in records]
     reader = _published_reader({task.name: task for task in tasks}, anew)
     return read_rows(rows, reader, keep_going=keep_going)
 
@@ -177,6 +193,8 @@ def _mark_seen(config: DataConfig, tasks: Mapping[str, Known], test: list[Item])
     """`mark_seen` by what a run of this config could train on; nothing where the splits never meet."""
     if config.source == "synthetic":
         return test
+    if config.kind == "tfds":  # whose rows know it
+        return [dataclasses.replace(item, seen=item.seen and not config.decontaminate) for item in test]
     if config.source == "gtalign":
         asked = {name: tasks[name] for name in dict.fromkeys(item.task for item in test)}
         there = with_split(config, asked, TRAIN)
@@ -188,6 +206,12 @@ def _mark_seen(config: DataConfig, tasks: Mapping[str, Known], test: list[Item])
 
 def with_split(config: DataConfig, tasks: Mapping[str, Known], split: str) -> dict[str, Known]:
     """The tasks that have a split; of the published ones some are for evaluation alone."""
+    if config.kind == "tfds":
+        from gtalign_jax.data.builders import opened
+
+        return {
+            name: tasks[name] for name in opened.with_split(config.place, config.split_name(split), tasks)
+        }
     if config.source != "gtalign":
         return dict(tasks)
     file, root = f"{config.split_name(split)}.parquet", paths.path(config.root)
@@ -230,9 +254,11 @@ def _published_reader(tasks: Mapping[str, Readable], anew: str | None = None) ->
 
 def _own_reader(config: DataConfig, tasks: Mapping[str, Readable]) -> Callable[[Row], Item | None]:
     """Reads a record of a source of one's own, in the fields that it has there."""
+    names = dataclasses.asdict(config.fields)
+    changed = {ours: theirs for ours, theirs in names.items() if theirs != ours}
 
     def read(row: Row) -> Item | None:
-        record = renamed(row.record, config.fields)
+        record = renamed(row.record, changed)
         task = _task_of(record, row.task, tasks)
         item = task.read(record)
         if item is None:
@@ -248,10 +274,11 @@ def _own_reader(config: DataConfig, tasks: Mapping[str, Readable]) -> Callable[[
     return read
 
 
-def renamed(record: Record, fields: FieldNames) -> Record:
-    """The record under the names that we read; ValueError for a field that the config names and it lacks."""
-    names = dataclasses.asdict(fields)
-    changed = {ours: theirs for ours, theirs in names.items() if theirs != ours}
+def renamed(record: Record, changed: Mapping[str, str]) -> Record:
+    """The record under the names that we read; ValueError for a field that the config names and it lacks.
+
+    changed: our name → what it is called there.
+    """
     for ours, theirs in changed.items():
         if theirs not in record:
             raise ValueError(f"{theirs}: missing; config.data.fields.{ours} names it")
@@ -276,7 +303,7 @@ def _task_of(record: Record, folder: str, tasks: Mapping[str, Readable]) -> Read
     return tasks[name]
 
 
-def _in_split(split: str, test_share: float) -> Callable[[Row, Item], bool]:
+def in_split(split: str, test_share: float) -> Callable[[Row, Item], bool]:
     """Whether an item belongs to a split; in a file that holds both a hash of the prompt says so."""
 
     def belongs(row: Row, item: Item) -> bool:

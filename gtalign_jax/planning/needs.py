@@ -54,8 +54,10 @@ def needs_of_plan(model: ModelConfig, mesh: Mesh, say: Say) -> Needs:
 def needs_of_run(job: Job, say: Say) -> Needs:
     """Of the widest prompts that a job has, by the programs that it will run."""
     run = functools.partial(sizes.sized, limit=float("inf"), say=say)
-    shown = max((engine_lib.prompt_slots(job.engine, row.prompt) for row in job.demonstrations), default=1)
-    asked = max((engine_lib.prompt_slots(job.engine, tokens) for tokens in job.train.tokens), default=1)
+    slots = functools.partial(engine_lib.prompt_slots, job.engine)
+    any_width = job.settings.buckets.prompt[-1] if job.settings.data.streamed else 1
+    shown = max((slots(row.prompt) for row in job.demonstrations), default=any_width)
+    asked = max(map(slots, job.train.tokens), default=any_width)
 
     def learner_of(settings: Settings) -> Any:
         limit = trainer_limit(job.generator, settings.sampling, settings.max_new_tokens)

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gtalign_jax.chain.parse import BLOCKS
@@ -61,6 +61,17 @@ def render(
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the chat template refuses these messages ({reason})") from error
     return text
+
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Messages],
+    date: datetime.date | None = None,
+    template: Template = AS_GIVEN,
+) -> list[list[int]]:
+    """Token ids of each of several conversations, as `render` writes them."""
+    texts = [render(tokenizer, messages, date, template=template) for messages in conversations]
+    return list(tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
 
 
 def asks_for_date(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -70,8 +70,8 @@ def encode(engine: Engine, prompt: Prompt) -> list[int]:
         return ids[1:] if doubled else ids
     if prompt and isinstance(prompt[0], int):
         return list(cast(Sequence[int], prompt))
-    text = chat.render(engine.tokenizer, cast(Messages, prompt), engine.date, template=engine.template)
-    return list(engine.tokenizer(text, add_special_tokens=False)["input_ids"])
+    messages = cast(Messages, prompt)
+    return chat.encode_all(engine.tokenizer, [messages], engine.date, engine.template)[0]
 
 
 def decode_tokens(engine: Engine, ids: Iterable[int]) -> str:

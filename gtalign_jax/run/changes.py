@@ -19,7 +19,7 @@ _FREE_SECTIONS = ("checkpoint", "metrics", "health", "steer", "synthesis")
 _WAITING = ("timeout_s", "call_timeout_s", "tries", "wait_s", "max_wait_s", "api_key_env", "endpoints")
 _FREE = frozenset(
     [
-        *("align.dump_every", "start.warm_up", "features.workers"),
+        *("align.dump_every", "start.warm_up", "features.workers", "data.workers"),
         *(f"engine.{name}" for name in (*_WAITING, "in_flight", "patience_s", "rest_s")),
         *(f"judge.{name}" for name in (*_WAITING, "concurrency", "skip_after", "skip_s", "cache_dir")),
     ]

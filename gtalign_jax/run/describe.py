@@ -1,12 +1,15 @@
-"""The data of a config, described: read whole, tokenised as the run would, counted by `data.report`."""
+"""The data of a config, described (read whole, tokenised as the run would, then counted) or built."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from gtalign_jax.data import report, sources
+from gtalign_jax.data.builders.build import build
+from gtalign_jax.data.builders.opened import named_place
 from gtalign_jax.data.config import DataConfig
 from gtalign_jax.data.history import prompt_tokens
 from gtalign_jax.data.item import Item
@@ -17,7 +20,9 @@ from gtalign_jax.rewards.tasks.task import Tasks
 from gtalign_jax.rollout import chat
 from gtalign_jax.rollout.folder import load_tokenizer
 from gtalign_jax.rollout.template import Messages, Template, peculiarities
+from gtalign_jax.run import feeds
 from gtalign_jax.run.job import make_tokenizer, write_chains
+from gtalign_jax.run.progress import stage
 from gtalign_jax.run.settings import Settings, run_tasks
 
 SHOWN = 20  # lines about bad records
@@ -52,6 +57,13 @@ def describe_data(settings: Settings) -> report.Report:
     }
 
 
+def build_data(config: DataConfig, place: str) -> list[pathlib.Path]:
+    """Write the data of a config as the TFDS data sets NAME/TASK of a place NAME[:FOLDER]; their folders."""
+    name, folder = named_place(place)
+    with stage(f"write {name} to {folder}"):
+        return build(config, run_tasks(config), name, folder)
+
+
 def _written(
     tokenizer: PreTrainedTokenizerBase, template: Template, items: Sequence[Item], settings: Settings
 ) -> tuple[list[Item], list[report.Written], list[str]]:
@@ -59,8 +71,7 @@ def _written(
     others)."""
 
     def encode(messages: Messages) -> list[int]:
-        text = chat.render(tokenizer, messages, template=template)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return chat.encode_all(tokenizer, [messages], template=template)[0]
 
     def fits(tokens: Sequence[int]) -> bool:
         return len(tokens) <= settings.buckets.prompt[-1]
@@ -94,11 +105,17 @@ def _tokenizer(
     if path:
         return load_tokenizer(paths.path(path), chat=True), path
     config = settings.data
+    if config.streamed:
+        items = feeds.sample(settings, tasks)
+        return _named(make_tokenizer(settings, items, write_chains(items, tasks, settings)))
     items = loaded[TRAIN].items or loaded[TEST].items
     if config.train_per_task:
         items = [i for task in tasks for i in [i for i in items if i.task == task][: config.train_per_task]]
     items = [dataclasses.replace(item, id=number) for number, item in enumerate(items)]
-    tokenizer = make_tokenizer(settings, items, write_chains(items, tasks, settings))
+    return _named(make_tokenizer(settings, items, write_chains(items, tasks, settings)))
+
+
+def _named(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedTokenizerBase, str]:
     return tokenizer, f"a tokenizer of {len(tokenizer)} made of the run's text"
 
 

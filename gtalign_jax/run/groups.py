@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gtalign_jax.data import loader
 from gtalign_jax.data.item import Item
+from gtalign_jax.data.order import REFILL_STRIDE
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning.advantages import informative_groups
 from gtalign_jax.learning.experience import reward_components
@@ -31,7 +31,6 @@ from gtalign_jax.run.score import Scored, Share, judge_share, judge_stage, score
 from gtalign_jax.types import Batch, Completions, PromptBatch, PyTree, Rollout
 
 _informative = jax.jit(informative_groups)
-REFILL_STRIDE = 1_000_003  # steps between a batch and the batches that refill it: never met in a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +44,9 @@ class StepPrompts:
 
 def step_prompts(job: Job, step: int) -> StepPrompts:
     """The prompts of a step, a function of (seed, step)."""
-    rows = loader.step_rows(len(job.train.items), job.settings.align.prompts, job.settings.data.seed, step)
-    batch = engine_lib.prompt_batch(job.engine, [job.train.tokens[i] for i in rows])
-    return StepPrompts(step, batch, [job.train.items[i] for i in rows])
+    rows = job.feeds.prompts.batch(step)
+    batch = engine_lib.prompt_batch(job.engine, [row.tokens for row in rows])
+    return StepPrompts(step, batch, [row.item for row in rows])
 
 
 def steps_by_width(job: Job, first: int) -> dict[int, int]:
@@ -55,8 +54,7 @@ def steps_by_width(job: Job, first: int) -> dict[int, int]:
     settings = job.settings
     refills = range(settings.algorithm.max_refills + 1 if settings.algorithm.dynamic_sampling else 1)
     steps = (k + r * REFILL_STRIDE for k in range(first, settings.align.steps) for r in refills)
-    widths = [engine_lib.prompt_slots(job.engine, tokens) for tokens in job.train.tokens]
-    return loader.steps_by_width(widths, settings.align.prompts, settings.data.seed, steps)
+    return job.feeds.prompts.steps_by_width(steps)
 
 
 def generate(

@@ -46,8 +46,9 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_fields
 from gtalign_jax.rollout.generator import Generator, make_generator
 from gtalign_jax.rollout.spans import Tables, block_tables, token_weights
-from gtalign_jax.run import cautions
+from gtalign_jax.run import cautions, feeds
 from gtalign_jax.run.epochs import divided, with_steps
+from gtalign_jax.run.feeds import Feeds
 from gtalign_jax.run.mesh_judge import MeshJudge, make_mesh_judge
 from gtalign_jax.run.progress import stage
 from gtalign_jax.run.record import start_date
@@ -72,7 +73,8 @@ class Job:
     judge: as `config.judge.kind` says; judge_stats counts it.
     consistency: decides P when `config.features.frontier` says `judge`.
     untrained: where the tokens of `config.align.untrained_blocks` are, see `rollout.spans`.
-    generator: who writes rollouts (`config.engine`). held_out: demonstrations that are not trained on.
+    generator: who writes rollouts (`config.engine`). train, demonstrations: those that are in memory, and
+    held_out: demonstrations that are not trained on; feeds: what each step trains on.
     """
 
     settings: Settings
@@ -83,6 +85,7 @@ class Job:
     train: PromptSet
     test: PromptSet
     demonstrations: Sequence[Demonstration]
+    feeds: Feeds
     judge: Judge
     consistency: ConsistencyJudge | None
     judge_stats: Counters
@@ -119,8 +122,9 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     tasks = run_tasks(settings.data)
     judge, consistency = make_judges(settings, stats, tasks, workdir)
     trains = settings.sft.trains or settings.align.steps
+    streamed = trains and settings.data.streamed
     with stage("read the data"):
-        train_items = sources.load_items(settings.data, tasks, sources.TRAIN) if trains else []
+        train_items = _train_items(settings, tasks) if trains else []
         test_items = sources.load_items(settings.data, tasks, sources.TEST)
         shown, chains = cold_start(train_items, test_items, tasks, settings)
     folder = start_folder(settings, workdir)
@@ -130,24 +134,18 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     if asks_for_date(engine.tokenizer):
         engine = dataclasses.replace(engine, date=start_date(workdir))
     cautions.of_start(folder, engine)
-    fits, asked = functools.partial(engine_lib.fits, engine), len(train_items) + len(test_items)
-    with stage(f"tokenise {asked} prompts", asked) as advance:
-        encode = _counted(functools.partial(engine_lib.encode, engine), advance)
-        test = loader.encode_prompts(test_items, encode, fits, settings.data)
-        train = PromptSet([], [])
-        if trains:
-            train = loader.encode_prompts(train_items, encode, fits, settings.data)
-        taught = train
-        if shown is not train_items:
-            taught = loader.encode_prompts(shown, encode, fits, settings.data)
-            cautions.of_prompts("demonstrated", taught, settings)
-        demonstrations, held_out = divided(_demonstrations(engine, taught, chains, settings), settings)
-        settings = with_steps(settings, demonstrations)
-    _check_rows("align", settings.align, len(train.items))
-    _check_rows("sft", settings.sft, len(demonstrations))
+    if streamed:  # what was read made a tokenizer, and is read again when its turn has come
+        train_items = []
+        if not (settings.sft.trains and settings.sft.demonstrations):
+            shown, chains = train_items, {}
+    train, test, taught = _tokenised(engine, settings, (train_items, test_items, shown), chains)
+    demonstrations, held_out = divided(taught, settings)
+    settings = with_steps(settings, demonstrations)
+    make = feeds.streamed if streamed else feeds.in_memory
+    fed = make(settings, tasks, engine, train, demonstrations)
+    _check_rows("align", settings.align, fed.prompt_rows)
+    _check_rows("sft", settings.sft, fed.demonstration_rows)
     _check_budget(settings, train, batch_shards(mesh))
-    for name, part in (("train", train), ("test", test)):
-        cautions.of_prompts(name, part, settings)
     return Job(
         settings=settings,
         workdir=workdir,
@@ -158,6 +156,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         test=test,
         demonstrations=demonstrations,
         held_out=held_out,
+        feeds=fed,
         judge=judge,
         consistency=consistency,
         judge_stats=stats,
@@ -165,6 +164,38 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         untrained=_block_tables(engine, () if settings.features.plain else settings.align.untrained_blocks),
         generator=make_generator(settings.engine, engine, workdir),
     )
+
+
+def _train_items(settings: Settings, tasks: Tasks) -> list[Item]:
+    """The training items; of a streamed source those that a tokenizer is made from, if one is."""
+    if not settings.data.streamed:
+        return sources.load_items(settings.data, tasks, sources.TRAIN)
+    return [] if settings.start.path else feeds.sample(settings, tasks)
+
+
+def _tokenised(
+    engine: Engine,
+    settings: Settings,
+    items: tuple[Sequence[Item], Sequence[Item], Sequence[Item]],
+    chains: dict[int, list[str]],
+) -> tuple[PromptSet, PromptSet, list[Demonstration]]:
+    """(training prompts, test prompts, demonstrations) of (training, test, demonstrated) items."""
+    train_items, test_items, shown = items
+    fits, asked = functools.partial(engine_lib.fits, engine), len(train_items) + len(test_items)
+    with stage(f"tokenise {asked} prompts", asked) as advance:
+        encode = _counted(functools.partial(engine_lib.encode, engine), advance)
+        test = loader.encode_prompts(test_items, encode, fits, settings.data)
+        train = PromptSet([], [])
+        if train_items:
+            train = loader.encode_prompts(train_items, encode, fits, settings.data)
+        taught = train
+        if shown is not train_items:
+            taught = loader.encode_prompts(shown, encode, fits, settings.data)
+            cautions.of_prompts("demonstrated", taught, settings)
+        demonstrations = _demonstrations(engine, taught, chains, settings)
+    for name, part in (("train", train), ("test", test)):
+        cautions.of_prompts(name, part, settings)
+    return train, test, demonstrations
 
 
 def with_settings(job: Job, settings: Settings) -> Job:
@@ -235,7 +266,8 @@ def _check_budget(settings: Settings, train: PromptSet, shards: int) -> None:
     algorithm, align = settings.algorithm, settings.align
     if not (algorithm.microbatch_tokens and align.steps):
         return
-    slots = bucket(max(map(len, train.tokens)), settings.buckets.prompt, "prompt", "a prompt")
+    longest = max(map(len, train.tokens), default=settings.buckets.prompt[-1])
+    slots = bucket(longest, settings.buckets.prompt, "prompt", "a prompt")
     width = bucket(settings.max_new_tokens, settings.buckets.completion, "completion", "max_new_tokens")
     schedule_sizes(algorithm, (align.prompts, slots, align.group_size, width), shards).check()
 
@@ -340,7 +372,7 @@ def _demonstrations(
         encoded = engine.tokenizer(chains[item.id], add_special_tokens=False)["input_ids"]
         rows = [ids + [end] for ids in encoded]
         if all(len(row) <= settings.max_new_tokens for row in rows):
-            kept.append(Demonstration(prompt, rows))
+            kept.append(Demonstration(prompt, rows, task=item.task))
         else:
             dropped += 1
     if dropped:

@@ -1,6 +1,6 @@
 """What the steps of the cold start train on: batches as functions of the step, and those held out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -15,12 +15,6 @@ from gtalign_jax.run.job import Job
 from gtalign_jax.run.phase import Metrics
 
 
-def sft_steps_by_width(job: Job, steps: Iterable[int]) -> dict[int, int]:
-    """Prompt bucket → the first of `steps` that trains on it."""
-    widths = [engine_lib.prompt_slots(job.engine, row.prompt) for row in job.demonstrations]
-    return loader.steps_by_width(widths, job.settings.sft.prompts, job.settings.data.seed, steps)
-
-
 def packed_batch(job: Job, stream: PackedStream, k: int) -> tuple[PackedBatch, Metrics]:
     """(this host's rows of step k, what is in the whole batch)."""
     rows = stream.batch(k)
@@ -32,8 +26,7 @@ def packed_batch(job: Job, stream: PackedStream, k: int) -> tuple[PackedBatch, M
 
 def sft_batch(job: Job, k: int) -> tuple[SftBatch, Metrics]:
     """(this host's demonstrations of step k, what is in the whole batch)."""
-    data, seed = job.demonstrations, job.settings.data.seed
-    rows = [data[i] for i in loader.step_rows(len(data), job.settings.sft.prompts, seed, k)]
+    rows = job.feeds.demonstrations.batch(k)
     return padded_batch(job, rows), {"tokens": sum(len(c) for row in rows for c in row.completions)}
 
 

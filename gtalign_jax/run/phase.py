@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from gtalign_jax.data.order import Feed
 from gtalign_jax.errors import MAX_COUNT, UserError, in_range
 from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.memory import UPDATE, Purpose, told
@@ -71,7 +72,8 @@ class Phase:
     step: (state, k) → (state, metrics). warm_up: called before the first of these steps with the state and
     its number, to compile what they all will run; counted as that step's. following: the phases after it;
     once one of them has checkpoints, lost steps of this one are computed again, and recorded where they are
-    not. takes: what most of its memory is for.
+    not. feed: what the steps train on; a checkpoint says how far it was read. takes: what most of its memory
+    is for.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Phase:
     warm_up: WarmUp | None = None
     following: tuple[str, ...] = ()
     takes: Purpose = UPDATE
+    feed: Feed[Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +146,18 @@ def run_phase(session: Session, phase: Phase, state: TrainState) -> TrainState:
     return state
 
 
+@contextlib.contextmanager
+def _fed(phase: Phase, manager: ocp.CheckpointManager, first: int) -> Iterator[None]:
+    """The feed of a phase stands at its first step, and is closed in the end."""
+    if phase.feed is None:
+        yield
+        return
+    with contextlib.closing(phase.feed):
+        if first:
+            phase.feed.go_on(first, checkpoint.read_meta(manager, first).get("data", {}))
+        yield
+
+
 @dataclasses.dataclass(frozen=True)
 class _Start:
     """Where a phase goes on, where it saves, the signal that asked it to stop (0: none), and whether a later
@@ -172,7 +187,7 @@ def _steps(session: Session, phase: Phase, state: TrainState, start: _Start) -> 
                 recorder.flush()
                 session.log.flush()
                 numbers = to_numbers(metrics) if config.keep_best else None
-                checkpoint.save(manager, done, stored(state), {"phase": phase.name, "step": done}, numbers)
+                checkpoint.save(manager, done, stored(state), _meta(phase, done), numbers)
             if stop and done < steps:
                 manager.wait_until_finished()
                 progress.say(
@@ -180,6 +195,12 @@ def _steps(session: Session, phase: Phase, state: TrainState, start: _Start) -> 
                 )
                 sys.exit(128 + stop)
     return state
+
+
+def _meta(phase: Phase, done: int) -> dict[str, Any]:
+    """What stands beside the state of a phase after `done` steps."""
+    read = dict(phase.feed.state(done)) if phase.feed is not None else {}
+    return {"phase": phase.name, "step": done} | ({"data": read} if read else {})
 
 
 class _Recorder:

@@ -277,7 +277,7 @@ def run_tasks(data: DataConfig, names: Sequence[str] | None = None) -> dict[str,
 
     names: only these of them.
     """
-    registry = EMBEDDED if data.source == "synthetic" else TASKS
+    registry = EMBEDDED if data.embedded else TASKS
     return resolve_tasks(data.tasks if names is None else names, registry)
 
 

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from gtalign_jax.data.builders.records import FEATURES
-from gtalign_jax.data.records import Row
+from gtalign_jax.data.item import Row
 from gtalign_jax.errors import UserError
 from gtalign_jax.files import paths
 
@@ -91,7 +91,7 @@ class DataSets:
         return [found[number] for number in numbers]
 
 
-def tfds_rows(place: str, split: str, tasks: Collection[str]) -> Iterator[Row]:
+def rows_in_order(place: str, split: str, tasks: Collection[str]) -> Iterator[Row]:
     """The rows of a split of these tasks, one data set after the other, in flat memory."""
     for part in open_sets(place, split, tasks).parts:
         for first in range(0, len(part), _AT_ONCE):
@@ -111,6 +111,16 @@ def open_sets(place: str, split: str, tasks: Collection[str]) -> DataSets:
             f"python -m experiments.data --build={name}:{folder}, or name its folder as tfds:NAME:FOLDER"
         )
     return DataSets(tuple(_open(base / task, split, task) for task in tasks))
+
+
+def with_split(place: str, split: str, tasks: Collection[str]) -> list[str]:
+    """Those of the tasks whose data set has a split."""
+    name, folder = named_place(place)
+    base = folder / name
+    whose = {task: _newest(base) or _newest(base / task) for task in tasks}
+    return [
+        task for task, version in whose.items() if version and any(version.glob(f"*-{split}.array_record*"))
+    ]
 
 
 def named_place(place: str) -> tuple[str, pathlib.Path]:

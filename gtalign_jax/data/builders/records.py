@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gtalign_jax.data.item import Record, shown
-from gtalign_jax.data.records import Row
+from gtalign_jax.data.item import Record, Row, shown
 from gtalign_jax.errors import UserError, naming
 
 VERSION = "1.0.0"
