@@ -108,6 +108,7 @@ def make_job(flags: argparse.Namespace, size: Workload, workdir: pathlib.Path) -
         judge_stats=Counters(),
         reward_fn=word_reward,
         untrained=(),
+        response=(),
     )
     return job, spread(params, mesh)
 

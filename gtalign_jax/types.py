@@ -110,7 +110,7 @@ class Batch(flax.struct.PyTreeNode):
 
     reward [P, G] float32; valid [P, G] bool: the reward is known. components [C, P, G] float32: the parts of
     the reward that gdpo normalises one by one. untrained [P, G, N] bool: tokens without advantage, which the
-    KL to the reference holds in place.
+    KL to the reference holds in place. response [P, G, N] bool: tokens of the response, None where all are.
     """
 
     rollout: Rollout
@@ -118,6 +118,7 @@ class Batch(flax.struct.PyTreeNode):
     valid: Array
     components: Array | None = None
     untrained: Array | None = None
+    response: Array | None = None
 
 
 class Models(flax.struct.PyTreeNode):
@@ -149,7 +150,8 @@ class Experience(flax.struct.PyTreeNode):
     completions: as in `Rollout`, but for action_mask: the tokens that are trained on. old_logp, advantage
     [P, G, N] float32. ref_logp (no KL term), returns and old_value (no critic), is_weight (no
     rollout/trainer correction) [P, G, N] float32 or None. limit: where each token was chosen, a pytree of
-    [P, G, N] int32, when not all tokens were open there (`Limit`). packing: rows that the models are to
+    [P, G, N] int32, when not all tokens were open there (`Limit`). fluency [P, G]: log-probability of each
+    response under the reference, and its tokens. packing: rows that the models are to
     read instead of the padded ones; everything else stays [P, G, N].
     """
 
@@ -162,6 +164,7 @@ class Experience(flax.struct.PyTreeNode):
     old_value: Array | None = None
     is_weight: Array | None = None
     limit: PyTree | None = None
+    fluency: Ratio | None = None
     packing: Packing | None = None
 
 

@@ -98,7 +98,7 @@ def test_an_algorithm_takes_every_reward(preset, job, start, rollout, monkeypatc
     learner = make_learner(settings, job.model, None)
     prompts = groups.StepPrompts(1, rollout.prompts, items_of(job))
     monkeypatch.setattr(align, "step_prompts", lambda job, k: prompts)
-    monkeypatch.setattr(align, "generate", lambda job, params, prompts: rollout)
+    monkeypatch.setattr(align, "generate", lambda *_: rollout)
     with jax.set_mesh(job.mesh):
         before = experience_program._cache_size(), update_program._cache_size()
         for name in REWARDS:
@@ -157,7 +157,7 @@ def test_refilling_replaces_flat_groups_and_keeps_rows_together(job, rollout):
 
 def test_untrained_blocks_earn_no_advantage_but_stay_in_the_loss(job, rollout):
     tokenizer, written = job.engine.tokenizer, rollout.completions
-    inside = groups.untrained_tokens(written, job.untrained)
+    inside = groups.inside_blocks(written, job.untrained)
     for p, g in np.ndindex(*written.length.shape):
         text = tokenizer.decode(written.tokens[p, g][inside[p, g] & written.action_mask[p, g]])
         whole = tokenizer.decode(written.tokens[p, g, : written.length[p, g]])

@@ -54,6 +54,8 @@ class AlgorithmConfig:
     is_cap > 0: truncated importance weights between sampler and trainer. drop_truncated: rows that ran
     out of budget count in the group's statistics but are not trained on. overlong_penalty times a ramp
     over the last overlong_margin (share of the budget) is taken off the reward of long rows.
+    fluency_floor < 0: a response that the reference finds less likely, in nats per token on average, earns
+    nothing (0: no floor).
     dynamic_sampling: groups with equal rewards are drawn again, at most max_refills batches.
     epochs, minibatches: passes over a rollout and updates in each; microbatches: parts whose gradients
     are summed before an update, in a config also `auto`. microbatch_tokens > 0: parts of at most so many
@@ -91,6 +93,7 @@ class AlgorithmConfig:
     drop_truncated: bool = False
     overlong_margin: float = 0.2
     overlong_penalty: float = 0.0
+    fluency_floor: float = 0.0
     dynamic_sampling: bool = False
     max_refills: int = 3
     epochs: int = 1
@@ -126,7 +129,7 @@ class AlgorithmConfig:
     def _check_ranges(self) -> None:
         within(self, 0, INF, *_FINITE)
         within(self, 0, MAX_COUNT, *_COUNTS)
-        in_range(self, gamma=(0, 1), lam=(0, 1), component_weights=(-INF, INF))
+        in_range(self, gamma=(0, 1), lam=(0, 1), component_weights=(-INF, INF), fluency_floor=(-INF, 0))
 
     def _check_kl(self) -> None:
         if self.kl_place == "loss" and self.kl_estimator == "k1" and self.kl_coef:
@@ -149,7 +152,7 @@ class AlgorithmConfig:
 
     @property
     def needs_reference(self) -> bool:
-        return self.kl_coef > 0
+        return self.kl_coef > 0 or self.fluency_floor < 0
 
     @property
     def needs_critic(self) -> bool:

@@ -24,7 +24,7 @@ from gtalign_jax.learning.algorithm import AlgorithmConfig
 from gtalign_jax.learning.losses import kl_estimate, soft_overlong_penalty, truncated_is_weight
 from gtalign_jax.learning.scores import Scores, score_rollout
 from gtalign_jax.learning.spec import Spec
-from gtalign_jax.types import Array, Batch, Completions, Experience, Models, Reward
+from gtalign_jax.types import Array, Batch, Completions, Experience, Models, Ratio, Reward
 
 
 class Masks(NamedTuple):
@@ -59,6 +59,9 @@ def make_experience(
     written = rollout.completions
     old_logp = written.logp if scores.old_logp is None else scores.old_logp
     masks = action_masks(written, batch.valid, config)
+    fluency = response_fluency(scores.ref_logp, batch.response, masks.known)
+    if fluency is not None and config.fluency_floor < 0:
+        batch = above_floor(batch, fluency, config.fluency_floor)
     penalties = Penalties(
         token=_kl_penalty(old_logp, scores.ref_logp, masks.known, config, kl_coef),
         overlong=overlong_term(written.length, written.tokens.shape[-1], config),
@@ -76,6 +79,7 @@ def make_experience(
         old_value=scores.value,
         is_weight=truncated_is_weight(old_logp, written.logp, config.is_cap) if config.is_cap > 0 else None,
         limit=None if spec.limit is None else spec.limit.states(written),
+        fluency=fluency,
     )
 
 
@@ -83,6 +87,25 @@ def action_masks(completions: Completions, valid: Array, config: AlgorithmConfig
     """The masks of rows whose reward is known where valid [P, G] bool."""
     known = completions.action_mask & valid[..., None]
     return Masks(known, known & completions.finished[..., None] if config.drop_truncated else known)
+
+
+def response_fluency(ref_logp: Array | None, response: Array | None, known: Array) -> Ratio | None:
+    """(log-probability [P, G] of each response under the reference, its tokens); None without a reference.
+
+    response: as in `Batch`. known [P, G, N]: from `action_masks`. ref_logp: at the sampling temperature.
+    """
+    if ref_logp is None:
+        return None
+    tokens = known if response is None else known & response
+    total = jnp.sum(jnp.where(tokens, ref_logp, 0.0), axis=-1)
+    return Ratio(total, jnp.sum(tokens, axis=-1).astype(jnp.float32))
+
+
+def above_floor(batch: Batch, fluency: Ratio, floor: float) -> Batch:
+    """The batch in which a response whose mean log-probability is under the floor earns nothing."""
+    poor = fluency.total < floor * fluency.count
+    components = None if batch.components is None else jnp.where(poor, 0.0, batch.components)
+    return batch.replace(reward=jnp.where(poor, 0.0, batch.reward), components=components)
 
 
 def _kl_penalty(

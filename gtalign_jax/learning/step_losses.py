@@ -57,7 +57,21 @@ def policy_step_loss(
     trainer = jax.lax.stop_gradient(scored.logp) if spec.old_from_sampler else old_logp
     metrics["sampler/gap"] = mean_columns(jnp.abs(trainer - written.logp), columns.mask)
     metrics["kl/sampler"] = mean_columns(kl_estimate(written.logp, trainer, "k3"), columns.mask)
-    return loss, metrics
+    return loss, metrics | _fluency(batch, config.fluency_floor)
+
+
+def _fluency(batch: Experience, floor: float) -> Metrics:
+    """How likely the reference finds the responses that are trained on, nats per token, and the share of them
+    under the floor."""
+    if batch.fluency is None:
+        return {}
+    trained = jnp.any(batch.completions.action_mask, axis=-1)  # not the rows that fill a micro-batch up
+    total, count = (jnp.where(trained, x, 0.0) for x in (batch.fluency.total, batch.fluency.count))
+    found: Metrics = {"fluency/mean": Ratio(total.sum(), count.sum())}
+    if floor < 0:
+        poor, told = (jnp.sum(rows, dtype=jnp.float32) for rows in (total < floor * count, count > 0))
+        found["fluency/floored"] = Ratio(poor, told)
+    return found
 
 
 def _weighted_terms(config: AlgorithmConfig, logp: Array, entropy: Array, of_tokens: PyTree) -> Array:

@@ -293,6 +293,7 @@ def abstract_batch(settings: Settings, mesh: Mesh) -> Batch:
         reward=array((p, g), jnp.float32),
         valid=array((p, g), bool),
         untrained=array((p, g, n), bool) if settings.align.untrained_blocks else None,
+        response=array((p, g, n), bool) if settings.algorithm.needs_reference else None,
     )
     return by_prompt(batch, mesh).replace(components=components)
 

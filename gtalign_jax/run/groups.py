@@ -199,7 +199,8 @@ def training_batch(job: Job, groups: Groups) -> Batch:
         np.asarray(reward).reshape(shape),
         np.asarray(features.valid).reshape(shape),
         components,
-        untrained_tokens(rollout.completions, job.untrained) if job.untrained else None,
+        inside_blocks(rollout.completions, job.untrained) if job.untrained else None,
+        inside_blocks(rollout.completions, job.response) if job.response else None,
     )
 
 
@@ -213,6 +214,7 @@ def blank_batch(job: Job, prompts: StepPrompts, completions: Completions) -> Bat
         np.zeros(shape, bool),
         components if algorithm.needs_components else None,
         np.zeros(completions.tokens.shape, bool) if job.untrained else None,
+        np.zeros(completions.tokens.shape, bool) if job.response else None,
     )
 
 
@@ -222,9 +224,9 @@ def placed(batch: Batch, job: Job) -> Batch:
     return rows.replace(components=batch.components)
 
 
-def untrained_tokens(completions: Completions, untrained: Sequence[Tables]) -> np.ndarray:
-    """[P, G, N] bool: tokens of the blocks that earn no policy gradient."""
+def inside_blocks(completions: Completions, blocks: Sequence[Tables]) -> np.ndarray:
+    """[P, G, N] bool: tokens of these blocks."""
     inside = np.zeros(completions.tokens.shape, bool)
-    for tables in untrained:
+    for tables in blocks:
         inside |= inside_block(tables, completions.tokens)
     return inside

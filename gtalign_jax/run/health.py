@@ -25,7 +25,8 @@ class HealthConfig:
     groups without reward variance. nonfinite_patience: non-finite steps in a row that stop the run.
     gap_limit: difference of the sampler's and the trainer's log-probabilities, nats; gap_growth: how many
     times its value in the first window, once it is no rounding error. sft_growth: how many times its first
-    value the cold-start loss may be.
+    value the cold-start loss may be. fluency_fall: nats per token by which the reference may find the
+    responses less likely than in the first window while W rises.
     """
 
     window: int = 5
@@ -40,6 +41,7 @@ class HealthConfig:
     gap_limit: float = 0.02
     gap_growth: float = 100.0
     sft_growth: float = 2.0
+    fluency_fall: float = 0.5
 
     def __post_init__(self) -> None:
         in_range(self, window=(1, MAX_COUNT), nonfinite_patience=(1, MAX_COUNT))
@@ -47,6 +49,7 @@ class HealthConfig:
         in_range(self, format_floor=(0, 1), format_healthy=(0, 1))
         in_range(self, missing_limit=(0, INF), flat_limit=(0, INF))
         in_range(self, gap_limit=(0, INF), gap_growth=(0, INF), sft_growth=(0, INF))
+        in_range(self, fluency_fall=(0, INF))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,7 @@ def _active(records: Sequence[Record], i: int, best_format: float, config: Healt
         "flat": _flat(window, config),
         "gap": _gap(records[: config.window], window, config),
         "sft": _sft(records[0], records[i], config),
+        "hacking": _hacking(records[: config.window], window, config),
     }
     return {kind: message for kind, message in found.items() if message}
 
@@ -224,4 +228,16 @@ def _sft(first: Record, record: Record, config: HealthConfig) -> str:
     return (
         f"the loss rose from {start:.2f} to {now:.2f} nats per token: the model loses what it knew; use "
         "a smaller config.sft_optimizer.lr (1e-5 for a pretrained model, 1e-3 from scratch), or warmup"
+    )
+
+
+def _hacking(first: Sequence[Record], window: Sequence[Record], config: HealthConfig) -> str:
+    rise = _mean(window, "reward/welfare") - _mean(first, "reward/welfare")
+    now, start = _mean(window, "fluency/mean"), _mean(first, "fluency/mean")
+    if not (rise > 0 and start - now > config.fluency_fall):
+        return ""
+    return (
+        f"W rose by {rise:.2f} while fluency fell from {start:.2f} to {now:.2f} nats per token under the "
+        "reference: reward hacking; read the rollouts, use a judge that is harder to fool, a larger KL "
+        "coefficient or algorithm.fluency_floor"
     )

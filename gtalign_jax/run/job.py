@@ -72,7 +72,8 @@ class Job:
 
     judge: as `config.judge.kind` says; judge_stats counts it.
     consistency: decides P when `config.features.frontier` says `judge`.
-    untrained: where the tokens of `config.align.untrained_blocks` are, see `rollout.spans`.
+    untrained: where the tokens of `config.align.untrained_blocks` are, see `rollout.spans`; response: where
+    those of the response are, () where all are, or where no reference reads them.
     generator: who writes rollouts (`config.engine`). train, demonstrations: those that are in memory, and
     held_out: demonstrations that are not trained on; feeds: what each step trains on.
     """
@@ -91,6 +92,7 @@ class Job:
     judge_stats: Counters
     reward_fn: RewardFn
     untrained: tuple[Tables, ...]
+    response: tuple[Tables, ...]
     generator: Generator
     held_out: Sequence[Demonstration] = ()
 
@@ -161,7 +163,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
         consistency=consistency,
         judge_stats=stats,
         reward_fn=reward_fn,
-        untrained=_block_tables(engine, () if settings.features.plain else settings.align.untrained_blocks),
+        **_tags(engine, settings),
         generator=make_generator(settings.engine, engine, workdir),
     )
 
@@ -224,6 +226,16 @@ def make_judges(
         return make_mesh_judge(settings.judge, options, tasks, stats, date), None
     check_rules(tasks)
     return functools.partial(judge_by_rules, tasks=tasks), None
+
+
+def _tags(engine: Engine, settings: Settings) -> dict[str, tuple[Tables, ...]]:
+    """Field of `Job` → where the tokens of some blocks are."""
+    blocks: dict[str, Sequence[str]] = {"untrained": (), "response": ()}
+    if settings.align.steps and not settings.features.plain:
+        blocks["untrained"] = settings.align.untrained_blocks
+        blocks["response"] = ("response",) if settings.algorithm.needs_reference else ()
+    with stage("find the tags in tokens"):
+        return {name: _block_tables(engine, found) for name, found in blocks.items()}
 
 
 def _block_tables(engine: Engine, blocks: Sequence[str]) -> tuple[Tables, ...]:

@@ -29,6 +29,7 @@ KEYS = {
     "reward/format": "share of completions with the four blocks in order",
     "reward/answer": "mean answer score",
     "kl/ref": "KL from the policy to the frozen reference, nats per token",
+    "fluency/mean": "log-probability of the responses under the reference, nats per token",
     "entropy/mean": "policy entropy, nats per token",
     "length/mean": "completion length, tokens",
     "length/truncated": "share of completions that met the token budget",

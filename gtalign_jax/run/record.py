@@ -48,7 +48,7 @@ ADDED = {
         "question_slots": [512, 1024, 2048, 4096],
         "answer_slots": [256, 1024],
     },
-    "health": {"gap_limit": 0.02, "gap_growth": 100.0, "sft_growth": 2.0},
+    "health": {"gap_limit": 0.02, "gap_growth": 100.0, "sft_growth": 2.0, "fluency_fall": 0.5},
 }
 
 

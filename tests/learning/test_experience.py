@@ -25,8 +25,8 @@ def make(model, params, reference, rollout, valid):
     """make_experience of a config and a reward."""
     program = jax.jit(experience.make_experience, static_argnums=0)
 
-    def run(config, reward, critic=None, components=None, kl_coef=None):
-        batch = Batch(rollout, reward, valid, components)
+    def run(config, reward, critic=None, components=None, kl_coef=None, response=None):
+        batch = Batch(rollout, reward, valid, components, response=response)
         return program(Spec(model, config, 0.7), Models(params, reference, critic), batch, kl_coef)
 
     return run
@@ -70,6 +70,45 @@ def test_kl_in_the_reward(make, rollout, reward, valid, logps):
         want = np.asarray(group_advantages(total, valid, "none"))[..., None] * mask
         np.testing.assert_allclose(got.advantage, want, atol=1e-5)
         np.testing.assert_allclose(got.old_logp, logps[0], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def response(rollout):
+    """All tokens of a completion but its first; some responses are empty."""
+    return jnp.arange(4) > jnp.zeros_like(rollout.completions.length)[..., None]
+
+
+def test_fluency_is_what_the_reference_says_of_the_response(make, rollout, reward, valid, logps, response):
+    got = make(PRESETS["grpo"], reward, response=response).fluency
+    tokens = np.asarray(rollout.completions.action_mask & valid[..., None] & response)
+    np.testing.assert_allclose(got.total, np.sum(logps[1] * tokens, axis=-1), atol=1e-5)
+    np.testing.assert_array_equal(got.count, tokens.sum(-1))
+    whole = make(PRESETS["grpo"], reward).fluency  # a plain answer is a response from end to end
+    np.testing.assert_array_equal(whole.count, (rollout.completions.action_mask & valid[..., None]).sum(-1))
+    assert make(PRESETS["dr_grpo"], reward, response=response).fluency is None  # nobody asks a reference
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_a_response_under_the_floor_earns_nothing(make, rollout, reward, valid, logps, response, kl_coef):
+    tokens = np.asarray(rollout.completions.action_mask & valid[..., None] & response)
+    mean = np.sum(logps[1] * tokens, axis=-1) / np.maximum(tokens.sum(-1), 1)
+    floor = float(np.median(mean[tokens.any(-1)]))
+    config = AlgorithmConfig(scale="none", kl_coef=kl_coef, fluency_floor=floor)
+    got = make(config, reward, response=response)
+    kept = jnp.where(mean < floor, 0.0, reward)
+    want = np.asarray(group_advantages(kept, valid, "none"))[..., None]
+    mask = np.asarray(rollout.completions.action_mask & valid[..., None])
+    np.testing.assert_allclose(got.advantage, np.where(mask, want, 0.0), atol=1e-6)
+    assert 0 < (mean < floor).sum() < mean.size / 2 + 1
+
+
+def test_no_part_of_the_reward_stays_under_the_floor(make, reward, response):
+    components = jnp.stack([reward, 1 - reward])
+    config = dataclasses.replace(PRESETS["gdpo"], fluency_floor=-1e-6)  # all that say something are under it
+    got = make(config, reward, components=components, response=response)
+    everything = jnp.ones_like(response)
+    assert np.abs(got.advantage).max() > 0  # rows without a response keep what they have
+    assert not np.asarray(make(config, reward, components=components, response=everything).advantage).any()
 
 
 def test_long_rows_lose_reward(make, rollout, reward, valid):

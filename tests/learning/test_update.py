@@ -170,11 +170,13 @@ def test_eight_devices_are_one(setting, config):
 def _check_ppo_metrics(metrics, seen):
     assert set(metrics) == set(
         """loss/policy ratio/clipped ratio/clip_low ratio/clip_high ratio/clip_dual ratio/mean kl/old kl/ref
-        entropy/mean sampler/gap kl/sampler grad/norm update/skipped loss/value value/error value/return
-        value/return_square value/clipped grad/critic_norm update/critic_skipped""".split()
+        entropy/mean fluency/mean sampler/gap kl/sampler grad/norm update/skipped loss/value value/error
+        value/return value/return_square value/clipped grad/critic_norm update/critic_skipped""".split()
     )
     gap = np.abs(np.asarray(seen.old_logp - seen.completions.logp))[np.asarray(seen.completions.action_mask)]
     np.testing.assert_allclose(metrics["sampler/gap"].value, gap.mean(), rtol=1e-5)
+    known = seen.completions.action_mask
+    np.testing.assert_allclose(metrics["fluency/mean"].value, seen.ref_logp[known].mean(), rtol=1e-5)
     assert float(metrics["grad/norm"].count) == PPO.minibatches
 
 

@@ -124,3 +124,15 @@ def test_an_sft_loss_far_above_its_first_value_is_found():
     assert scan(_sft_run(7.0, 3.0, 1.0, 1.9, 0.5), CONFIG) == ()
     assert scan(_sft_run(1.0, 1.6, 0.7, 1.4), CONFIG) == ()
     assert scan(_sft_run(0.1, 0.25, 0.1), CONFIG) == ()
+
+
+def test_reward_that_rises_while_fluency_falls_is_hacking():
+    falls = lambda s: -1.0 if s < 6 else -2.0
+    rises = lambda s: 0.4 + 0.01 * s
+    records = _run(12, reward__welfare=rises, fluency__mean=falls)
+    assert _kinds(records) == [("hacking", 7)]
+    (finding,) = scan(records, CONFIG)
+    assert "fluency fell from -1.00 to -2.00" in finding.message and "reward hacking" in finding.message
+    assert _kinds(_run(12, reward__welfare=lambda s: 0.6 - 0.01 * s, fluency__mean=falls)) == []
+    assert _kinds(_run(12, reward__welfare=rises, fluency__mean=lambda s: -1.0 - 0.02 * s)) == []
+    assert _kinds(_run(12, reward__welfare=rises)) == []  # without a reference nobody knows
