@@ -111,11 +111,12 @@ def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathl
 
 def finish(rows: dict[str, list[dict[str, Any]]], workdir: pathlib.Path) -> pathlib.Path:
     """Write summary.json, the model's card and the report, print the table; returns the report's path."""
-    summary = summary_table(rows)
-    jsonl.write_atomic(workdir / "summary.json", json.dumps(jsonl.plain(summary), indent=1) + "\n")
-    if (workdir / "hf").is_dir():  # not of an evaluation
-        write_card(workdir / "hf", read_config_json(workdir), jsonl.plain(summary))
-    report = write_report(workdir)
+    with stage("write tables and report"):
+        summary = summary_table(rows)
+        jsonl.write_atomic(workdir / "summary.json", json.dumps(jsonl.plain(summary), indent=1) + "\n")
+        if (workdir / "hf").is_dir():  # not of an evaluation
+            write_card(workdir / "hf", read_config_json(workdir), jsonl.plain(summary))
+        report = write_report(workdir)
     print(format_table(summary))
     return report
 
