@@ -12,7 +12,6 @@ import functools
 
 from gtalign_jax.learning.learner import Learner
 from gtalign_jax.mesh import processes
-from gtalign_jax.mesh.memory import GENERATION, told
 from gtalign_jax.mesh.sharding import batch_shards, spread
 from gtalign_jax.models import lora
 from gtalign_jax.rollout import generator
@@ -74,7 +73,7 @@ def align_step(
 
     prompts = step_prompts(job, k)
     waiting = state.waiting if settings.align.overlap and k > 0 else None
-    with stage(f"align step {k}: generate", settings.align.prompts, after=SLOW) as advance, told(GENERATION):
+    with stage(f"align step {k}: generate", settings.align.prompts, after=SLOW) as advance:
         if waiting is None:
             rollout = generate(job, params, prompts, advance)
         else:

@@ -23,7 +23,7 @@ from gtalign_jax.evaluation.taught import compile_lessons, learnt
 from gtalign_jax.files import drafts
 from gtalign_jax.learning.sft import PackedBatch, SftBatch, sft_update
 from gtalign_jax.mesh import processes
-from gtalign_jax.mesh.memory import COLD_START, compile_to_fit
+from gtalign_jax.mesh.memory import COLD_START, GENERATION, compile_to_fit, told
 from gtalign_jax.models import lora
 from gtalign_jax.planning.choose import choose_for_run
 from gtalign_jax.run import auto, checkpoint
@@ -85,7 +85,7 @@ def _train(config: ml_collections.ConfigDict, job: Job) -> dict[str, list[dict[s
             rows["aligned"] = evaluate_once(job, "aligned", aligned, settings.align.steps)
         save_model(aligned, job.model, workdir / "hf", job.engine.tokenizer, job.model_folder)
         save_adapters(aligned, settings, job.model, workdir / "adapter", job.model_folder)
-        with stage("steer the examples"):
+        with stage("steer the examples"), told(GENERATION):
             examples = steer_examples(job, aligned)
     if processes.is_main():
         jsonl.write(workdir / "steering.jsonl", examples)

@@ -19,6 +19,7 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.learning.advantages import informative_groups
 from gtalign_jax.learning.experience import reward_components
 from gtalign_jax.mesh import processes
+from gtalign_jax.mesh.memory import GENERATION, told
 from gtalign_jax.mesh.sharding import place_batch
 from gtalign_jax.rewards.normalize import normalize_scores
 from gtalign_jax.rollout import engine as engine_lib
@@ -72,7 +73,8 @@ def generate(
     for first in range(0, align.prompts, align.prompts_at_once):
         part = jax.tree.map(lambda x, i=first: x[i : i + align.prompts_at_once], prompts.batch)
         request = whole.replace(prompts=part, first_row=first)
-        parts.append(jax.device_get(generator.generate(job.generator, job.engine, params, request)))
+        with told(GENERATION):
+            parts.append(jax.device_get(generator.generate(job.generator, job.engine, params, request)))
         advance(first + align.prompts_at_once)
     return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
