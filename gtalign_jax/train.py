@@ -36,7 +36,13 @@ from gtalign_jax.run.lock import locked
 from gtalign_jax.run.log import NullLog, RunLog
 from gtalign_jax.run.phase import Metrics, Phase, Session, open_session, run_phase
 from gtalign_jax.run.progress import stage
-from gtalign_jax.run.record import as_chosen, check_config, read_config_json, write_chosen, write_config
+from gtalign_jax.run.record import (
+    check_config,
+    chosen_before,
+    read_config_json,
+    write_chosen,
+    write_config,
+)
 from gtalign_jax.run.settings import make_settings
 from gtalign_jax.run.signals import ended_by_sigterm
 from gtalign_jax.run.states import PHASES, sft_setup, sft_state
@@ -59,7 +65,8 @@ def _make_job(
     """(config, job) of a config that may run in `workdir`, where it is then recorded; nothing in it is `auto`
     any more."""
     make_settings(config)  # refused before anything is written
-    config = processes.from_main(lambda: as_chosen(config, workdir))
+    chosen = processes.from_main(lambda: chosen_before(config, workdir))
+    config = auto.with_values(config, chosen) if chosen else config
     processes.from_main(lambda: check_config(config, workdir))
     processes.from_main(lambda: write_config(config, workdir))  # before the model that is made as it says
     job = make_job(config, workdir)

@@ -75,14 +75,13 @@ def check_config(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
             )
 
 
-def as_chosen(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
-    """The config with `auto` as the run in a workdir has it; as it is where none has made a step."""
+def chosen_before(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Field → value for what says `auto`, as the run in a workdir has it; none where none has made a step."""
     path, fields = workdir / "config.json", auto.asked(config)
     if not fields or not path.is_file() or not _holds_a_run(workdir):
-        return config
+        return {}
     recorded = _recorded(path)
-    values = {field: auto.value_of(recorded, field) for field in fields}
-    return auto.with_values(config, values)
+    return {field: auto.value_of(recorded, field) for field in fields}
 
 
 def write_chosen(config: ml_collections.ConfigDict, workdir: pathlib.Path, chosen: dict[str, Any]) -> None:

@@ -163,6 +163,11 @@ def test_a_run_keeps_what_was_chosen_for_it(tmp_path, monkeypatch):
     same = config_of("--config.data.tasks=('math',)", *(f"--config.{k}={v}" for k, v in found.items()))
     train_lib._make_job(same, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == recorded
+    train_lib._make_job(
+        config_of(*ALL, "--config.data.tasks=('math',)", "--config.sft_optimizer.lr=1e-3"), tmp_path
+    )
+    changed = json.loads((tmp_path / "config.json").read_text())
+    assert changed["chosen"] == found and list(changed["history"][0]["changed"]) == ["sft_optimizer.lr"]
     other = config_of("--config.data.tasks=('math',)", *ALL[:-1], "--config.align.rollout_prompts=2")
     with pytest.raises(UserError, match="another config.align.rollout_prompts"):
         train_lib._make_job(other, tmp_path)
