@@ -17,7 +17,7 @@ import ml_collections
 from gtalign_jax import jsonl
 from gtalign_jax.align import run_align
 from gtalign_jax.evaluation.bootstrap import format_table, summary_table
-from gtalign_jax.evaluation.heldout import evaluate_once
+from gtalign_jax.evaluation.heldout import compile_evaluation, evaluate_once
 from gtalign_jax.evaluation.report.write import write_report
 from gtalign_jax.evaluation.taught import compile_lessons, learnt
 from gtalign_jax.files import drafts
@@ -26,6 +26,7 @@ from gtalign_jax.mesh import processes
 from gtalign_jax.mesh.memory import COLD_START, GENERATION, compile_to_fit, told
 from gtalign_jax.models import lora
 from gtalign_jax.planning.choose import choose_for_run
+from gtalign_jax.planning.programs import abstract_params
 from gtalign_jax.run import auto, checkpoint
 from gtalign_jax.run.adapters import add_adapters, save_adapters
 from gtalign_jax.run.card import write_card
@@ -75,7 +76,10 @@ def _make_job(
     chosen = choose_for_run(config, job)
     config = auto.with_values(config, chosen)
     processes.from_main(lambda: write_chosen(config, workdir, chosen))
-    return config, with_settings(job, make_settings(config))
+    job = with_settings(job, make_settings(config))
+    # Nothing of it is chosen; where it does not fit that is said now, and not after the cold start.
+    compile_evaluation(job, abstract_params(job.model, job.mesh, job.settings.lora))
+    return config, job
 
 
 def _train(config: ml_collections.ConfigDict, job: Job) -> dict[str, list[dict[str, Any]]]:

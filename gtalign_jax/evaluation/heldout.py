@@ -36,7 +36,7 @@ def evaluate(job: Job, params: PyTree, step: int) -> list[dict[str, Any]]:
     """
     config, (engine, count) = job.settings.evaluate, evaluation_engine(job)
     lines = []
-    _check_memory(job, engine, params, count)
+    compile_evaluation(job, params)
     hand_over(job.generator, engine, params)
     with stage("evaluate", len(job.test.items)) as advance, told(EVALUATION):
         for first in range(0, len(job.test.items), count):
@@ -64,9 +64,12 @@ def evaluation_engine(job: Job) -> tuple[Engine, int]:
     return dataclasses.replace(job.engine, sampling=sampling, buckets=buckets), count
 
 
-def _check_memory(job: Job, engine: Engine, params: PyTree, count: int) -> None:
-    """Compile for every bucket of prompts that an evaluation meets, `count` at a time, before the first one
-    runs. UserError for what does not fit in memory."""
+def compile_evaluation(job: Job, params: PyTree) -> None:
+    """Compile for every bucket of prompts that an evaluation meets, before the first one runs.
+
+    params: arrays or their shapes. UserError for what does not fit in memory.
+    """
+    engine, count = evaluation_engine(job)
     if job.mesh_judge is not None:
         job.mesh_judge.warm_up(job.test.items)
     slots = [prompt_slots(engine, tokens) for tokens in job.test.tokens]
