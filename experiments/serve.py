@@ -33,7 +33,7 @@ from gtalign_jax.serving.server.connections import Patience, allow_files, bind, 
 from gtalign_jax.serving.server.local import Local
 from gtalign_jax.serving.server.parts import Backend
 from gtalign_jax.serving.server.upstream import Upstream, find_models
-from gtalign_jax.serving.splice import AGAIN, ERROR, GRAMMAR, UNSTEERED, UNUSABLE
+from gtalign_jax.serving.splice import AGAIN, CLOSE, ERROR, GRAMMAR, UNSTEERED, UNUSABLE
 from gtalign_jax.serving.sweep import read_amounts
 
 SHORTEST_PROMPT = 64  # slots of the smallest program for prompts
@@ -170,7 +170,7 @@ def open_model(flags: argparse.Namespace) -> Backend:
     print("compiling", file=sys.stderr)
     name = flags.name or paths.path(flags.model).resolve().name
     constraint = make_constraint(engine) if flags.unusable == GRAMMAR else None
-    return Local(continuous.open_places(engine, params, flags.rows, constraint), name)
+    return Local(continuous.open_places(engine, params, flags.rows, constraint, (CLOSE,)), name)
 
 
 def prompt_buckets(longest: int) -> tuple[int, ...]:

@@ -37,7 +37,8 @@ class Row:
     prompt: token ids. seed: names its random stream, 0 to 2^31 - 1. max_new_tokens: at least 1. temperature:
     0 is greedy. top_p: in (0, 1]. first: the number of its token 0 in the stream: how many tokens were
     written before, where a row goes on from a prompt that holds them. top: the TOP most likely tokens are
-    told beside each. held: to the grammar, as a chain whose first `first` tokens end the prompt.
+    told beside each. held: to the grammar, as a chain whose first `first` tokens end the prompt. stops: a
+    stop string of the places ends it.
     """
 
     prompt: Sequence[int]
@@ -48,6 +49,7 @@ class Row:
     first: int = 0
     top: bool = False
     held: bool = False
+    stops: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,8 +72,14 @@ class Places:
         return self.engine.buckets.completion[-1]
 
 
-def open_places(engine: Engine, params: PyTree, count: int, constraint: Constraint | None = None) -> Places:
-    """So many places on the device; constraint: the grammar of rows that are held.
+def open_places(
+    engine: Engine,
+    params: PyTree,
+    count: int,
+    constraint: Constraint | None = None,
+    stops: Sequence[str] = (),
+) -> Places:
+    """So many places on the device; constraint: the grammar of rows that are held; stops: of those that stop.
 
     UserError for what one process with one device cannot serve.
     """
@@ -80,7 +88,7 @@ def open_places(engine: Engine, params: PyTree, count: int, constraint: Constrai
     if engine.buckets.completion[-1] <= STEPS:
         raise UserError(f"serving: buckets.completion={engine.buckets.completion}: needs more than {STEPS}")
     weights = programs.prepare(params, engine.model_config)
-    rules = Rules(make_ending(engine), constraint)
+    rules = Rules(make_ending(engine, stops), constraint)
     return Places(engine, params, weights, rules, jax.random.key(0), count)
 
 
@@ -102,6 +110,8 @@ def check_row(places: Places, row: Row) -> None:
         raise UserError(f"max_new_tokens={row.max_new_tokens}: must be from 1 to {places.slots}")
     if row.held and places.rules.constraint is None:
         raise UserError("held to the grammar: these places have none; open them with one")
+    if row.stops and places.rules.ending.stop is None:
+        raise UserError("ended by a stop string: these places have none; open them with one")
 
 
 def seat(places: Places, state: DecodeState, row: Row, place: int) -> DecodeState:
@@ -111,12 +121,16 @@ def seat(places: Places, state: DecodeState, row: Row, place: int) -> DecodeStat
 
 
 def reseat(places: Places, state: DecodeState, row: Row, place: int, kept: int) -> DecodeState | None:
-    """The state, which is consumed, with the row in the place of one that is still writing.
+    """The state, which is consumed, with the row in the place of another.
 
-    The row's prompt begins with `kept` tokens of that one, of its prompt and of what it has written but for
-    the last; only what follows them is computed. None, and nothing consumed, where that is too much at once.
+    The row's prompt begins with `kept` tokens of the other, of its prompt and of what it has written but for
+    the last; only what follows them is computed. None, and nothing consumed, where that is too much at once,
+    or where the other ended so long ago that its tokens were written over.
     """
     check_row(places, row)
+    t, start = jax.device_get((state.t, state.start))
+    if place < places.count and t - start[place, 0] > places.slots:
+        return None
     width = next((width for width in WIDTHS if len(row.prompt) - kept <= width), None)
     if width is None:
         return None
@@ -204,6 +218,7 @@ def _placed(places: Places, row: Row, slots: int) -> Placed:
             first=each(row.first, np.int32),
             at=each(at, np.int32),
             top=each(row.top, np.bool_),
+            stops=each(row.stops, np.bool_),
         ),
         top=min(TOP, engine.model_config.vocab_size),
     )

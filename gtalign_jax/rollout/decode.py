@@ -250,7 +250,8 @@ def _decide(
     over = jnp.any(token[..., None] == ending.eos, axis=-1)
     if ending.stop is not None:
         stop_state = ending.stop[stop_state, token]
-        over |= stop_state == ending.stop.shape[0] - 1
+        found = stop_state == ending.stop.shape[0] - 1
+        over |= found if state.own is None else found & state.own.stops
     seen = state.seen
     if seen is not None:
         p, g = jnp.indices(token.shape)

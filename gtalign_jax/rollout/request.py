@@ -66,6 +66,7 @@ class Own(flax.struct.PyTreeNode):
     int32: the number of the row's token 0 in the random stream of its key, above 0 where a row goes on from
     what was written before. at int32: the state of the grammar that its token 0 is held to, where the rules
     have one (`grammar.free`: to nothing); its budget is the row's. top bool: its most likely tokens are kept.
+    stops bool: a stop string of the rules ends it.
     """
 
     temperature: Array
@@ -74,6 +75,7 @@ class Own(flax.struct.PyTreeNode):
     first: Array
     at: Array
     top: Array
+    stops: Array
 
 
 class Placed(flax.struct.PyTreeNode):

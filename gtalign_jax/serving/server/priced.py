@@ -60,7 +60,8 @@ def first_row(engine: Engine, row: Row) -> Row:
     if len(row.prompt) >= longest:
         said = f"the prompt has {len(row.prompt)} tokens; a priced one has fewer than {longest}"
         raise ApiError(400, said, code="context_length_exceeded")
-    return dataclasses.replace(row, max_new_tokens=min(row.max_new_tokens, longest - len(row.prompt)))
+    room = min(row.max_new_tokens, longest - len(row.prompt))
+    return dataclasses.replace(row, max_new_tokens=room, stops=True)
 
 
 @dataclasses.dataclass

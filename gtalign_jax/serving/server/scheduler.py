@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from gtalign_jax.rollout.decode_state import DecodeState
 from gtalign_jax.rollout.ring import Newest
 
 LOG = logging.getLogger(__name__)
-STOP, LENGTH, FAILED = "stop", "length", "failed"
+STOP, FOUND, LENGTH, FAILED = "stop", "found", "length", "failed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Tokens:
     """The next tokens of a row and their log-probabilities.
 
     likely: (token, log-probability) of the most likely ones beside each, of a row that asked for them.
-    done: None while more follow; STOP after an end token, which is the last of `ids`, LENGTH when the budget
-    is used up, FAILED when the device gave up on it.
+    done: None while more follow; STOP after an end token, which is the last of `ids`, FOUND after a stop
+    string of the places, LENGTH when the budget is used up, FAILED when the device gave up on it.
     """
 
     ids: tuple[int, ...]
@@ -47,7 +47,8 @@ Tell = Callable[[Tokens], None]
 class Ticket:
     """A row in the queue or in a place; told: how many of its tokens were.
 
-    after: the row that it goes on from, of whose tokens, prompt and all, it has the first `kept`.
+    after: the row that it goes on from, of whose tokens, prompt and all, it has the first `kept`. found: it
+    ended at a stop string, and keeps its place for a row that goes on from it until it is cancelled.
     """
 
     row: Row
@@ -55,6 +56,7 @@ class Ticket:
     after: "Ticket | None" = None
     kept: int = 0
     told: int = 0
+    found: bool = False
     cancelled: bool = False
 
 
@@ -122,6 +124,7 @@ class Scheduler:
             for queue in (self._waiting, self._following):
                 if ticket in queue:
                     queue.remove(ticket)
+            self._changed.notify()  # its place may be waited for
 
     def load(self) -> Load:
         with self._changed:
@@ -158,12 +161,14 @@ class Scheduler:
     def _wait(self) -> bool:
         """Until there is something to do; False when all is done and nothing more comes."""
         with self._changed:
-            self._seated = [None if t is None or t.cancelled else t for t in self._seated]
-            while not (self._waiting or self._following or any(self._seated)):
-                if self._closing:
+            while True:
+                seated = self._seated = [None if t is None or t.cancelled else t for t in self._seated]
+                room = self._waiting and None in seated
+                if self._following or room or any(ticket and not ticket.found for ticket in seated):
+                    return True
+                if self._closing and not self._waiting and not any(seated):
                     return False
                 self._changed.wait()
-        return True
 
     def _seat(self) -> None:
         """Those who go on from another in its place, then those who have waited longest in the free ones."""
@@ -198,13 +203,14 @@ class Scheduler:
 
     def _deliver(self, seen: Newest) -> None:
         for place, ticket in enumerate(self._seated):
-            if ticket is None or ticket.cancelled:
+            if ticket is None or ticket.cancelled or ticket.found:
                 continue
-            tokens = _told(ticket, seen, place)
+            tokens = _told(ticket, seen, place, self._places.engine.eos_ids)
             ticket.told += len(tokens.ids)
             with self._changed:
                 self._tokens += len(tokens.ids)
-                if tokens.done:
+                ticket.found = tokens.done == FOUND
+                if tokens.done and not ticket.found:
                     self._seated[place] = None
             if tokens.ids or tokens.done:
                 ticket.tell(tokens)
@@ -232,13 +238,13 @@ def _tell_failed(tickets: list[Ticket]) -> None:
             ticket.tell(Tokens((), (), FAILED))
 
 
-def _told(ticket: Ticket, seen: Newest, place: int) -> Tokens:
+def _told(ticket: Ticket, seen: Newest, place: int, ends: Sequence[int]) -> Tokens:
     """What the row in a place has written since it was last told."""
     length = int(seen.length[place])
     new = slice(ticket.told - int(seen.first[place]), length - int(seen.first[place]))
-    done = None
+    ids, done = tuple(seen.tokens[place, new].tolist()), None
     if seen.finished[place]:
-        done = STOP
+        done = STOP if ids and ids[-1] in ends else FOUND
     elif length >= ticket.row.max_new_tokens:
         done = LENGTH
     logps = np.asarray(seen.logp[place, new], float)
@@ -248,4 +254,4 @@ def _told(ticket: Ticket, seen: Newest, place: int) -> Tokens:
             seen.likely.tokens[place, new].tolist(), seen.likely.logp[place, new].tolist(), strict=True
         )
         likely = [tuple(zip(*pair, strict=True)) for pair in each]
-    return Tokens(tuple(seen.tokens[place, new].tolist()), tuple(logps.tolist()), done, tuple(likely))
+    return Tokens(ids, tuple(logps.tolist()), done, tuple(likely))

@@ -31,7 +31,7 @@ from gtalign_jax.serving.server.app import Service
 from gtalign_jax.serving.server.ask import ApiError, Ask, Bounds, Pricing
 from gtalign_jax.serving.server.local import Local, make_row, stream_seed
 from gtalign_jax.serving.server.upstream import Upstream
-from gtalign_jax.serving.splice import AGAIN, ERROR, GRAMMAR, UNSTEERED
+from gtalign_jax.serving.splice import AGAIN, CLOSE, ERROR, GRAMMAR, UNSTEERED
 
 ASKED = [{"role": "user", "content": "Which train do you mean?"}]
 PRICE = {"policy": "per_token", "price": 4}
@@ -58,7 +58,7 @@ def local(engine, teach):
         prompt + engine_lib.encode(engine, CHAINS[name]) + list(engine.eos_ids) for name in ("AQ", "AQ", "DA")
     ]
     constraint = engine_lib.make_constraint(engine)
-    return Local(continuous.open_places(engine, teach(engine, rows), 4, constraint), "taught")
+    return Local(continuous.open_places(engine, teach(engine, rows), 4, constraint, (CLOSE,)), "taught")
 
 
 @contextlib.contextmanager
@@ -254,6 +254,15 @@ def test_a_matrix_of_the_request_stands_in_place_of_the_models(client, pricing):
     assert choice.steering["payoff"] == json.loads(payoff_json(FREE))
     assert choice.steering["edited"] == json.loads(payoff_json(as_written(edited)))
     assert payoff_json(as_written(edited)) in choice.message.content
+
+
+@pytest.mark.parametrize("analyze", ["model", "solver"])
+def test_nothing_is_written_after_a_matrix_that_is_to_be_edited(local, direct, analyze):
+    """The first pass ends where its matrix does, and the device writes what is counted and no more."""
+    until_free(local, direct)
+    before = local.numbers()["tokens_generated"]
+    usage = chat(direct, pricing=PRICE, analyze=analyze).usage
+    assert local.numbers()["tokens_generated"] - before == usage.completion_tokens
 
 
 def test_text_before_the_matrix_comes_before_it_is_settled(client):

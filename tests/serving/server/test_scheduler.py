@@ -244,7 +244,8 @@ def test_what_no_place_holds_is_refused_at_once(scheduler):
         (Row([1] * 17, 0, 1), "17 slots"),
         (Row([1], 0, 0), "max_new_tokens=0"),
         (Row([1], 0, 25), "from 1 to 24"),
-        (Row([1], 0, 1, held=True), "these places have none"),
+        (Row([1], 0, 1, held=True), "grammar: these places have none"),
+        (Row([1], 0, 1, stops=True), "stop string: these places have none"),
     ):
         with pytest.raises(UserError, match=said):
             scheduler.submit(row, print)
