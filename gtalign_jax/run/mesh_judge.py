@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import functools
 import pathlib
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -48,7 +49,8 @@ class MeshJudge:
         UserError for a task whose rubric cannot be labelled.
         """
         started = time.monotonic()
-        prompts = [label_prompt(request, self.tasks) for request in requests]
+        # An error here may be one process's own, and the others would wait for it.
+        prompts = processes.on_each(lambda: [label_prompt(request, self.tasks) for request in requests])
         mine = asked(self.engine, prompts)
         every = dict.fromkeys(each for part in processes.all_gather(mine) for each in part)
         logp = self.run.logprobs(list(every), functools.partial(self.stats.add, "answers"))
@@ -145,8 +147,8 @@ def _around(engine: Engine, prompt: LabelPrompt) -> tuple[str, str]:
     ]
     text = chat.render(engine.tokenizer, messages, engine.date, template=engine.template, thinks=False)
     before, _, after = text.rpartition(_PLACE)
-    tag = engine.template.opens.lstrip("<")  # of a reasoning that the template begins, and that is left out
-    return before, f"{after}\n</{tag}\n\n" if tag else after
+    opened = re.fullmatch(r"<(\w+)>", engine.template.opens)  # a reasoning, which is left out
+    return before, f"{after}\n</{opened[1]}>\n\n" if opened else after
 
 
 def _encoded(engine: Engine, text: str) -> Tokens:
