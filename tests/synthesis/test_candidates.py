@@ -6,11 +6,14 @@ import threading
 import jax.numpy as jnp
 import pytest
 
-from gtalign_jax import jsonl
 from gtalign_jax.chain.parse import chosen_action, parse_chain, payoff_array
 from gtalign_jax.chain.solver import solver_action
+from gtalign_jax.data import sources
+from gtalign_jax.data.builders.opened import open_sets
+from gtalign_jax.data.config import DataConfig
 from gtalign_jax.errors import UserError
 from gtalign_jax.rewards.mutual_welfare import REWARDS
+from gtalign_jax.rewards.tasks import TASKS
 from gtalign_jax.synthesis.ask import ANALYSIS, COMPONENTS
 from gtalign_jax.synthesis.job import synthesize
 from gtalign_jax.synthesis.store import records
@@ -216,19 +219,17 @@ def test_a_reward_that_is_no_number_comes_last(server, tmp_path):
         assert record.get("welfare") == max(known, default=None)
 
 
-def test_the_data_set_is_read_back(tmp_path):
+def test_the_data_set_is_read_back_from_both_its_forms(tmp_path):
     found, _ = made(small(), tmp_path)
-    from gtalign_jax.data import sources
-    from gtalign_jax.data.builders.opened import open_sets
-    from gtalign_jax.data.config import DataConfig
-    from gtalign_jax.rewards.tasks import TASKS
-
-    config = DataConfig(source=f"jsonl:{tmp_path / 'train.jsonl'}", test_share=0.0)
-    items = sources.load_items(config, TASKS, "train")
-    assert [
-        (item.task, item.ground_truth, item.intent, list(item.messages), item.name) for item in items
-    ] == [(r["task"], r["truth"], r["intent"], r["messages"], r["id"]) for r in found]
-    tasks = ("math", "ambig_qa", "wildguard")
-    rows = open_sets(f"chains:{tmp_path / 'tfds'}", "train", tasks)
-    stored = [row.record for row in rows.rows(range(6))]
-    assert stored == [r for task in tasks for r in jsonl.plain(found) if r["task"] == task]
+    names = ("math", "ambig_qa", "wildguard")
+    tasks = {name: TASKS[name] for name in names}
+    for source in (f"jsonl:{tmp_path / 'train.jsonl'}", f"tfds:chains:{tmp_path / 'tfds'}"):
+        config = DataConfig(source=source, test_share=0.0, tasks=names)
+        items = sources.load_items(config, tasks, "train")
+        read = [(item.name, item.task, item.ground_truth, item.intent, list(item.messages)) for item in items]
+        assert sorted(read, key=lambda row: row[0]) == sorted(
+            ((r["id"], r["task"], r["truth"], r["intent"], r["messages"]) for r in found),
+            key=lambda row: row[0],
+        )
+    stored = open_sets(f"chains:{tmp_path / 'tfds'}", "train", names).rows(range(6))
+    assert [row.record for row in stored] == [r for name in names for r in found if r["task"] == name]
