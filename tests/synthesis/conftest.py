@@ -57,7 +57,7 @@ def wise(text, seed):
 class Server(http.server.ThreadingHTTPServer):
     """asked: the bodies of all requests. fault: (body, its number) → what to do wrong, or None."""
 
-    daemon_threads = True
+    daemon_threads, request_queue_size = True, 128
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
