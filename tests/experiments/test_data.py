@@ -79,9 +79,26 @@ def test_the_embedded_tasks_share_nothing(capsys):
         assert task["leaks"]["rows"] == 0
 
 
+def test_the_data_of_a_config_is_built_and_described_as_before(folder, capsys, tmp_path):
+    place = f"mine:{tmp_path / 'sets'}"
+    made = run(capsys, *own(folder), f"--build={place}").splitlines()
+    assert made == [f"{tmp_path}/sets/mine/own/1.0.0"]
+    plain, built = (
+        json.loads(run(capsys, f"--config.data.source={source}", tasks, "--json"))
+        for source, tasks in (
+            (f"jsonl:{folder}", own(folder)[1]),
+            (f"tfds:{place}", own(folder)[1]),
+        )
+    )
+    assert plain["tasks"] == built["tasks"]
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
+        ("--build=mine", "--build=mine: the data sets of source synthetic are named embedded"),
+        ("--build=embedded:gs://bucket/sets", "must be on a local disk, not on a store"),
+        ("--config.data.source=tfds:none:/nowhere", "no data set /nowhere/none/math; build it with"),
         ("--config.data.source=jsonl:/nowhere", "config.data.source: /nowhere: no such file or folder"),
         ("--config.data.tasks=('poetry',)", "config.data.tasks: 'poetry' is not a task"),
         ("--nothing", "Unknown command line flag"),

@@ -101,26 +101,29 @@ def rows_in_order(place: str, split: str, tasks: Collection[str]) -> Iterator[Ro
 def open_sets(place: str, split: str, tasks: Collection[str]) -> DataSets:
     """A split of the data sets of these tasks; UserError names what is not there or cannot be opened."""
     name, folder = named_place(place)
-    base = folder / name
-    if _newest(base) is not None:
-        return DataSets((_open(base, split, ""),))
-    missing = [task for task in tasks if _newest(base / task) is None]
-    if missing:
-        raise UserError(
-            f"config.data.source=tfds:{place}: no data set {base / missing[0]}; build it with "
-            f"python -m experiments.data --build={name}:{folder}, or name its folder as tfds:NAME:FOLDER"
-        )
-    return DataSets(tuple(_open(base / task, split, task) for task in tasks))
+    if (shared := _newest(folder / name)) is not None:  # of all tasks, so that its folder names none
+        return DataSets((_open(shared, split, ""),))
+    return DataSets(tuple(_open(version, split, task) for task, version in _versions(place, tasks).items()))
 
 
 def with_split(place: str, split: str, tasks: Collection[str]) -> list[str]:
     """Those of the tasks whose data set has a split."""
+    versions = _versions(place, tasks)
+    return [task for task in tasks if any(versions[task].glob(f"*-{split}.array_record*"))]
+
+
+def _versions(place: str, tasks: Collection[str]) -> dict[str, pathlib.Path]:
+    """Task → the newest version of its data set, which may be one for all; UserError where there is none."""
     name, folder = named_place(place)
     base = folder / name
-    whose = {task: _newest(base) or _newest(base / task) for task in tasks}
-    return [
-        task for task, version in whose.items() if version and any(version.glob(f"*-{split}.array_record*"))
-    ]
+    found = {task: _newest(base) or _newest(base / task) for task in tasks}
+    for task, version in found.items():
+        if version is None:
+            raise UserError(
+                f"config.data.source=tfds:{place}: no data set {base / task}; build it with "
+                f"python -m experiments.data --build={name}:{folder}, or name its folder as tfds:NAME:FOLDER"
+            )
+    return {task: version for task, version in found.items() if version is not None}
 
 
 def named_place(place: str) -> tuple[str, pathlib.Path]:
@@ -136,9 +139,8 @@ def _newest(folder: pathlib.Path) -> pathlib.Path | None:
     return max(versions, key=lambda path: tuple(map(int, path.name.split("."))), default=None)
 
 
-def _open(folder: pathlib.Path, split: str, task: str) -> DataSet:
-    """A split of the newest version of a data set."""
-    version = _newest(folder)
+def _open(version: pathlib.Path, split: str, task: str) -> DataSet:
+    """A split of a data set."""
     try:
         builder = tfds.builder_from_directory(version)
         if split not in builder.info.splits:
