@@ -1,7 +1,7 @@
 """The layers of a model one after the other: scanned, or unrolled."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,32 +35,36 @@ def window_of(config: ModelConfig, layer: int) -> int | None:
     return config.window if config.window and config.window_layers[layer] else None
 
 
-def run_layers(params: Params, config: ModelConfig, layer: Callable, x: Any) -> tuple[Any, Any]:
+def run_layers(
+    params: Params, config: ModelConfig, layer: Callable, x: Any, each: Sequence[PyTree] | None = None
+) -> tuple[Any, Any]:
     """Apply `layer(block, x, window, last) -> (x, aux)` for every layer; aux comes back as a tuple of L.
 
     The layers are scanned when the config says so and they are stacked, else unrolled. A layer's window is a
     Python int when unrolled and a scanned array otherwise; only unrolled layers are told that they are last.
+    each: of every layer something more, which `layer` is given as its last argument.
     """
     layers = params["layers"]
     stacked = not isinstance(layers, tuple)
     x = jax.tree.map(lambda y: constrain(y, *BATCH, "length", "width"), x)
 
     def step(x: PyTree, scanned: tuple, last: bool = False) -> tuple[PyTree, PyTree]:
-        layer_params, window = scanned
-        return layer(functools.partial(Block(config).apply, {"params": layer_params}), x, window, last)
+        layer_params, window, *own = scanned
+        return layer(functools.partial(Block(config).apply, {"params": layer_params}), x, window, last, *own)
 
     if stacked and config.runtime.scan_layers:
         windows = None
         if config.window:
             reach = [window_of(config, i) or config.max_positions for i in range(config.num_layers)]
             windows = jnp.array(reach, jnp.int32)
-        x, aux = jax.lax.scan(_remat(config, step, scanned=True), x, (layers, windows))
+        own = () if each is None else (jax.tree.map(lambda *leaves: jnp.stack(leaves), *each),)
+        x, aux = jax.lax.scan(_remat(config, step, scanned=True), x, (layers, windows, *own))
         return x, tuple(jax.tree.map(lambda a, i=i: a[i], aux) for i in range(config.num_layers))
     collected = []
     for i, layer_params in enumerate(split_layers(params)["layers"]):
         static = {"window": window_of(config, i), "last": i == config.num_layers - 1}
-        one = functools.partial(lambda x, p, window, last: step(x, (p, window), last), **static)
-        x, aux = _remat(config, one)(x, layer_params)
+        one = functools.partial(lambda x, p, *own, window, last: step(x, (p, window, *own), last), **static)
+        x, aux = _remat(config, one)(x, layer_params, *(() if each is None else (each[i],)))
         collected.append(aux)
     return x, tuple(collected)
 

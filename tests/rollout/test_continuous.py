@@ -55,7 +55,8 @@ def test_both_layouts_write_the_same():
 @pytest.mark.parametrize("age", [0, 5])
 def test_a_row_that_goes_on_from_another_in_its_place_is_the_row_with_the_whole_prompt(layout, age):
     """Of tokens that the other has, some are kept; also when the ring has come round before."""
-    model = dataclasses.replace(MODEL, num_layers=2, runtime=RuntimeConfig(decode_layout=layout))
+    runtime = RuntimeConfig(decode_layout=layout, scan_layers=layout == "features")
+    model = dataclasses.replace(MODEL, num_layers=2, runtime=runtime)
     engine = Engine(None, model, (), buckets=BucketConfig(prompt=(4, 40), completion=(20,)))
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), model)
     places = continuous.open_places(engine, params, 2)
