@@ -20,7 +20,7 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path):
         (tmp_path / re.match(r"# (\S+\.py)", text)[1]).write_text(text)
     lines = "".join(text for kind, text in BLOCKS if kind == "console").replace("\\\n", " ")
     commands = [line.removeprefix("$ ") for line in lines.splitlines() if line.startswith("$ ")]
-    assert len(commands) == 3
+    assert len(commands) == 4
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("count=8", "count=1")}
     script = "\n".join(commands)
@@ -28,8 +28,9 @@ def test_the_commands_of_the_page_do_what_it_says(tmp_path):
     assert done.returncode == 0, done.stderr
     found = jsonl.read(tmp_path / "runs" / "chains" / "train.jsonl")
     assert len(found) == 64 and "chains  " in done.stdout
-    assert (tmp_path / "runs" / "taught" / "hf" / "config.json").is_file()
-    assert json.loads((tmp_path / "runs" / "taught" / "config.json").read_text())["sft"]["demonstrations"]
+    for run in ("taught", "epochs"):
+        assert (tmp_path / "runs" / run / "hf" / "config.json").is_file()
+        assert json.loads((tmp_path / "runs" / run / "config.json").read_text())["sft"]["demonstrations"]
     for record in jsonl.read(tmp_path / "runs" / "mine" / "train.jsonl"):
         assert record["chain"].startswith(f"<thinking>\nThey ask: {record['intent']} Asking back")
         assert record["components"]["thinking"]["teacher"] == "my_teacher:thoughts"
