@@ -35,7 +35,7 @@ class Order:
     @functools.cached_property
     def _rows(self) -> grain.MapDataset:
         if not self.weights:
-            return grain.MapDataset.range(sum(self.counts)).seed(self.seed).shuffle().repeat()
+            return grain.MapDataset.range(sum(self.counts)).seed(self.seed).shuffle()  # goes on past its end
         ends = np.cumsum(self.counts).tolist()
         parts = [
             grain.MapDataset.range(end - count, end).seed(self.seed + i).shuffle().repeat()

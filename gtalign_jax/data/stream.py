@@ -241,12 +241,13 @@ class _Share(Generic[T]):
 
 @dataclasses.dataclass(frozen=True)
 class _Worker:
-    """Has a worker process end with the one that started it, also where that one was killed."""
+    """Has a worker process compute on one core, and end with the one that started it, also a killed one."""
 
     parent: int
 
     def __call__(self, index: int, count: int) -> None:
         del index, count
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # more workers are the way to more cores
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:

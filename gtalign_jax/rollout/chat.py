@@ -45,22 +45,9 @@ def render(
     which are put as it takes them. thinks: whether an answer is to begin with a reasoning, for templates that
     ask (None: what they do unasked).
     """
-    if not tokenizer.chat_template:
-        raise UserError("the model's tokenizer has no chat template; give plain text or token ids instead")
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in fitted(messages, template)],
-            chat_template=_dated(tokenizer.get_chat_template(), date or datetime.date.today()),
-            tokenize=False,
-            add_generation_prompt=not answered,
-            **({} if thinks is None else {"enable_thinking": thinks}),
-        )
-    except _Endless:
-        raise
-    except Exception as error:  # of any kind: it runs whatever stands in the template
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the chat template refuses these messages ({reason})") from error
-    return text
+    told = {} if thinks is None else {"enable_thinking": thinks}
+    asked = [fitted(messages, template)]
+    return _texts(tokenizer, asked, date, add_generation_prompt=not answered, **told)[0]
 
 
 def encode_all(
@@ -70,8 +57,34 @@ def encode_all(
     template: Template = AS_GIVEN,
 ) -> list[list[int]]:
     """Token ids of each of several conversations, as `render` writes them."""
-    texts = [render(tokenizer, messages, date, template=template) for messages in conversations]
-    return list(tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
+    if not conversations:
+        return []
+    asked = [fitted(messages, template) for messages in conversations]
+    texts = _texts(tokenizer, asked, date, add_generation_prompt=True)
+    return list(tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Messages],
+    date: datetime.date | None,
+    **told: bool,
+) -> list[str]:
+    """What the chat template makes of conversations, all at once; told: what it is told besides."""
+    if not tokenizer.chat_template:
+        raise UserError("the model's tokenizer has no chat template; give plain text or token ids instead")
+    try:
+        return tokenizer.apply_chat_template(
+            [[dict(message) for message in messages] for messages in conversations],
+            chat_template=_dated(tokenizer.get_chat_template(), date or datetime.date.today()),
+            tokenize=False,
+            **told,
+        )
+    except _Endless:
+        raise
+    except Exception as error:  # of any kind: it runs whatever stands in the template
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the chat template refuses these messages ({reason})") from error
 
 
 def asks_for_date(tokenizer: PreTrainedTokenizerBase) -> bool:
