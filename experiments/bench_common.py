@@ -291,9 +291,9 @@ def restart_tuned(module: str, argv: Sequence[str], flags: argparse.Namespace) -
 
 
 def emit(bench: str, flags: argparse.Namespace, line: Line) -> None:
-    """Print one JSON line with what it was measured under."""
+    """Print one JSON line with what it was measured under, as the flags have it where it does not say."""
     about = {"shape": flags.shape, "dtype": flags.dtype, "device": jax.devices()[0].device_kind}
-    print(json.dumps({"bench": bench, **line, **about, "allocator": flags.allocator}), flush=True)
+    print(json.dumps({"bench": bench, **line, **about, **line, "allocator": flags.allocator}), flush=True)
 
 
 Cases = Mapping[str, Sequence[Callable[[], list[Line]]]]

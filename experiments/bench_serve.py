@@ -192,6 +192,7 @@ def memory(flags: argparse.Namespace) -> list[Line]:
     line: Line = {"case": "memory", "variant": f"{REQUESTS:,} requests", "unit": "bytes, s"}
     line |= {"ours": seen[-1], "peer_name": "after half of them", "peer": seen[LOOKS // 2 - 1]}
     line |= {"ratio": round(seen[-1] / seen[LOOKS // 2 - 1], 4), "target": 1.01, "bytes": seen, "held": left}
+    line["shape"] = "tiny"
     return [{**line, "seconds": {"ours": [round(seconds, 3)]}}]
 
 
