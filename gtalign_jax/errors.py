@@ -61,6 +61,15 @@ def positive(config: Any, *names: str) -> None:
         within(config, 0, INF, name)
 
 
+def increasing(config: Any, *names: str) -> None:
+    """ValueError for a field of a dataclass that is not a tuple of increasing positive whole numbers."""
+    for name in names:
+        sizes = getattr(config, name)
+        whole = isinstance(sizes, tuple) and all(type(size) is int and size > 0 for size in sizes)
+        if not whole or list(sizes) != sorted(set(sizes)):
+            raise ValueError(f"{name}={sizes}: give positive sizes, increasing")
+
+
 def _span(low: float, high: float) -> str:
     if high == INF:
         return "a finite number" if low == -INF else f"a finite number, {low:g} or more"

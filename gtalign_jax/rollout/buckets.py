@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from gtalign_jax.errors import UserError
+from gtalign_jax.errors import UserError, increasing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +19,10 @@ class BucketConfig:
     batch: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            sizes = getattr(self, field.name)
-            whole = isinstance(sizes, tuple) and all(type(size) is int and size > 0 for size in sizes)
-            if not whole or list(sizes) != sorted(set(sizes)):
-                raise ValueError(f"{field.name}={sizes}: give positive sizes, increasing")
-            if not sizes and field.name != "batch":
-                raise ValueError(f"{field.name}=(): give at least one size")
+        increasing(self, "prompt", "completion", "batch")
+        for name in ("prompt", "completion"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}=(): give at least one size")
 
 
 def bucket(size: int, sizes: Sequence[int], field: str, what: str) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from gtalign_jax.errors import MAX_COUNT, in_range
+from gtalign_jax.errors import MAX_COUNT, in_range, increasing
 from gtalign_jax.rewards.judges.http import HttpJudgeConfig
 
 KINDS = ("", "rules", "http", "model")
@@ -34,10 +34,9 @@ class JudgeConfig(HttpJudgeConfig):
         if self.kind in ("rules", "model") and self.endpoints:
             raise ValueError(f"endpoints: are of kind=http, not of kind={self.kind}")
         in_range(self, questions=(1, MAX_COUNT), answers=(1, MAX_COUNT))
-        for name in ("question_slots", "answer_slots"):
-            sizes = getattr(self, name)
-            if not sizes or list(sizes) != sorted({int(size) for size in sizes}) or sizes[0] < 1:
-                raise ValueError(f"{name}={sizes}: give positive sizes, increasing")
+        increasing(self, "question_slots", "answer_slots")
+        if not self.question_slots or not self.answer_slots:
+            raise ValueError("question_slots, answer_slots: give at least one size each")
 
     @property
     def chosen(self) -> str:
