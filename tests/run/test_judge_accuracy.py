@@ -22,7 +22,8 @@ def judge():
     folder = os.environ.get("GTALIGN_JUDGE")
     if not folder:
         pytest.skip("GTALIGN_JUDGE is not set to the folder of a model, such as fetch_model makes")
-    config = JudgeConfig(kind="model", path=folder, questions=4, answers=2)
+    slots = {"question_slots": (448, 640, 1024, 2048), "answer_slots": (96, 256, 512, 1024)}
+    config = JudgeConfig(kind="model", path=folder, questions=2, answers=2, **slots)
     options = EngineOptions(mesh=make_mesh(MeshConfig(), jax.devices()[:1]))
     return make_mesh_judge(config, options, {name: TASKS[name] for name in pairs.NAMES}, Counters())
 
