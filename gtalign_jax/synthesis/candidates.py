@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 from gtalign_jax.data.item import Item
 from gtalign_jax.mesh import processes
+from gtalign_jax.run.progress import stage
 from gtalign_jax.synthesis.ask import COMPONENTS, Ask, Made, Teacher, prompt_digest, seed_of
 from gtalign_jax.synthesis.checks import Unfit, read_component
+
+SLOW = 10.0  # seconds that a component may take before it is said what is waited for
 
 
 class Origin(NamedTuple):
@@ -71,7 +74,10 @@ def _made(teacher: Teacher, asks: Sequence[Ask]) -> list[Made]:
     """What a teacher gives, the same on every host."""
     if not asks:
         return []
-    return teacher.make(asks) if teacher.on_mesh else processes.from_main(lambda: teacher.make(asks))
+    if teacher.on_mesh:
+        return teacher.make(asks)
+    with stage(f"{asks[0].component} of {len(asks)} candidates", after=SLOW):
+        return processes.from_main(lambda: teacher.make(asks))
 
 
 def _with(candidate: Candidate, ask: Ask, made: Made, teacher: Teacher, tries: int) -> Candidate:

@@ -1,5 +1,6 @@
 """A teacher that is a model folder run by our own engine, on the mesh."""
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -16,7 +17,8 @@ from gtalign_jax.synthesis.ask import CUT, Ask, Made
 from gtalign_jax.synthesis.prompts import messages_for
 from gtalign_jax.types import PyTree
 
-ROWS = 32  # asks that are computed together
+ROWS = 16  # asks that are computed together
+SLOW = 10.0  # seconds before it is said how many are written
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,24 +31,45 @@ class Loaded:
 
 
 def make(loaded: Loaded, max_tokens: int, asks: Sequence[Ask]) -> list[Made]:
-    """The model's texts; what one ask draws follows from its prompt and seed. All hosts call it."""
-    prompts = [engine_lib.encode(loaded.engine, messages_for(ask)) for ask in asks]
-    fit = [i for i, prompt in enumerate(prompts) if engine_lib.fits(loaded.engine, prompt)]
-    longest = loaded.engine.buckets.prompt[-1]
+    """The model's texts; what one ask draws follows from its prompt and seed. All hosts call it.
+
+    Prompts of one bucket are computed together: an ask meets the same program whatever stands beside it.
+    """
+    engine = loaded.engine
+    prompts = [engine_lib.encode(engine, messages_for(ask)) for ask in asks]
+    longest, by_slots = engine.buckets.prompt[-1], collections.defaultdict[int, list[int]](list)
     made = [Made(None, f"prompt too long ({len(prompt)} tokens, over {longest})") for prompt in prompts]
-    for rows in progress.batches(fit, ROWS):
-        request = Request(
-            engine_lib.prompt_batch(loaded.engine, [prompts[i] for i in rows]),
-            jax.random.key(0),
-            1,
-            max_tokens,
-            ending=loaded.ending,
-            seeds=np.array([[asks[i].seed] for i in rows], np.int32),
-        )
-        written = processes.fetch(generate.rollout(loaded.engine, loaded.params, request).completions)
-        texts, lengths = engine_lib.texts(loaded.engine, written), np.asarray(written.length).reshape(-1)
-        finished = np.asarray(written.finished).reshape(-1)
-        for row, i in enumerate(rows):
-            text, reason = (texts[row], "") if finished[row] else (None, CUT)
-            made[i] = Made(text, reason, len(prompts[i]), int(lengths[row]))
+    for i, prompt in enumerate(prompts):
+        if engine_lib.fits(engine, prompt):
+            by_slots[engine_lib.prompt_slots(engine, prompt)].append(i)
+    batches = [rows for each in by_slots.values() for rows in progress.batches(each, ROWS)]
+    done = 0
+    with progress.stage(f"write {len(asks)} texts", len(asks), after=SLOW) as advance:
+        for rows in batches:
+            texts = _write(loaded, max_tokens, [prompts[i] for i in rows], [asks[i].seed for i in rows])
+            for i, text in zip(rows, texts, strict=True):
+                made[i] = text
+            done += len(rows)
+            advance(done)
     return made
+
+
+def _write(
+    loaded: Loaded, max_tokens: int, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+) -> list[Made]:
+    """The texts of prompts of one bucket."""
+    request = Request(
+        engine_lib.prompt_batch(loaded.engine, prompts),
+        jax.random.key(0),
+        1,
+        max_tokens,
+        ending=loaded.ending,
+        seeds=np.array([[seed] for seed in seeds], np.int32),
+    )
+    written = processes.fetch(generate.rollout(loaded.engine, loaded.params, request).completions)
+    texts, finished = engine_lib.texts(loaded.engine, written), np.asarray(written.finished).reshape(-1)
+    lengths = np.asarray(written.length).reshape(-1).tolist()
+    return [
+        Made(text if ended else None, "" if ended else CUT, len(prompt), length)
+        for text, ended, prompt, length in zip(texts, finished, prompts, lengths, strict=True)
+    ]
