@@ -138,6 +138,11 @@ def on_each(make: Callable[[], Any]) -> Any:
     return value
 
 
+def exchanged(make: Callable[[], Any]) -> list[Any]:
+    """What `make` returns on each process, in their order, on every process; as `on_each` for exceptions."""
+    return all_gather(on_each(make))
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set on any process."""
     return any(all_gather(bool(flag)))

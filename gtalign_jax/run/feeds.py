@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -59,7 +58,7 @@ def streamed(
     """Feeds of a source that is read as it is needed; demonstrations that were recorded are in memory."""
     make = _prompts(settings, tasks, engine)
     order = _order(settings, make.sets.counts)
-    reading = Reading(jax.process_index(), jax.process_count(), _exchanged, settings.data.workers)
+    reading = Reading(jax.process_index(), jax.process_count(), processes.exchanged, settings.data.workers)
     of_prompt, of_shown = _batchings(settings, engine)
     prompts, rows = Stream(make, order, of_prompt, reading), sum(order.counts)
     if settings.sft.demonstrations:
@@ -139,8 +138,3 @@ def _batchings(settings: Settings, engine: Engine) -> tuple[Batching[Prompt], Ba
 
 def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     return list(tokenizer(texts, add_special_tokens=False)["input_ids"])
-
-
-def _exchanged(make: Callable[[], Any]) -> list[Any]:
-    """What each host makes, in their order, on every host."""
-    return processes.all_gather(processes.on_each(make))

@@ -20,6 +20,8 @@ import optax
 import pytest
 
 from gtalign_jax.data import loader
+from gtalign_jax.data.order import Batching, Order
+from gtalign_jax.data.stream import Left, Reading, Stream
 from gtalign_jax.errors import UserError
 from gtalign_jax.learning.algorithm import PRESETS
 from gtalign_jax.learning.learner import Learner
@@ -202,7 +204,20 @@ def agreements():
     assert sum(processes.all_gather(list(range(10))[processes.part(10)]), []) == list(range(10))
     with pytest.raises(ZeroDivisionError, match="zero"):
         processes.from_main(lambda: 1 // index)
+    assert streamed_rows(Reading(index, count, processes.exchanged)) == streamed_rows(Reading())
     processes.all_gather(None)  # nobody leaves before the others are done
+
+
+def streamed_rows(reading):
+    """Two epochs of a stream of which this process reads its share."""
+
+    def make(numbers):
+        return [Left(f"row {n}", "is odd") if n % 5 == 2 else n for n in numbers]
+
+    feed = Stream(make, Order((100,), 7), Batching(8, lambda row: 8, 7), reading)
+    rows = [row for k in range(20) for row in feed.batch(k)]
+    assert sorted(rows[:80]) == sorted(rows[80:]) == [n for n in range(100) if n % 5 != 2]
+    return rows
 
 
 def main(folder: pathlib.Path, mesh: dict, phases: str) -> None:
