@@ -14,7 +14,11 @@ from gtalign_jax.run.settings import ALL_SECTIONS as ALL
 from gtalign_jax.run.settings import make_settings, run_tasks
 
 BAD = (math.nan, math.inf, -1e9)
-ALLOWED = {("reward", "rho", -1e9), ("algorithm", "component_weights", -1e9)}  # finite is enough
+ALLOWED = {  # finite is enough
+    ("reward", "rho", -1e9),
+    ("algorithm", "component_weights", -1e9),
+    ("algorithm", "fluency_floor", -1e9),
+}
 
 
 def _numbers(cls):

@@ -85,7 +85,10 @@ def test_a_rubric_without_labels_is_one_line(task, message):
         ({"path": "DIR"}, "path='DIR': names the model of kind=model, and of no other"),
         ({"kind": "model", "path": "DIR", "endpoints": ("http://a:1/v1",)}, "endpoints: are of kind=http"),
         ({"kind": "model", "path": "DIR", "answer_slots": (64, 32)}, "answer_slots=.*: give positive sizes"),
-        ({"kind": "model", "path": "DIR", "question_slots": ()}, "question_slots=.*: give positive sizes"),
+        (
+            {"kind": "model", "path": "DIR", "question_slots": ()},
+            "question_slots, answer_slots: give at least one",
+        ),
     ],
 )
 def test_a_judge_that_cannot_be_is_refused(fields, message):
