@@ -125,6 +125,28 @@ def test_describe_matrices_marks_the_cell_the_choice_leads_to():
     assert describe_matrices(payoff, np.array([False]), ["AQ"]) == [None]
 
 
+def test_no_line_leaves_its_axes_where_both_phases_record_the_same():
+    """480 steps of cold start beside 50 of alignment, of other sizes too."""
+    records = [
+        {"phase": "sft", "step": k, "entropy/mean": 5.0 - k / 100, "loss/sft": 2.0} for k in range(480)
+    ]
+    records += [{"phase": "align", "step": k, "entropy/mean": 0.3, "reward/user": 0.1 * k} for k in range(50)]
+    found = curves.panels(records)
+    assert [panel.title for panel in found] == [
+        "Rewards",
+        "Entropy, align",
+        "Entropy, sft",
+        "Cold-start loss",
+    ]
+    assert [panel.series[0].x[-1] > 50 for panel in found] == [False, False, True, True]
+    for panel in found:
+        paths = re.findall(r' d="M([^"]+)"', svg.line_chart(panel))
+        points = np.array([p.split(",") for path in paths for p in path.split("L")], np.float64)
+        assert len(paths) == 2 * len(panel.series)
+        assert (points >= (svg.LEFT - 0.1, svg.TOP - 0.1)).all()
+        assert (points <= (svg.WIDTH, svg.HEIGHT - svg.BOTTOM + 0.1)).all()
+
+
 def test_frontier_and_smoothing():
     points = [[0, 3], [1, 1], [2, 2], [3, 0], [2, 2], [1, 2.5]]
     rows = [{"user_reward": u, "llm_reward": v} for u, v in [*points, (9, None)]]

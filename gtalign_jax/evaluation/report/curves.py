@@ -40,7 +40,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One chart."""
+    """One chart, of one phase: steps count from 0 in each, so two phases share no axis."""
 
     title: str
     unit: str
@@ -48,13 +48,21 @@ class Panel:
 
 
 def panels(records: Sequence[Mapping[str, Any]], max_points: int = 400) -> list[Panel]:
-    """The charts a run has data for; longer lines are averaged down to `max_points`."""
+    """The charts a run has data for; longer lines are averaged down to `max_points`.
+
+    What both phases record has a chart of each, the last phase's first; its title then names the phase.
+    """
+    phases = list(dict.fromkeys(record["phase"] for record in records))[::-1]
     found = []
     for title, unit, lines in _PANELS:
-        series = [_series(records, *line, max_points) for line in lines]
-        present = tuple(s for s in series if s is not None)
-        if present:
-            found.append(Panel(title, unit, present))
+        of_phase = {}
+        for phase in phases:
+            mine = [record for record in records if record["phase"] == phase]
+            series = [_series(mine, *line, max_points) for line in lines]
+            if present := tuple(s for s in series if s is not None):
+                of_phase[phase] = present
+        for phase, present in of_phase.items():
+            found.append(Panel(title if len(of_phase) == 1 else f"{title}, {phase}", unit, present))
     return found
 
 
