@@ -1,4 +1,4 @@
-# `make quickstart` runs the whole path (6 minutes on 2 cores), `make test` lint and the suite (10), `make check`
+# `make quickstart` runs the whole path (6 minutes on 2 cores), `make test` lint and the suite (14), `make check`
 # what to run before a commit (2). CONTRIBUTING.md says more.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv

@@ -19,6 +19,7 @@ from gtalign_jax.serving.server.ask import ApiError, Bounds
 from gtalign_jax.serving.server.local import Local
 from gtalign_jax.serving.server.parts import Part
 from gtalign_jax.serving.solution import solution
+from gtalign_jax.serving.splice import CLOSE
 
 QUESTION = "When does the train leave?"
 FREE = np.array([[[2, 2], [0, 0], [2.5, 2.5]]] * 2)
@@ -43,7 +44,7 @@ def address(serving, small_engine, teach):
         prompt + engine_lib.encode(engine, CHAINS[name]) + list(engine.eos_ids)
         for name in ("AQ", "AQ", "DA", "CQ")
     ]
-    backend = Local(continuous.open_places(engine, teach(engine, rows), 2), "taught")
+    backend = Local(continuous.open_places(engine, teach(engine, rows), 2, None, (CLOSE,)), "taught")
     with serving(Service(backend, Keys(), Bounds(224, 8, ("per_token", "subscription", "none")))) as server:
         yield "http://{}:{}/".format(*server.address)
 
