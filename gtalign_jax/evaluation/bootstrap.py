@@ -135,7 +135,7 @@ def format_table(summary: Summary, metrics: Sequence[str] = SHOWN) -> str:
         lines.append(f"{metric}\n{'task':<{width}}{columns}" + ("    change" if len(models) > 1 else ""))
         for task in tasks:
             found = [summary[model].get(task, {}).get(metric) for model in models]
-            cells = "".join(f"  {_cell(e):>24}" for e in found)
+            cells = "".join(f"  {cell(e):>24}" for e in found)
             lines.append(f"{task:<{width}}{cells}{_change(found[0], found[-1]) if len(models) > 1 else ''}")
         lines.append("")
     if warning := too_few(summary):
@@ -175,11 +175,12 @@ def separated(a: Estimate, b: Estimate) -> bool:
     return a["hi"] < b["lo"] or b["hi"] < a["lo"]
 
 
-def _cell(e: Estimate | None) -> str:
+def cell(e: Estimate | None, sign: str = "") -> str:
+    """`mean [lo, hi]` as tables show it, "-" for nothing; sign: `+` where 0 is a point of comparison."""
     if e is None:
         return "-"
-    d = digits(e)
-    return f"{e['mean']:.{d}f} [{e['lo']:.{d}f}, {e['hi']:.{d}f}]"
+    mean, lo, hi = (f"{e[name]:{sign}.{digits(e)}f}" for name in ("mean", "lo", "hi"))
+    return f"{mean} [{lo}, {hi}]"
 
 
 def _change(a: Estimate | None, b: Estimate | None) -> str:

@@ -11,24 +11,14 @@ from typing import Any
 import numpy as np
 
 from gtalign_jax.chain.parse import parse_chain
-from gtalign_jax.evaluation.bootstrap import Estimate, bootstrap_means, task_of
+from gtalign_jax.evaluation.bootstrap import METRICS, Estimate, bootstrap_means, task_of
 from gtalign_jax.game.moves import ACTIONS, CQ
 from gtalign_jax.rewards.tasks import ambiguity, safety
 
 Line = Mapping[str, Any]
 NAN = math.nan
-RECORDED = (
-    "utility",
-    "user_reward",
-    "llm_reward",
-    "answer_reward",
-    "format_reward",
-    "payoff_reward",
-    "pareto_score",
-    "n_tokens",
-)
 MEASURES = {
-    **dict.fromkeys(RECORDED, "as in the line"),
+    **dict.fromkeys(METRICS, "as in the line"),
     "characters": "of the whole output",
     "answer_per_1k_tokens": "1000 answer / tokens",
     "answer_per_1k_characters": "1000 answer / characters",
@@ -47,7 +37,7 @@ _AMBIGUITY = (ambiguity.AMBIG_QA.name, ambiguity.AMBIG_COQA.name)
 
 def measures(line: Line) -> dict[str, float]:
     """Each of MEASURES of one line; what is absent is missing."""
-    found = {name: NAN if line.get(name) is None else float(line[name]) for name in RECORDED}
+    found = {name: NAN if line.get(name) is None else float(line[name]) for name in METRICS}
     output, answer = line["output"], found["answer_reward"]
     response = parse_chain(output).response or ""
     found["characters"] = float(len(output))

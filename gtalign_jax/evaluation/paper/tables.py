@@ -10,7 +10,7 @@ import numpy as np
 
 from gtalign_jax.chain.parse import parse_chain, payoff_array
 from gtalign_jax.evaluation.areas import percentile_estimate, resampled_areas
-from gtalign_jax.evaluation.bootstrap import Estimate, bootstrap_means, task_of
+from gtalign_jax.evaluation.bootstrap import Estimate, bootstrap_means, cell, task_of
 from gtalign_jax.evaluation.outcomes import measures, outcomes
 from gtalign_jax.evaluation.paired import Difference, by_prompt, holm, paired_difference
 from gtalign_jax.evaluation.paper.entries import Entry
@@ -200,20 +200,12 @@ def format_table(entry: Entry, table: Table) -> str:
     columns = list(dict.fromkeys(name for row in table.rows.values() for name in row))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for label, row in table.rows.items():
-        lines.append(f"| {label} | {' | '.join(_cell(row.get(name)) for name in columns)} |")
+        lines.append(f"| {label} | {' | '.join(cell(row.get(name)) for name in columns)} |")
     if table.differences:
         lines += ["", f"| {entry.ours} - … in {entry.metric} | difference | p (Holm) | seeds | prompts |"]
         lines.append("|---|---|---|---|---|")
         for name, d in table.differences.items():
-            cell = _cell({"mean": d.mean, "lo": d.lo, "hi": d.hi}, "+")
-            lines.append(f"| {name} | {cell} | {d.p:.3f} | {d.seeds} | {d.prompts} |")
+            shown = cell({"mean": d.mean, "lo": d.lo, "hi": d.hi}, "+")
+            lines.append(f"| {name} | {shown} | {d.p:.3f} | {d.seeds} | {d.prompts} |")
     claim = f"Claim: {entry.claim}."
     return "\n".join([*lines, "", f"{claim} **{table.verdict}**" if table.verdict else claim, ""])
-
-
-def _cell(estimate: Mapping[str, float] | None, sign: str = "") -> str:
-    if estimate is None:
-        return "-"
-    digits = 3 if abs(estimate["mean"]) < 10 else 1
-    mean, lo, hi = (f"{estimate[k]:{sign}.{digits}f}" for k in ("mean", "lo", "hi"))
-    return f"{mean} [{lo}, {hi}]"
