@@ -31,6 +31,7 @@ from gtalign_jax.config import to_json, writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
 from gtalign_jax.evaluation.paper import figures, games, tables
 from gtalign_jax.evaluation.paper.entries import ALIGNED, BASE, ENTRIES, Entry, Method
+from gtalign_jax.run.auto import with_values
 
 SCALES = {
     "smoke": ("configs.quickstart", "tiny"),  # to see that all of it runs
@@ -118,8 +119,8 @@ def answers(
 
     All are evaluated as the scale's config says: with its reward, whatever they were trained on.
     """
-    asked = with_fields(config, method.asked)
-    cold = with_fields(asked, method.cold)
+    asked = with_values(config, dict(method.asked))
+    cold = with_values(asked, dict(method.cold))
     marks = (f"{field}={value}" for field, value in (*method.asked, *method.cold))
     start = workdir / "runs" / slug("start", *marks)
     if method.stage == BASE:
@@ -135,7 +136,7 @@ def answers(
             folder = start
             if method.stage == ALIGNED:
                 folder = workdir / "runs" / name
-                align_from(with_fields(changed(cold, seed=seed), method.change), start, folder)
+                align_from(with_values(changed(cold, seed=seed), dict(method.change)), start, folder)
             evaluate(asked, folder / "hf", workdir / "evaluations" / name)
         found.append(jsonl.read(lines))
     return found
@@ -147,17 +148,6 @@ def evaluate(config: ml_collections.ConfigDict, model: pathlib.Path, folder: pat
 
     with contextlib.redirect_stdout(sys.stderr):
         evaluate_model(config, str(model), writable_directory(str(folder), "workdir"), "model")
-
-
-def with_fields(
-    config: ml_collections.ConfigDict, fields: Sequence[tuple[str, Any]]
-) -> ml_collections.ConfigDict:
-    """A copy with `section.field` changed."""
-    config = changed(config)
-    for path, value in fields:
-        section, _, field = path.partition(".")
-        config[section][field] = value
-    return config
 
 
 def slug(*parts: str) -> str:
