@@ -11,6 +11,7 @@ import ml_collections
 
 from gtalign_jax.config import writable_directory
 from gtalign_jax.files import drafts
+from gtalign_jax.run.rollouts import list_rollouts
 
 
 def changed(config: ml_collections.ConfigDict, **fields: object) -> ml_collections.ConfigDict:
@@ -30,13 +31,13 @@ def train_start(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None
 
 def align_from(config: ml_collections.ConfigDict, start: pathlib.Path, folder: pathlib.Path) -> None:
     """One alignment run of a config from the model that `train_start` left in `start`."""
-    config, steps = changed(config), config.sft.steps
+    config = changed(config)
     config.start.path = str(start / "hf")
     config.sft.steps = config.sft.epochs = 0
     # Every run starts from the same model: its evaluation is that of the shared run, made once.
     baseline = folder / "rollouts" / "sft_0.jsonl"
     if not baseline.is_file():
-        made = start / "rollouts" / f"sft_{steps}.jsonl"
+        *_, made = (path for split, _, path in list_rollouts(start) if split == "sft")
         with drafts.file(baseline, "wb") as sink:
             sink.write(made.read_bytes())
     train_quietly(config, folder)

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -126,6 +126,24 @@ def rollout_lines(rollout: Rollout, scored: Scored, step: int) -> list[dict[str,
     length = np.asarray(rollout.completions.length).reshape(-1)
     lines = (_line(scored, i, step, int(n)) for i, n in enumerate(length) if n > 0)
     return [line.fields() for line in lines]
+
+
+def judged_again(job: Job, lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of an evaluation on this job's held-out prompts, read, judged and rewarded by this job.
+
+    Every process calls it, with the same lines. UserError where they are not of these prompts.
+    """
+    items = [item for item in job.test.items for _ in range(job.settings.evaluate.samples)]
+    if [item.messages[-1]["content"] for item in items] != [line["input"] for line in lines]:
+        raise UserError(
+            f"{len(lines)} recorded answers are not those to the {len(job.test.items)} held-out prompts of "
+            "config.data; judge them with the config that they were made with"
+        )
+    texts = [line["output"] for line in lines]
+    batch = extract(texts, items, job.judge, job.settings.features, job.consistency, job.tasks)
+    reward = jax.device_get(compute_reward(job.reward_fn, batch.features, job.settings.reward))
+    scored = Scored(texts, items, batch, reward)
+    return [_line(scored, i, line["step"], line["n_tokens"]).fields() for i, line in enumerate(lines)]
 
 
 def _line(scored: Scored, i: int, step: int, n_tokens: int) -> RolloutLine:

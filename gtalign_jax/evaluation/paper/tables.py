@@ -94,7 +94,9 @@ def _by_task(entry: Entry, runs: Runs) -> Table:
     for task in tasks:
         part = {m: [[x for x in run if task_of(x) == task] for run in seeds] for m, seeds in runs.items()}
         for method, seeds in part.items():
-            rows[method][task] = outcomes([line for run in seeds for line in run])[entry.metric]
+            of_task = outcomes([line for run in seeds for line in run])
+            if entry.metric in of_task:
+                rows[method][task] = of_task[entry.metric]
         for rival in entry.rivals:
             found[f"{task}: {rival}"] = paired_difference(part[entry.ours], part[rival], entry.metric)
     differences = _adjusted(found)
