@@ -19,6 +19,7 @@ if version("jaxlib").startswith("0.10."):  # the pinned one: XLA ends a process 
 
 import importlib.util
 import pathlib
+import shutil
 import signal
 
 import hypothesis
@@ -135,3 +136,39 @@ def amazon():
 
     with stores.amazon() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium. Each module has its own: its driver's event loop is this thread's while it lives."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium on the PATH: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=chromium)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """visit(address, **context): a page there. A fault in its scripts, or an error they log, is in `faults`,
+    which must be empty in the end."""
+    faults, contexts = [], []
+
+    def open_page(address, **context):
+        contexts.append(browser.new_context(**context))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
+        page.faults = faults
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    # The server may be gone before the page, which then asks it in vain.
+    assert not [fault for fault in faults if not fault.endswith("ERR_CONNECTION_REFUSED")]

@@ -1,7 +1,6 @@
-"""Chromium, and a page of a server whose answers a test writes."""
+"""A page of a server whose answers a test writes."""
 
 import contextlib
-import shutil
 
 import pytest
 
@@ -11,7 +10,6 @@ from gtalign_jax.serving.server.app import Service
 from gtalign_jax.serving.server.ask import ApiError, Bounds
 from gtalign_jax.serving.server.parts import Part, Usage
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 BOUNDS = Bounds(224, 8, tuple(POLICIES))
 ANYBODY = Keys()
 
@@ -62,38 +60,3 @@ def scripted(serving):
             yield "http://{}:{}/".format(*server.address), backend
 
     return start
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium. Each module has its own: its driver's event loop is this thread's while it lives."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the PATH: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """visit(address, **context): a page there. A fault in its scripts, or an error they log, is in `faults`,
-    which must be empty in the end."""
-    faults, contexts = [], []
-
-    def open_page(address, **context):
-        contexts.append(browser.new_context(**context))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(60_000)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
-        page.faults = faults
-        page.goto(address)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    # The server may be gone before the page, which then asks it in vain.
-    assert not [fault for fault in faults if not fault.endswith("ERR_CONNECTION_REFUSED")]
