@@ -25,6 +25,7 @@ _PANELS = (
     ("Completion length", "tokens", (("length", "length/mean", "welfare"),)),
     ("Cold-start loss", "nats per token", (("loss", "loss/sft", "neutral"),)),
 )
+Records = Sequence[Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,31 +45,40 @@ class Panel:
 
     title: str
     unit: str
+    phase: str
     series: tuple[Series, ...]
 
 
-def panels(records: Sequence[Mapping[str, Any]], max_points: int = 400) -> list[Panel]:
-    """The charts a run has data for; longer lines are averaged down to `max_points`.
-
-    What both phases record has a chart of each, the last phase's first; its title then names the phase.
-    """
-    phases = list(dict.fromkeys(record["phase"] for record in records))[::-1]
+def panels(records: Records, max_points: int = 400) -> list[Panel]:
+    """The charts a run has data for, the last phase's first; longer lines are averaged to `max_points`."""
     found = []
-    for title, unit, lines in _PANELS:
-        of_phase = {}
-        for phase in phases:
-            mine = [record for record in records if record["phase"] == phase]
+    for phase, (mine,) in _by_phase([records]):
+        for title, unit, lines in _PANELS:
             series = [_series(mine, *line, max_points) for line in lines]
-            if present := tuple(s for s in series if s is not None):
-                of_phase[phase] = present
-        for phase, present in of_phase.items():
-            found.append(Panel(title if len(of_phase) == 1 else f"{title}, {phase}", unit, present))
-    return found
+            found.append(Panel(title, unit, phase, tuple(s for s in series if s is not None)))
+    return [panel for panel in found if panel.series]
 
 
-def _series(
-    records: Sequence[Mapping[str, Any]], name: str, key: str, role: str, max_points: int
-) -> Series | None:
+def overlays(runs: Mapping[str, Records], roles: Sequence[str], max_points: int = 200) -> list[Panel]:
+    """The same numbers of several runs: a chart a number and phase, in it a line a run, of its role."""
+    found = []
+    for phase, of_phase in _by_phase(list(runs.values())):
+        named = list(zip(of_phase, runs, roles, strict=True))
+        for title, unit, lines in _PANELS:
+            for name, key, _ in lines:
+                series = [_series(records, run, key, role, max_points) for records, run, role in named]
+                own = title if len(lines) == 1 else f"{name[0].upper()}{name[1:]}"
+                found.append(Panel(own, unit, phase, tuple(s for s in series if s is not None)))
+    return [panel for panel in found if panel.series]
+
+
+def _by_phase(runs: Sequence[Records]) -> list[tuple[str, list[Records]]]:
+    """(phase, its records of each run), the last phase of them all first."""
+    phases = dict.fromkeys(r["phase"] for records in runs for r in records)
+    return [(phase, [[r for r in x if r["phase"] == phase] for x in runs]) for phase in reversed(phases)]
+
+
+def _series(records: Records, name: str, key: str, role: str, max_points: int) -> Series | None:
     points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
     if not points:
         return None

@@ -47,7 +47,7 @@ def pick_samples(run: RecordedRun, config: SampleConfig = SampleConfig()) -> lis
         for index in _spread(len(dumps[split]), config.steps):
             _, step, path = dumps[split][index]
             found += [(split, step, row) for row in _first_of_each(jsonl.read(path), config.each)]
-    return _describe(found, config.max_chars)
+    return describe(found, config.max_chars)
 
 
 def count_lines(run: RecordedRun) -> int:
@@ -71,7 +71,8 @@ def _first_of_each(rows: Sequence[Mapping[str, Any]], each: int) -> list[Mapping
     return kept
 
 
-def _describe(found: Sequence[tuple[str, int, Mapping[str, Any]]], max_chars: int) -> list[dict[str, Any]]:
+def describe(found: Sequence[tuple[str, int, Mapping[str, Any]]], max_chars: int) -> list[dict[str, Any]]:
+    """Samples of (split, step, rollout line); texts are cut at `max_chars`."""
     chains = [parse_chain(row["output"]) for _, _, row in found]
     actions = [row.get("action") for _, _, row in found]
     matrices = describe_matrices(*_stack(chains), actions)

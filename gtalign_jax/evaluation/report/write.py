@@ -1,32 +1,21 @@
-"""`report.html`: one self-contained page about a run, built from the files of its workdir alone.
+"""`report.html`: one self-contained page about a run, built from the files of its workdir alone."""
 
-Completions are hostile input. On the page they exist only inside one JSON block in which `<`, `>` and
-`&` are escaped, and the script shows them as text; the template escapes everything else, and the page's
-security policy admits no script but its own and no network.
-"""
-
-import base64
-import hashlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from gtalign_jax import jsonl
 from gtalign_jax.config import build
 from gtalign_jax.evaluation.bootstrap import OVERALL, Estimate, digits, separated, too_few
-from gtalign_jax.evaluation.report import curves, figures, svg
+from gtalign_jax.evaluation.report import curves, figures, settings
 from gtalign_jax.evaluation.report.recorded import RecordedRun, load_run, newest_rollouts
+from gtalign_jax.evaluation.report.render import charts, estimate_cell, render
 from gtalign_jax.evaluation.report.samples import count_lines, pick_samples, steering_examples
 from gtalign_jax.files import paths
-from gtalign_jax.game.moves import ACTIONS, USER_MOVES
-from gtalign_jax.remote.client import redacted_value
 from gtalign_jax.run.health import HealthConfig, scan
 
-PAGE = pathlib.Path(__file__).parent / "page"
 # What the results show: metric, its name, what it is, its colour.
 SHOWN = (
     ("utility", "Welfare W", "√(U·L), what alignment maximises", "welfare"),
@@ -51,41 +40,24 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     clouds = [cloud for cloud in found if cloud is not None]
     cloud_roles = [roles[cloud.model] for cloud in clouds]
     figures.save_figures(run.workdir / "figures", panels, clouds, cloud_roles)
-    charts = [{"title": p.title, "unit": p.unit, "svg": Markup(svg.line_chart(p))} for p in panels]
-    scatter = Markup(svg.scatter(clouds, cloud_roles)) if clouds else ""
+    scatter = Markup(figures.clouds_svg(clouds, cloud_roles)) if clouds else ""
     path = run.workdir / "report.html"
-    jsonl.write_atomic(path, _render(_context(run, roles, charts, scatter)))
+    jsonl.write_atomic(path, _page(run, roles, charts(panels), scatter))
     return path
 
 
-def _render(context: Mapping[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(PAGE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script, style = ((PAGE / name).read_text(encoding="utf-8") for name in ("page.js", "style.css"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html").render(
-        **context, script=Markup(script), style=Markup(style), script_hash=Markup(f"sha256-{digest}")
-    )
-
-
-def _context(run: RecordedRun, roles: Mapping[str, str], charts: list[dict], scatter: str) -> dict[str, Any]:
+def _page(run: RecordedRun, roles: Mapping[str, str], drawn: list[dict[str, str]], scatter: str) -> str:
     shown, steered = pick_samples(run), steering_examples(run.steering)
     tables = _tables(run, roles)
     present = {
         "results": ("Results", tables),
         "pareto": ("Pareto", scatter),
-        "training": ("Training", charts),
+        "training": ("Training", drawn),
         "samples": ("Samples", shown),
         "steering": ("Steering", steered),
         "settings": ("Settings", run.config),
     }
-    data = {"samples": shown, "steering": steered, "actions": ACTIONS, "user_moves": USER_MOVES}
-    return {
+    context = {
         "name": paths.absolute(run.workdir).name,
         "lede": _lede(run),
         "sections": [(key, title) for key, (title, content) in present.items() if content],
@@ -96,21 +68,13 @@ def _context(run: RecordedRun, roles: Mapping[str, str], charts: list[dict], sca
         "results_note": _results_note(run),
         "models": [{"name": model, "role": roles[model]} for model in run.models],
         "scatter": scatter,
-        "charts": charts,
+        "charts": drawn,
         "sample_count": f"{len(shown):,}" if shown else "",
         "line_count": f"{count_lines(run):,}",
         "steering_count": len(steered),
-        "settings": _settings(run.config),
-        "data": Markup(embed_json(data)),
+        "settings": settings.groups(run.config),
     }
-
-
-def embed_json(data: Any) -> str:
-    """JSON that is inert inside a script element: no `<`, `>` or `&` is left as such."""
-    text = json.dumps(jsonl.plain(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    return render("page", {"samples": shown, "steering": steered}, context)
 
 
 def _roles(models: tuple[str, ...]) -> dict[str, str]:
@@ -174,7 +138,7 @@ def _tables(run: RecordedRun, roles: Mapping[str, str]) -> list[dict[str, Any]]:
         lo, hi = min(e["lo"] for e in present), max(e["hi"] for e in present)
         hi = hi if hi > lo else lo + 1e-6
         rows = [_row(task, row, [roles[m] for m in run.models], lo, hi) for task, row in by_task.items()]
-        ends = {"lo": svg.number(lo), "hi": svg.number(hi)}
+        ends = {"lo": _number(lo), "hi": _number(hi)}
         tables.append({"metric": metric, "label": label, "help": help_text, "rows": rows, **ends})
     return tables
 
@@ -189,35 +153,19 @@ def _row(
     return {
         "task": task,
         "overall": task == OVERALL,
-        "cells": [_cell(e) if e else None for e in estimates],
+        "cells": [estimate_cell(e) if e else None for e in estimates],
         "change": change,
         "clear": clear,
-        "plot": Markup(svg.intervals(estimates, roles, lo, hi)),
+        "bars": [_bar(e, role, lo, hi) for e, role in zip(estimates, roles, strict=True) if e],
     }
 
 
-def _cell(e: Estimate) -> dict[str, str]:
-    d = digits(e)
-    return {"mean": f"{e['mean']:.{d}f}", "interval": f"{e['lo']:.{d}f}–{e['hi']:.{d}f}"}
+def _bar(e: Estimate, role: str, lo: float, hi: float) -> dict[str, Any]:
+    """An interval as drawn: where it begins, how long it is and where its mean is, in % of [lo, hi]."""
+    left, right, mean = (round(100 * (e[k] - lo) / (hi - lo), 2) for k in ("lo", "hi", "mean"))
+    return {"role": role, "left": left, "width": right - left, "mean": mean}
 
 
-def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The config as groups of (key, value) lines; values outside a group come first, as `run`."""
-    loose = [(k, _shown(v)) for k, v in config.items() if not isinstance(v, Mapping)]
-    groups = [(k, list(_flat(v))) for k, v in config.items() if isinstance(v, Mapping)]
-    return ([("run", loose)] if loose else []) + [(k, rows) for k, rows in groups if rows]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, inner in value.items():
-        if isinstance(inner, Mapping):
-            rows += _flat(inner, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", _shown(inner)))
-    return rows
-
-
-def _shown(value: Any) -> str:
-    """A value of the config as JSON; a run of before may have recorded credentials in a URL."""
-    return json.dumps(redacted_value(value), ensure_ascii=False)
+def _number(value: float) -> str:
+    """A number with three significant digits and no trailing zeros."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value + 0.0:.3g}"

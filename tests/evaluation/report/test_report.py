@@ -1,70 +1,18 @@
 """The page of a run: whole from its files alone, safe against what completions hold."""
 
+import html
 import json
-import pathlib
 import re
 
 import numpy as np
 import pytest
 
-from gtalign_jax import jsonl
-from gtalign_jax.chain.prompt import format_chain
 from gtalign_jax.errors import UserError
-from gtalign_jax.evaluation.bootstrap import summary_table
-from gtalign_jax.evaluation.report import curves, svg
+from gtalign_jax.evaluation.report import curves, figures
+from gtalign_jax.evaluation.report.render import PAGE, embed_json
 from gtalign_jax.evaluation.report.samples import describe_matrices
-from gtalign_jax.evaluation.report.write import embed_json, write_report
-from gtalign_jax.rewards.judges.base import Verdict
-from gtalign_jax.run.rollouts import RolloutLine, write_rollouts
-
-HOSTILE = "</script><script>alert(1)</script> <img src=x onerror=alert(1)> \u2028 & done"
-
-
-def line(source, i, shift=0.0, text=None):
-    matrix = np.random.default_rng(i).uniform(-4, 4, (2, 3, 2)).round(1)
-    user, llm = 0.4 + shift + 0.01 * i, 0.5 + shift
-    return RolloutLine(
-        input=f"prompt {i}",
-        output=text or format_chain("Thought.", matrix, "choose CQ.", "Which one?"),
-        gts="truth",
-        source=source,
-        step=3,
-        score=float(np.sqrt(user * llm)),
-        answer_reward=1.0,
-        format_reward=1.0,
-        payoff_reward=1.0,
-        pareto_score=1.0,
-        user_reward=user,
-        llm_reward=llm,
-        utility=float(np.sqrt(user * llm)),
-        action="CQ",
-        n_tokens=50 + i,
-        verdict=Verdict(1.0, "rule"),
-    ).fields()
-
-
-@pytest.fixture
-def workdir(tmp_path):
-    rows = {
-        model: [line(source, i, shift) for source in ("math-hard", "ambig_qa") for i in range(6)]
-        for model, shift in (("sft", 0.0), ("aligned", 0.2))
-    }
-    rows["aligned"][0] = line("math-hard", 0, 0.2, HOSTILE)
-    for model, lines in rows.items():
-        write_rollouts(tmp_path, model, 3, lines)
-    write_rollouts(tmp_path, "train", 0, rows["sft"])
-    metrics = [
-        {"phase": "align", "step": k, "time": 0.0, "reward/welfare": 0.3 + k / 50, "reward/user": 0.4}
-        | {"reward/llm": 0.5, "kl/ref": 0.01 * k, "length/mean": 90.0, "entropy/mean": 1.0}
-        for k in range(20)
-    ]
-    jsonl.write(tmp_path / "metrics.jsonl", metrics)
-    (tmp_path / "config.json").write_text(json.dumps({"seed": 0, "align": {"steps": 20}}))
-    (tmp_path / "summary.json").write_text(json.dumps(summary_table(rows, n_boot=50)))
-    side = {"payoff": np.zeros((2, 3, 2)).tolist(), "action": "DA", "text": HOSTILE}
-    steering = {"task": "math", "prompt": "p", "policy": "per_token", "price": 2.0}
-    jsonl.write(tmp_path / "steering.jsonl", [{**steering, "before": side, "after": side}])
-    return tmp_path
+from gtalign_jax.evaluation.report.write import write_report
+from tests.evaluation.report.conftest import HOSTILE
 
 
 def data_of(page):
@@ -132,19 +80,32 @@ def test_no_line_leaves_its_axes_where_both_phases_record_the_same():
     ]
     records += [{"phase": "align", "step": k, "entropy/mean": 0.3, "reward/user": 0.1 * k} for k in range(50)]
     found = curves.panels(records)
-    assert [panel.title for panel in found] == [
-        "Rewards",
-        "Entropy, align",
-        "Entropy, sft",
-        "Cold-start loss",
+    assert [(panel.title, panel.phase) for panel in found] == [
+        ("Rewards", "align"),
+        ("Entropy", "align"),
+        ("Entropy", "sft"),
+        ("Cold-start loss", "sft"),
     ]
     assert [panel.series[0].x[-1] > 50 for panel in found] == [False, False, True, True]
     for panel in found:
-        paths = re.findall(r' d="M([^"]+)"', svg.line_chart(panel))
-        points = np.array([p.split(",") for path in paths for p in path.split("L")], np.float64)
-        assert len(paths) == 2 * len(panel.series)
-        assert (points >= (svg.LEFT - 0.1, svg.TOP - 0.1)).all()
-        assert (points <= (svg.WIDTH, svg.HEIGHT - svg.BOTTOM + 0.1)).all()
+        svg = figures.panel_svg(panel)
+        left, top, width, height = (float(v) for v in re.findall(r'"([-\d.]+)"', AXES.search(svg)[1]))
+        lines = [points(path) for path in re.findall(r'd="([^"]+)" clip-path', svg)]
+        assert len(lines) >= 2 * len(panel.series)
+        assert all((line >= (left, top)).all() for line in lines)
+        assert all((line <= (left + width, top + height)).all() for line in lines)
+        (shown,) = json.loads(html.unescape(re.search(r'data-chart="([^"]+)"', svg)[1]))
+        np.testing.assert_allclose(
+            np.stack([shown["x"], shown["y"]], axis=1)[[0, -1]], lines[-1][[0, -1]], atol=0.1
+        )
+
+
+AXES = re.compile(r"<clipPath[^>]*>\s*<rect ([^/]+)/>")
+
+
+def points(path):
+    """The points [n, 2] of an SVG path."""
+    return np.array(re.findall(r"[-\d.]+", path), np.float64).reshape(-1, 2)
 
 
 def test_frontier_and_smoothing():
@@ -160,16 +121,9 @@ def test_frontier_and_smoothing():
     np.testing.assert_allclose(curves.smooth(line)[5:-5], line[5:-5])
 
 
-def test_ticks_are_round_and_inside():
-    for lo, hi in ((0.0, 1.0), (-3.2, 17.0), (0.61, 0.64), (0, 12_345)):
-        found = svg.ticks(lo, hi)
-        assert 2 <= len(found) <= 9 and found.min() >= lo - 1e-9 and found.max() <= hi + 1e-9
-        assert np.ptp(np.diff(found)) < 1e-9 * max(abs(hi), 1)
-
-
 def test_the_template_folder_ships_with_the_package():
-    page = pathlib.Path(svg.__file__).parent / "page"
-    assert {p.name for p in page.iterdir()} == {"page.html", "page.js", "style.css"}
+    names = "base.html browser.html charts.html page.html page.js parts.js style.css"
+    assert {path.name for path in PAGE.iterdir()} == set(names.split())
 
 
 def test_credentials_that_a_run_recorded_are_not_on_the_page(tmp_path):
