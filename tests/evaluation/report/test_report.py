@@ -122,7 +122,7 @@ def test_frontier_and_smoothing():
 
 
 def test_the_template_folder_ships_with_the_package():
-    names = "base.html browser.html charts.html page.html page.js parts.js style.css"
+    names = "base.html browser.html charts.html index.html index.js page.html page.js parts.js style.css"
     assert {path.name for path in PAGE.iterdir()} == set(names.split())
 
 
