@@ -32,7 +32,7 @@ function startItems() {
 
   function side(place, contender) {
     const { means, completions, sample } = place;
-    const counted = completions > 1 ? `first of ${completions} completions; the scores are their means` : "";
+    const counted = completions > 1 ? `first of ${completions} completions; W, U and L are their means` : "";
     const scores = { ...sample.scores, ...means };
     return el("div", "", el("h4", "", el("b", "", nameOf(contender))), scoreList({ ...sample, scores }),
       counted ? el("p", "foot", counted) : null, ...completion(sample));
@@ -47,7 +47,7 @@ function startItems() {
   function listItem(item, gain, a, b) {
     const moves = [a, b].map((at) => item.sides[at].sample.action || "none").join(" → ");
     const button = el("button", "", el("small", "", `${item.task} · ${moves}`),
-      el("b", gain < 0 ? "loss" : "gain", signed(gain)), el("span", "", item.prompt));
+      el("b", ["loss", "", "gain"][Math.sign(gain) + 1], signed(gain)), el("span", "", item.prompt));
     button.addEventListener("click", () => showItem(item, a, b));
     return button;
   }
