@@ -16,6 +16,10 @@ _LLAMA3_SCALING = (
 
 # hub name → (vocabulary, RoPE theta, RoPE kind, RoPE scaling, other fields)
 ARCHITECTURES = {
+    "Qwen/Qwen2.5-0.5B-Instruct": (151936, 1e6, "default", (), dict(
+        _QWEN2_5 | dict(head_dim=64), hidden_size=896, intermediate_size=4864, num_layers=24, num_heads=14,
+        num_kv_heads=2, tie_embeddings=True,
+    )),
     "Qwen/Qwen2.5-3B-Instruct": (151936, 1e6, "default", (), dict(
         _QWEN2_5, hidden_size=2048, intermediate_size=11008, num_layers=36, num_heads=16, num_kv_heads=2,
         tie_embeddings=True,

@@ -5,42 +5,31 @@
 
 Trains the models that a table compares, evaluates each on the same held-out prompts with the same reward, and
 writes tables/NAME.{md,json,svg} and claims.md into the work directory. Models that several tables need are
-trained once, from one cold start; the same command goes on where it stopped.
+trained once, from one cold start; the same command goes on where it stopped, and says how many are to come.
+`--table=user_study` writes a sheet of answers, and with `--ratings=FILE.csv`, filled in, makes the table.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import importlib
 import json
 import logging
 import pathlib
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 from experiments.compare_algorithms import read_seeds
-from experiments.from_one_start import align_from, changed, train_start
+from experiments.paper_models import SCALES, Lab, answers, open_lab, seeds_of, steered
 from gtalign_jax import jsonl
 from gtalign_jax.config import to_json, writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.evaluation.paper import figures, games, tables
-from gtalign_jax.evaluation.paper.entries import ALIGNED, BASE, ENTRIES, Entry, Method
-from gtalign_jax.run.auto import with_values
-
-SCALES = {
-    "smoke": ("configs.quickstart", "tiny"),  # to see that all of it runs
-    "tiny": ("configs.quickstart", ""),
-    "3b": ("configs.qwen2_5_3b.full", ""),
-    "7b": ("configs.qwen2_5_7b", ""),
-}
-GAME_UPDATES, GAME_SEEDS = {"smoke": 20}, {"smoke": 2}  # else:
-MANY_UPDATES, MANY_SEEDS = 800, 20
+from gtalign_jax.evaluation.paper import figures, games, tables, user_study
+from gtalign_jax.evaluation.paper.entries import ENTRIES, PRICES, Entry
+from gtalign_jax.evaluation.steering import save_curve, steering_curve
+from gtalign_jax.files import paths
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,6 +40,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     which.add_argument("--all", action="store_true", help="every table")
     parser.add_argument("--workdir", required=True, help="folder of all runs and tables")
     parser.add_argument("--seeds", default="0,1,2", help="of the alignments, after commas")
+    parser.add_argument("--ratings", help="of user_study, CSV: item, method, rating")
     return parser.parse_args(argv)
 
 
@@ -62,28 +52,26 @@ def main(argv: list[str] | None = None) -> None:
     for name in names:
         if name not in ENTRIES:
             raise UserError(f"--table={name}: no such table; use {', '.join(ENTRIES)}")
-    seeds = read_seeds(flags.seeds)
-    config = scale_config(flags.scale)
+    if flags.ratings and "user_study" not in names:
+        raise UserError("--ratings: is of the table user_study; name it in --table, or say --all")
+    seeds, scale = read_seeds(flags.seeds), SCALES[flags.scale]
     workdir = writable_directory(flags.workdir, "workdir")
-    check_scale(config, workdir / "scale.json")
+    check_scale(scale.config(), workdir / "scale.json")
+    lab = open_lab(scale, workdir, [ENTRIES[name] for name in names], seeds)
     for name in names:
-        entry = ENTRIES[name]
-        table = make(entry, config, workdir, seeds, flags.scale)
+        entry, used = ENTRIES[name], seeds_of(ENTRIES[name], seeds)
+        table = make(entry, lab, used, flags.ratings)
         text = tables.format_table(entry, table)
+        if table.rows and entry.methods:
+            text += f"\nSeeds of the alignments: {', '.join(map(str, used))}.\n"
         jsonl.write_atomic(workdir / "tables" / f"{name}.md", text)
-        found = {"claim": entry.claim, "seeds": seeds, **dataclasses.asdict(table)}
+        found = {"claim": entry.claim, "seeds": used, **dataclasses.asdict(table)}
         found["differences"] = {name: d._asdict() for name, d in table.differences.items()}
         jsonl.write_atomic(
             workdir / "tables" / f"{name}.json", json.dumps(jsonl.plain(found), indent=1) + "\n"
         )
-        print(f"## {name}\n\n{text}")
-    jsonl.write_atomic(workdir / "claims.md", claims(workdir))
-
-
-def scale_config(scale: str) -> ml_collections.ConfigDict:
-    """The config of a scale, as its file makes it."""
-    module, variant = SCALES[scale]
-    return importlib.import_module(module).get_config(*([variant] if variant else []))
+        print(f"## {name}\n\n{text}", flush=True)
+        jsonl.write_atomic(workdir / "claims.md", claims(workdir))
 
 
 def check_scale(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
@@ -95,64 +83,43 @@ def check_scale(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
         raise UserError(f"{path}: holds the models of another scale or config; name a new --workdir")
 
 
-def make(
-    entry: Entry, config: ml_collections.ConfigDict, workdir: pathlib.Path, seeds: Sequence[int], scale: str
-) -> tables.Table:
+def make(entry: Entry, lab: Lab, seeds: Sequence[int], ratings: str | None) -> tables.Table:
     """The table of an entry, and its figure."""
-    figure = workdir / "tables" / f"{entry.name}.svg"
+    figure = lab.workdir / "tables" / f"{entry.name}.svg"
+    if why := lab.scale.lacks(entry):
+        return tables.Table({}, note=why)
     if entry.kind == "games":
-        updates, count = GAME_UPDATES.get(scale, MANY_UPDATES), GAME_SEEDS.get(scale, MANY_SEEDS)
-        curves = games.learning_curves(updates, count)
+        curves = games.learning_curves(*lab.scale.games)
         figures.save_curves(curves, figure)
         return games.games_table(curves)
-    runs = {method.name: answers(method, config, workdir, seeds) for method in entry.methods}
-    table = tables.make_table(entry, runs)
+    if entry.kind == "steering":
+        return make_steering(entry, lab, seeds[0], figure)
+    runs = {method.name: answers(lab, entry, method, seeds) for method in entry.methods}
+    if entry.kind == "user_study":
+        table = make_study(entry, runs, lab.workdir, ratings)
+    else:
+        table = tables.make_table(entry, runs)
     if table.rows:
         figures.save_table(entry, table, figure)
     return table
 
 
-def answers(
-    method: Method, config: ml_collections.ConfigDict, workdir: pathlib.Path, seeds: Sequence[int]
-) -> list[list[dict[str, Any]]]:
-    """The held-out rollout lines of a method's models, one a seed; of one that is not aligned there is one.
-
-    All are evaluated as the scale's config says: with its reward, whatever they were trained on.
-    """
-    asked = with_values(config, dict(method.asked))
-    cold = with_values(asked, dict(method.cold))
-    marks = (f"{field}={value}" for field, value in (*method.asked, *method.cold))
-    start = workdir / "runs" / slug("start", *marks)
-    if method.stage == BASE:
-        start = workdir / "runs" / "base"
-        cold.sft.steps = cold.sft.epochs = 0
-    found = []
-    for seed in seeds if method.stage == ALIGNED else seeds[:1]:
-        name = slug(method.name, *([str(seed)] if method.stage == ALIGNED else []))
-        lines = workdir / "evaluations" / name / "rollouts" / "model_0.jsonl"
-        summary = workdir / "evaluations" / name / "summary.json"
-        if not summary.is_file():  # written last
-            train_start(cold, start)
-            folder = start
-            if method.stage == ALIGNED:
-                folder = workdir / "runs" / name
-                align_from(with_values(changed(cold, seed=seed), dict(method.change)), start, folder)
-            evaluate(asked, folder / "hf", workdir / "evaluations" / name)
-        found.append(jsonl.read(lines))
-    return found
+def make_steering(entry: Entry, lab: Lab, seed: int, figure: pathlib.Path) -> tables.Table:
+    """The steering curve of the first method's model of a seed."""
+    lines = steered(lab, entry.methods[0], seed)
+    save_curve(steering_curve(lines), figure)
+    runs = {f"price {price:g}": [[line for line in lines if line["at"] == price]] for price in PRICES}
+    return tables.make_table(entry, runs)
 
 
-def evaluate(config: ml_collections.ConfigDict, model: pathlib.Path, folder: pathlib.Path) -> None:
-    """Evaluate an export on the held-out prompts of the scale's config."""
-    from gtalign_jax.train import evaluate_model
-
-    with contextlib.redirect_stdout(sys.stderr):
-        evaluate_model(config, str(model), writable_directory(str(folder), "workdir"), "model")
-
-
-def slug(*parts: str) -> str:
-    """A name for a folder."""
-    return re.sub(r"[^\w.+=-]+", "_", "_".join(parts))
+def make_study(entry: Entry, runs: tables.Runs, workdir: pathlib.Path, ratings: str | None) -> tables.Table:
+    """The table of the ratings; without them, the sheet that people fill in."""
+    if ratings is None:
+        sheet = workdir / "tables" / "user_study_sheet.csv"
+        user_study.write_sheet(runs, sheet)
+        return tables.Table({}, note=f"Nobody was asked yet: fill in {sheet.name} and name it by --ratings.")
+    known = user_study.first_answers(runs)
+    return user_study.study_table(entry, runs, user_study.read_ratings(paths.path(ratings), known))
 
 
 def claims(workdir: pathlib.Path) -> str:
@@ -162,7 +129,8 @@ def claims(workdir: pathlib.Path) -> str:
         path = workdir / "tables" / f"{name}.json"
         if path.is_file():
             found: Mapping[str, Any] = jsonl.read_object(path)
-            lines.append(f"| {name} | {entry.claim} | {found['verdict'] or 'numbers alone'} |")
+            here = found["verdict"] or ("numbers alone" if found["rows"] else found["note"] or "no answers")
+            lines.append(f"| {name} | {entry.claim} | {here} |")
     return "\n".join([*lines, ""])
 
 

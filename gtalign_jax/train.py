@@ -3,12 +3,13 @@
 The two phases resume from their newest checkpoints (`phase.py`); an evaluation is made once.
 """
 
+import contextlib
 import copy
 import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +48,7 @@ from gtalign_jax.run.record import (
 from gtalign_jax.run.settings import make_settings
 from gtalign_jax.run.signals import ended_by_sigterm
 from gtalign_jax.run.states import PHASES, sft_setup, sft_state
+from gtalign_jax.serving import sweep
 from gtalign_jax.serving.examples import steer_examples
 from gtalign_jax.types import PyTree, TrainState
 
@@ -108,6 +110,29 @@ def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathl
 
     The same again reads what is recorded; when the folder or the data have changed, it is made again.
     """
+    with _of_model(config, model, workdir) as job:
+        rows = {name: evaluate_once(job, name, load_start(job), 0, weights=job.model_folder)}
+        if processes.is_main():
+            print(f"report  {finish(rows, workdir)}")
+
+
+def steer_model(
+    config: ml_collections.ConfigDict,
+    model: str,
+    workdir: pathlib.Path,
+    pricing: sweep.Pricing,
+    points: Sequence[sweep.Point],
+) -> None:
+    """Steer an HF folder at several prices on the config's held-out split, and write `sweep.jsonl`."""
+    with _of_model(config, model, workdir) as job, told(GENERATION):
+        lines = list(sweep.steer_heldout(job, load_start(job), pricing, points))
+        if processes.is_main():
+            jsonl.write(workdir / "sweep.jsonl", lines)
+
+
+@contextlib.contextmanager
+def _of_model(config: ml_collections.ConfigDict, model: str, workdir: pathlib.Path) -> Iterator[Job]:
+    """The job of an HF folder that is asked and not trained, in its own work directory."""
     config = copy.deepcopy(config)  # ConfigDict(config) would share its sections
     with config.unlocked():
         config.start.path = model
@@ -115,9 +140,7 @@ def evaluate_model(config: ml_collections.ConfigDict, model: str, workdir: pathl
     with drafts.naming_store(workdir), ended_by_sigterm(), locked(workdir):
         _, job = _make_job(config, workdir)
         with jax.set_mesh(job.mesh):
-            rows = {name: evaluate_once(job, name, load_start(job), 0, weights=job.model_folder)}
-        if processes.is_main():
-            print(f"report  {finish(rows, workdir)}")
+            yield job
 
 
 def finish(rows: dict[str, list[dict[str, Any]]], workdir: pathlib.Path) -> pathlib.Path:

@@ -71,25 +71,32 @@ def _ambiguity(line: Line) -> dict[str, float]:
     return found
 
 
+def measured(line: Line) -> Line:
+    """The line with each of MEASURES that it has: its chain is parsed here, and here alone."""
+    return {**line, **{name: value for name, value in measures(line).items() if not math.isnan(value)}}
+
+
 def outcome_values(lines: Sequence[Line]) -> tuple[np.ndarray, list[str]]:
-    """(values [n, M] in the order of MEASURES, the prompt of each row).
+    """(values [n, M] in the order of MEASURES, the prompt of each row) of lines that are `measured`.
 
     F1 = 2 TP / (2 TP + FP + FN) is a mean over rows in which a true positive stands twice: such a line has a
     second row, with this number alone.
     """
     rows, prompts = [], []
     for line in lines:
-        found = measures(line)
-        rows.append([found.get(name, NAN) for name in MEASURES])
+        rows.append([NAN if line.get(name) is None else line[name] for name in MEASURES])
         prompts.append(line["input"])
-        if found.get("ambiguity_f1") == 1.0:
+        if line.get("ambiguity_f1") == 1.0:
             rows.append([1.0 if name == "ambiguity_f1" else NAN for name in MEASURES])
             prompts.append(line["input"])
     return np.array(rows, np.float64).reshape(-1, len(MEASURES)), prompts
 
 
 def outcomes(lines: Sequence[Line], *, n_boot: int = 2000, seed: int = 0) -> dict[str, Estimate]:
-    """{measure: {mean, lo, hi, n, clusters}}, 95 % intervals over prompts, of what some line has."""
+    """{measure: {mean, lo, hi, n, clusters}}, 95 % intervals over prompts, of what some line has.
+
+    lines: `measured`.
+    """
     values, prompts = outcome_values(lines)
     found = bootstrap_means(values, clusters=prompts, n_boot=n_boot, seed=seed)
     return {name: estimate for name, estimate in zip(MEASURES, found, strict=True) if estimate["n"]}

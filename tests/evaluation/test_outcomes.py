@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gtalign_jax.evaluation.outcomes import MEASURES, measures, outcome_values, outcomes
+from gtalign_jax.evaluation.outcomes import MEASURES, measured, measures, outcome_values, outcomes
 
 CHAIN = "<thinking>t</thinking><payoff>x</payoff><analyze>a</analyze><response>{}</response>"
 
@@ -63,7 +63,7 @@ def test_precision_recall_and_f1_are_those_of_the_counts():
         )
         for i, (t, a) in enumerate(zip(truly, asked, strict=True))
     ]
-    found = outcomes(lines, n_boot=50)
+    found = outcomes([measured(each) for each in lines], n_boot=50)
     hits = (truly & asked).sum()
     precision, recall = hits / asked.sum(), hits / truly.sum()
     assert found["ambiguous_when_asks"]["mean"] == pytest.approx(precision)
@@ -74,6 +74,6 @@ def test_precision_recall_and_f1_are_those_of_the_counts():
 
 def test_no_line_and_no_answer_are_missing():
     assert outcomes([]) == {}
-    values, prompts = outcome_values([line(answer_reward=None)])
+    values, prompts = outcome_values([measured(line(answer_reward=None))])
     assert np.isnan(values[0, list(MEASURES).index("answer_per_1k_tokens")])
     assert prompts == ["q"]

@@ -14,6 +14,7 @@ from gtalign_jax.run.settings import check_batches, make_settings
 
 # Parameters of the published checkpoints (the hub's safetensors totals), and chips of the intended slices.
 PUBLISHED = {
+    "qwen2_5_0_5b": (494_032_768, (8,)),
     "qwen2_5_3b.full": (3_085_938_688, (16, 256)),
     "qwen2_5_7b": (7_615_616_512, (64,)),
     "qwen2_5_32b": (32_763_876_352, (64,)),

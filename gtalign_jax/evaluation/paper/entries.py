@@ -1,16 +1,18 @@
 """What the paper claims and which models it takes to see: one `Entry` a table or figure, by name.
 
 A method is the scale's config with some fields changed. Methods of several entries that change the same are
-one model, trained once.
+one model, trained once, whatever they are called.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 Fields = tuple[tuple[str, Any], ...]
 """Config fields, as `section.field`, and their values."""
 BASE, SFT, ALIGNED = "base", "sft", "aligned"
+PRICES = (0.0, 1.0, 2.0, 4.0, 8.0)  # of the steering curve, for the text of a direct answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +27,35 @@ class Method:
     asked: Fields = ()
     stage: str = ALIGNED
 
+    @property
+    def start(self) -> str:
+        """The folder of the model that it starts from, by what that one changes; of `base` its own."""
+        return BASE if self.stage == BASE else slug("start", *_marks(self.asked, self.cold))
+
+    def folder(self, seed: int) -> str:
+        """The folder of its model of a seed; only alignment has one of its own."""
+        if self.stage != ALIGNED:
+            return self.start
+        return slug(ALIGNED, *_marks(self.asked, self.cold, self.change), f"seed={seed}")
+
+
+def slug(*parts: str) -> str:
+    """A name for a folder."""
+    return re.sub(r"[^\w.+=-]+", "_", "_".join(parts))
+
+
+def _marks(*fields: Fields) -> list[str]:
+    return [f"{field}={value}" for each in fields for field, value in each]
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """claim: what the paper says, in a line. kind: what is made of the models' answers (`tables.KINDS`).
 
-    ours: the method that the claim is about; it holds where ours is better by `metric` than each of
-    `rivals`. metrics: what the table shows.
+    ours: the method, or row, that the claim is about; it holds where ours is better by `metric` than each of
+    `rivals`. less: better is less of it. metrics: what the table shows. seeds: how many alignments of a
+    method it takes, of those that are asked for (0: all). unseen: the questions are of tasks that nothing is
+    trained on.
     """
 
     name: str
@@ -42,10 +66,13 @@ class Entry:
     rivals: tuple[str, ...] = ()
     metric: str = "utility"
     metrics: tuple[str, ...] = ("utility", "answer_reward", "format_reward", "n_tokens")
+    less: bool = False
+    seeds: int = 0
+    unseen: bool = False
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
-        if len(set(names)) != len(names) or self.methods and not {self.ours, *self.rivals} <= set(names):
+        if len(set(names)) != len(names) or self.rivals and not {self.ours, *self.rivals} <= set(names):
             raise ValueError(f"{self.name}: methods {names}, ours {self.ours}, rivals {self.rivals}")
 
 
@@ -109,6 +136,22 @@ _ENTRIES = (
         metrics=("coverage", "regret", "hypervolume"),
     ),
     Entry(
+        "out_of_domain",
+        "answers and welfare carry over to tasks that were not trained on",
+        methods=(_SFT, *_BY_REWARD),
+        rivals=("sft", "user", "llm", "linear"),
+        unseen=True,
+    ),
+    Entry(
+        "length",
+        "answers take fewer tokens on every task than after the cold start",
+        kind="by_task",
+        methods=(_SFT, *_BY_REWARD),
+        rivals=("sft",),
+        metric="n_tokens",
+        less=True,
+    ),
+    Entry(
         "efficiency",
         "more answer quality a token than after the cold start",
         methods=(_SFT, _OURS),
@@ -144,6 +187,7 @@ _ENTRIES = (
         methods=(_OURS, *_SHIFTED),
         metric="coverage",
         metrics=("coverage", "utility"),
+        seeds=1,  # fourteen models for a range: what one seed moves is seen in the other tables
     ),
     Entry(
         "ces",
@@ -171,6 +215,25 @@ _ENTRIES = (
         kind="choice_rule",
         methods=(_OURS,),
         metrics=("cell_welfare", "llm", "user", "followed"),
+    ),
+    Entry(
+        "steering",
+        "the same model writes less where the matrix it goes on from makes text dearer",
+        kind="steering",
+        methods=(_OURS,),
+        ours=f"price {PRICES[-1]:g}",
+        metric="n_tokens",
+        metrics=("steered", "DA", "CQ", "AQ", "follows", "welfare", "n_tokens", "cost"),
+        less=True,
+        seeds=1,
+    ),
+    Entry(
+        "user_study",
+        "people's satisfaction goes with welfare (Pearson 0.771, Spearman 0.805)",
+        kind="user_study",
+        methods=(_BASE, _SFT, *_BY_REWARD),
+        metrics=("pearson", "spearman", "rating", "utility"),
+        seeds=1,
     ),
     Entry(
         "data_size",

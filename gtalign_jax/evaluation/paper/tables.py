@@ -1,6 +1,7 @@
 """From the models' held-out answers to a table, and from the table to whether the claim holds."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ import numpy as np
 from gtalign_jax.chain.parse import parse_chain, payoff_array
 from gtalign_jax.evaluation.areas import percentile_estimate, resampled_areas
 from gtalign_jax.evaluation.bootstrap import Estimate, bootstrap_means, cell, task_of
-from gtalign_jax.evaluation.outcomes import measures, outcomes
+from gtalign_jax.evaluation.outcomes import measured, outcomes
 from gtalign_jax.evaluation.paired import Difference, by_prompt, holm, paired_difference
 from gtalign_jax.evaluation.paper.entries import Entry
+from gtalign_jax.evaluation.steering import steering_curve
 from gtalign_jax.game import equilibrium, pareto
 from gtalign_jax.game.moves import ACTIONS, LLM, USER
 from gtalign_jax.game.payoff import cell_welfare, welfare_optimal
@@ -30,11 +32,13 @@ HELD, NOT_HELD, UNDECIDED = "held", "did not hold", "undecided"
 @dataclasses.dataclass(frozen=True)
 class Table:
     """rows: {label: {metric: estimate}}. differences: ours - rival in the claim's metric, where there are
-    rivals, with Holm's p. verdict: HELD, NOT_HELD, UNDECIDED, or "" where only numbers are claimed."""
+    rivals, with Holm's p. verdict: HELD, NOT_HELD, UNDECIDED, or "" where only numbers are claimed. note: why
+    there are no rows, where that is known."""
 
     rows: Mapping[str, Mapping[str, Estimate]]
     differences: Mapping[str, Difference] = dataclasses.field(default_factory=dict)
     verdict: str = ""
+    note: str = ""
 
 
 def make_table(entry: Entry, runs: Runs) -> Table:
@@ -42,14 +46,14 @@ def make_table(entry: Entry, runs: Runs) -> Table:
     return KINDS[entry.kind](entry, runs)
 
 
-def verdict_of(differences: Mapping[str, Difference], level: float = 0.05) -> str:
+def verdict_of(differences: Mapping[str, Difference], less: bool = False, level: float = 0.05) -> str:
     """HELD where ours is better than every rival, NOT_HELD where it is worse than one; else UNDECIDED.
 
-    A difference counts where its p-value, adjusted, is below the level.
+    A difference counts where its p-value, adjusted, is below the level. less: better is less.
     """
     if not differences:
         return ""
-    sure = [d.mean for d in differences.values() if d.p < level]
+    sure = [-d.mean if less else d.mean for d in differences.values() if d.p < level]
     if any(mean < 0 for mean in sure):
         return NOT_HELD
     return HELD if len(sure) == len(differences) else UNDECIDED
@@ -68,39 +72,42 @@ def _adjusted(found: Mapping[str, Difference]) -> dict[str, Difference]:
 
 
 def _measured(runs: Runs) -> Runs:
-    """Lines with all of `evaluation.outcomes.MEASURES`, a missing one left out."""
-
-    def one(line: Line) -> Line:
-        return {**line, **{name: value for name, value in measures(line).items() if value == value}}
-
-    return {method: [[one(line) for line in run] for run in seeds] for method, seeds in runs.items()}
+    """Runs whose lines hold their measures."""
+    return {method: [[measured(line) for line in run] for run in seeds] for method, seeds in runs.items()}
 
 
 def _compare(entry: Entry, runs: Runs) -> Table:
     """A row a method, all tasks and seeds together."""
-    rows = {}
+    runs, rows = _measured(runs), {}
     for method, seeds in runs.items():
         found = outcomes([line for run in seeds for line in run])
         rows[method] = {name: found[name] for name in entry.metrics if name in found}
-    differences = _differences(entry, _measured(runs))
-    return Table(rows, differences, verdict_of(differences))
+    differences = _differences(entry, runs)
+    return Table(rows, differences, verdict_of(differences, entry.less))
 
 
 def _by_task(entry: Entry, runs: Runs) -> Table:
     """A row a method and task, in the entry's metric; the claim is about each task's, so all must hold."""
+    runs = _measured(runs)
     tasks = sorted({task_of(line) for seeds in runs.values() for run in seeds for line in run})
     rows: dict[str, dict[str, Estimate]] = {method: {} for method in runs}
     found: dict[str, Difference] = {}
     for task in tasks:
         part = {m: [[x for x in run if task_of(x) == task] for run in seeds] for m, seeds in runs.items()}
         for method, seeds in part.items():
-            of_task = outcomes([line for run in seeds for line in run])
-            if entry.metric in of_task:
-                rows[method][task] = of_task[entry.metric]
+            if (mean := _mean(seeds, entry.metric))["n"]:
+                rows[method][task] = mean
         for rival in entry.rivals:
             found[f"{task}: {rival}"] = paired_difference(part[entry.ours], part[rival], entry.metric)
     differences = _adjusted(found)
-    return Table(rows, differences, verdict_of(differences))
+    return Table(rows, differences, verdict_of(differences, entry.less))
+
+
+def _mean(seeds: Sequence[Sequence[Line]], metric: str) -> Estimate:
+    """The mean over all lines of a method that have the metric."""
+    flat = [line for run in seeds for line in run]
+    values = np.array([[math.nan if line.get(metric) is None else line[metric]] for line in flat])
+    return bootstrap_means(values, clusters=[line["input"] for line in flat])[0]
 
 
 def _on_frontier(runs: Runs) -> tuple[Runs, dict[str, np.ndarray]]:
@@ -138,7 +145,7 @@ def _pareto(entry: Entry, runs: Runs) -> Table:
         area = percentile_estimate(whole, areas, len(points[method]))
         rows[method] = {"coverage": near, "regret": far, "hypervolume": area}
     differences = _differences(entry, lines)
-    return Table(rows, differences, verdict_of(differences))
+    return Table(rows, differences, verdict_of(differences, entry.less))
 
 
 def _weights(entry: Entry, runs: Runs) -> Table:
@@ -146,8 +153,7 @@ def _weights(entry: Entry, runs: Runs) -> Table:
     table = _pareto(entry, runs)
     rows = {}
     for method, seeds in runs.items():
-        welfare = outcomes([line for run in seeds for line in run])["utility"]
-        rows[method] = {"coverage": table.rows[method]["coverage"], "utility": welfare}
+        rows[method] = {"coverage": table.rows[method]["coverage"], "utility": _mean(seeds, "utility")}
     return Table(rows)
 
 
@@ -186,19 +192,32 @@ def _choice_rule(entry: Entry, runs: Runs) -> Table:
     return Table(rows)
 
 
+def _steering(entry: Entry, runs: Runs) -> Table:
+    """A row a price, of lines that `serving.sweep` made; the last against the first, prompt by prompt."""
+    rows = {}
+    for price, (lines,) in runs.items():
+        (found,) = steering_curve(lines).values()
+        rows[price] = {name: found[name] for name in entry.metrics if found[name]["n"]}
+    steered = {p: [[x for x in lines if x.get("failure") is None]] for p, (lines,) in runs.items()}
+    first = next(iter(runs))
+    differences = {first: paired_difference(steered[entry.ours], steered[first], entry.metric)}
+    return Table(rows, differences, verdict_of(differences, entry.less))
+
+
 KINDS: Mapping[str, Callable[[Entry, Runs], Table]] = {
     "compare": _compare,
     "by_task": _by_task,
     "pareto": _pareto,
     "weights": _weights,
     "choice_rule": _choice_rule,
+    "steering": _steering,
 }
 
 
 def format_table(entry: Entry, table: Table) -> str:
     """The table as Markdown: rows, differences, and what became of the claim."""
     if not table.rows:
-        return f"No answer holds what this table is made of.\n\nClaim: {entry.claim}.\n"
+        return f"{table.note or 'No answer holds what this table is made of.'}\n\nClaim: {entry.claim}.\n"
     columns = list(dict.fromkeys(name for row in table.rows.values() for name in row))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for label, row in table.rows.items():

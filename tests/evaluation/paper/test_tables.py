@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from configs import base
+from gtalign_jax.chain.parse import parse_chain
 from gtalign_jax.chain.prompt import format_chain
+from gtalign_jax.evaluation import outcomes
 from gtalign_jax.evaluation.paired import Difference
 from gtalign_jax.evaluation.paper import figures, games, tables
 from gtalign_jax.evaluation.paper.entries import ENTRIES, Entry, Method
@@ -59,7 +61,7 @@ def test_every_change_of_a_method_is_a_field_and_a_name_means_one_model():
             section, _, field = path.partition(".")
             assert field in config[section], f"{entry.name}: {path}"
         assert seen.setdefault(method.name, method) == method
-    assert {entry.kind for entry in ENTRIES.values()} == {*tables.KINDS, "games"}
+    assert {entry.kind for entry in ENTRIES.values()} == {*tables.KINDS, "games", "user_study"}
 
 
 def test_an_entry_names_methods_that_it_has():
@@ -67,7 +69,10 @@ def test_an_entry_names_methods_that_it_has():
         Entry("x", "y", methods=(Method("cobb_douglas"),), rivals=("nobody",))
 
 
-@pytest.mark.parametrize("name", [name for name, entry in ENTRIES.items() if entry.kind != "games"])
+@pytest.mark.parametrize(
+    "name",
+    [name for name, entry in ENTRIES.items() if entry.kind in tables.KINDS and entry.kind != "steering"],
+)
 def test_every_table_is_made_and_drawn(name, tmp_path):
     entry = ENTRIES[name]
     table = tables.make_table(entry, named(entry, (0.6, 0.5)))
@@ -131,6 +136,55 @@ def test_rules_choose_what_the_game_says():
         1.0,
     )
     assert (nash["llm"]["mean"], nash["user"]["mean"], nash["followed"]["mean"]) == (1.0, 1.0, 0.0)
+
+
+def test_steering_is_the_dearest_price_against_the_first():
+    entry = ENTRIES["steering"]
+
+    def lines(price, tokens):
+        shared = {
+            "at": price,
+            "price": price,
+            "failure": None,
+            "action": "DA",
+            "follows": True,
+            "obeys": True,
+        }
+        numbers = {"welfare": 2.0, "cost": price}
+        return [{**shared, **numbers, "id": i, "input": f"q{i}", "n_tokens": tokens + i} for i in range(24)]
+
+    cheap, dear = lines(0.0, 90), lines(8.0, 80)
+    unsteered = {"at": 0.0, "failure": "no matrix", "id": 99, "input": "q99", "n_tokens": 500}
+    runs = {"price 0": [[*cheap, unsteered]], "price 8": [[*dear, {**unsteered, "at": 8.0}]]}
+    table = tables.make_table(entry, runs)
+    assert table.rows["price 0"]["steered"]["mean"] == pytest.approx(24 / 25)
+    assert table.differences["price 0"].mean == -10.0
+    assert table.differences["price 0"].prompts == 24
+    assert table.verdict == tables.HELD
+    assert "price 8 - … in n_tokens" in tables.format_table(entry, table)
+
+
+def test_where_less_is_better_a_longer_answer_does_not_hold():
+    entry = ENTRIES["length"]
+    runs = named(entry, (0.5, 0.5))
+    assert tables.make_table(entry, runs).verdict == tables.UNDECIDED
+    for run in runs["sft"]:
+        for i, line in enumerate(run):
+            line["n_tokens"] += 5 + i % 2
+    assert tables.make_table(entry, runs).verdict == tables.HELD
+    for run in runs[entry.ours]:
+        for line in run:
+            line["n_tokens"] += 20
+    assert tables.make_table(entry, runs).verdict == tables.NOT_HELD
+
+
+@pytest.mark.parametrize("name", ["efficiency", "reward_ablation"])
+def test_a_chain_is_parsed_once_for_rows_and_differences(name, monkeypatch):
+    entry, seen = ENTRIES[name], []
+    monkeypatch.setattr(outcomes, "parse_chain", lambda text: seen.append(text) or parse_chain(text))
+    runs = named(entry, (0.6, 0.5))
+    tables.make_table(entry, runs)
+    assert len(seen) == sum(len(run) for seeds in runs.values() for run in seeds)
 
 
 def test_games_are_watched_by_what_they_should_come_to():

@@ -1,0 +1,206 @@
+"""The models that the paper's tables compare: which are still to be trained, how long that takes, and what
+they answer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import pathlib
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from experiments.from_one_start import align_from, changed, train_start
+from gtalign_jax import jsonl
+from gtalign_jax.config import writable_directory
+from gtalign_jax.evaluation.paper.entries import ALIGNED, BASE, PRICES, SFT, Entry, Fields, Method
+from gtalign_jax.run.auto import with_values
+from gtalign_jax.run.progress import format_seconds
+
+COUNTED = {BASE: "models to make", SFT: "cold starts", ALIGNED: "alignments"}
+_UNSEEN: Fields = (("data.tasks", ("minerva_math", "ambig_coqa", "advbench")),)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """A config and what the tables change of it.
+
+    unseen: fields that make an evaluation ask tasks which nothing is trained on; () where there are none.
+    seconds: of a model of each stage with its evaluation, on two CPU cores, where that was measured. games:
+    updates and seeds of self-play.
+    """
+
+    module: str
+    variant: str = ""
+    change: Fields = ()
+    unseen: Fields = ()
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    games: tuple[int, int] = (800, 20)
+
+    def config(self) -> ml_collections.ConfigDict:
+        module = importlib.import_module(self.module)
+        return with_values(module.get_config(*filter(None, [self.variant])), dict(self.change))
+
+    def lacks(self, entry: Entry) -> str:
+        """Why there is no such table at this scale, or ""."""
+        if entry.unseen and not self.unseen:
+            able = ", ".join(name for name, scale in SCALES.items() if scale.unseen)
+            return f"This scale has no tasks that nothing is trained on; these have: {able}."
+        shapes = any(field.startswith("model.") for m in entry.methods for field, _ in m.cold)
+        if shapes and self.config().start.path:
+            return "This scale starts from a model of its own size: compare the tables of several scales."
+        return ""
+
+
+SCALES = {
+    "smoke": Scale("configs.quickstart", "tiny", games=(20, 2)),  # to see that all of it runs
+    "tiny": Scale(
+        "configs.quickstart",
+        change=(("align.steps", 40),),
+        seconds={BASE: 15.0, SFT: 210.0, ALIGNED: 110.0},
+    ),
+    "0.5b": Scale("configs.qwen2_5_0_5b", unseen=_UNSEEN),
+    "3b": Scale("configs.qwen2_5_3b.full", unseen=_UNSEEN),
+    "7b": Scale("configs.qwen2_5_7b", unseen=_UNSEEN),
+}
+
+
+class Countdown:
+    """Says on stderr which model of how many is trained, and how long the rest takes: by the mean of those of
+    its stage before it, or else by what the scale says."""
+
+    def __init__(
+        self,
+        left: Mapping[str, int],
+        guesses: Mapping[str, float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """left: of each stage, how many models are to be trained."""
+        self._left, self._total = Counter(left), sum(left.values())
+        self._guesses, self._clock = guesses, clock
+        self._took: dict[str, list[float]] = {}
+        counts = ", ".join(f"{count} {COUNTED[stage]}" for stage, count in left.items() if count)
+        if counts:
+            self._say(f"to train: {counts}{self._told()}")
+
+    def seconds_left(self) -> float:
+        """NaN where nothing is known of a stage yet."""
+        each = {stage: float(np.mean(took)) for stage, took in self._took.items()}
+        return sum(n * each.get(s, self._guesses.get(s, np.nan)) for s, n in self._left.items() if n)
+
+    @contextlib.contextmanager
+    def model(self, stage: str, name: str) -> Iterator[None]:
+        """Around the training of one."""
+        number = self._total - sum(self._left.values()) + 1
+        self._say(f"model {number} of {self._total}: {name}{self._told()}")
+        began = self._clock()
+        yield
+        self._took.setdefault(stage, []).append(self._clock() - began)
+        self._left[stage] -= 1
+
+    def _told(self) -> str:
+        seconds = self.seconds_left()
+        return "" if np.isnan(seconds) else f"; {format_seconds(seconds)} left"
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lab:
+    """Where the models of a scale are trained and asked, and how many are to come."""
+
+    scale: Scale
+    config: ml_collections.ConfigDict
+    workdir: pathlib.Path
+    countdown: Countdown
+
+
+def open_lab(scale: Scale, workdir: pathlib.Path, entries: Iterable[Entry], seeds: Sequence[int]) -> Lab:
+    """The lab of a scale, which says what the entries still need."""
+    left = missing([entry for entry in entries if not scale.lacks(entry)], seeds, workdir)
+    return Lab(scale, scale.config(), workdir, Countdown(left, scale.seconds))
+
+
+def seeds_of(entry: Entry, seeds: Sequence[int]) -> Sequence[int]:
+    """The seeds of those asked for that an entry takes."""
+    return seeds[: entry.seeds or None]
+
+
+def missing(entries: Iterable[Entry], seeds: Sequence[int], workdir: pathlib.Path) -> dict[str, int]:
+    """Of each stage, how many models the entries need that are not there."""
+    stages: dict[str, str] = {}
+    for entry in entries:
+        for method in entry.methods:
+            stages[method.start] = BASE if method.stage == BASE else SFT
+            if method.stage == ALIGNED:
+                stages |= {method.folder(seed): ALIGNED for seed in seeds_of(entry, seeds)}
+    left = Counter(stage for folder, stage in stages.items() if not is_trained(workdir / "runs" / folder))
+    return {stage: left[stage] for stage in COUNTED}
+
+
+def is_trained(run: pathlib.Path) -> bool:
+    """Whether a run came to its end: the summary is written after the model."""
+    return (run / "summary.json").is_file()
+
+
+def trained(lab: Lab, method: Method, seed: int) -> pathlib.Path:
+    """The run of a method's model, made or gone on with where it is not at its end."""
+    cold = with_values(lab.config, dict((*method.asked, *method.cold)))
+    if method.stage == BASE:
+        cold.sft.steps = cold.sft.epochs = 0
+    start = lab.workdir / "runs" / method.start
+    if not is_trained(start):
+        with lab.countdown.model(BASE if method.stage == BASE else SFT, method.start):
+            train_start(cold, start)
+    run = lab.workdir / "runs" / method.folder(seed)
+    if not is_trained(run):
+        with lab.countdown.model(ALIGNED, f"{method.name}, seed {seed}"):
+            align_from(with_values(changed(cold, seed=seed), dict(method.change)), start, run)
+    return run
+
+
+def answers(lab: Lab, entry: Entry, method: Method, seeds: Sequence[int]) -> list[list[dict[str, Any]]]:
+    """The held-out rollout lines of a method's models, one a seed; of one that is not aligned there is one.
+
+    All are evaluated as the scale's config says: with its reward, whatever they were trained on.
+    """
+    asked = with_values(lab.config, dict((*method.asked, *(lab.scale.unseen if entry.unseen else ()))))
+    found = []
+    for seed in seeds if method.stage == ALIGNED else seeds[:1]:
+        folder = lab.workdir / ("unseen" if entry.unseen else "evaluations") / method.folder(seed)
+        if not (folder / "summary.json").is_file():  # written last
+            evaluate(asked, trained(lab, method, seed) / "hf", folder)
+        found.append(jsonl.read(folder / "rollouts" / "model_0.jsonl"))
+    return found
+
+
+def evaluate(config: ml_collections.ConfigDict, model: pathlib.Path, folder: pathlib.Path) -> None:
+    """Evaluate an export on the held-out prompts of the scale's config."""
+    from gtalign_jax.train import evaluate_model
+
+    with contextlib.redirect_stdout(sys.stderr):
+        evaluate_model(config, str(model), writable_directory(str(folder), "workdir"), "model")
+
+
+def steered(lab: Lab, method: Method, seed: int) -> list[dict[str, Any]]:
+    """The lines of a method's model at each of PRICES, on the held-out prompts (`serving.sweep`)."""
+    lines = lab.workdir / "steering" / method.folder(seed) / "sweep.jsonl"
+    if not lines.is_file():
+        from gtalign_jax.serving.sweep import Pricing, named_policy
+        from gtalign_jax.train import steer_model
+
+        config = with_values(lab.config, dict(method.asked))
+        policy = config.steer.policy
+        pricing = Pricing(policy, named_policy(policy, "config.steer.policy"))
+        model = trained(lab, method, seed) / "hf"
+        folder = writable_directory(str(lines.parent), "workdir")
+        with contextlib.redirect_stdout(sys.stderr):
+            steer_model(config, str(model), folder, pricing, PRICES)
+    return jsonl.read(lines)
