@@ -52,9 +52,12 @@ class Scale:
         if entry.unseen and not self.unseen:
             able = ", ".join(name for name, scale in SCALES.items() if scale.unseen)
             return f"This scale has no tasks that nothing is trained on; these have: {able}."
-        shapes = any(field.startswith("model.") for m in entry.methods for field, _ in m.cold)
-        if shapes and self.config().start.path:
+        config = self.config()
+        fields = {field for method in entry.methods for field, _ in (*method.asked, *method.cold)}
+        if config.start.path and any(field.startswith("model.") for field in fields):
             return "This scale starts from a model of its own size: compare the tables of several scales."
+        if config.sft.demonstrations and "features.chain" in fields:
+            return "The demonstrations of this scale are chains: experiments.real trains without them."
         return ""
 
 
@@ -65,6 +68,7 @@ SCALES = {
         change=(("align.steps", 40),),
         seconds={BASE: 15.0, SFT: 210.0, ALIGNED: 110.0},
     ),
+    "smollm2": Scale("configs.smollm2.grpo", unseen=_UNSEEN),
     "0.5b": Scale("configs.qwen2_5_0_5b", unseen=_UNSEEN),
     "3b": Scale("configs.qwen2_5_3b.full", unseen=_UNSEEN),
     "7b": Scale("configs.qwen2_5_7b", unseen=_UNSEEN),

@@ -87,6 +87,15 @@ def test_all_of_tiny_takes_under_three_hours_by_what_was_measured(tmp_path):
     )
 
 
+def test_a_scale_says_which_tables_it_lacks():
+    def lacked(scale):
+        return {name for name, entry in ENTRIES.items() if SCALES[scale].lacks(entry)}
+
+    assert lacked("tiny") == {"out_of_domain"}
+    assert lacked("3b") == {"sizes"}
+    assert lacked("smollm2") == {"sizes", "chain"}
+
+
 def test_time_left_goes_by_what_models_took(capsys):
     times = iter([0.0, 100.0, 100.0, 130.0])
     countdown = Countdown({SFT: 1, ALIGNED: 3}, {SFT: 60.0}, clock=lambda: next(times))
