@@ -14,11 +14,12 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.evaluation.report import curves, figures, settings
 from gtalign_jax.evaluation.report.index import common_folder, load_runs
 from gtalign_jax.evaluation.report.items import Contender, compare
+from gtalign_jax.files import paths
 from tests.evaluation.report.conftest import HOSTILE, line, record
 
 
 def build(*flags):
-    """The page that the command says it has written."""
+    """What the command does."""
     report.main([str(flag) for flag in flags])
 
 
@@ -176,3 +177,11 @@ def test_a_run_that_goes_on_is_shown_as_far_as_it_has_come(runs):
     build(*runs)
     page = (runs[0].parent / "runs.html").read_text()
     assert [row[-1] for row in rows_of(page, "math")] == ["align 7", "align 7", "align 20", "align 20"]
+
+
+def test_runs_may_lie_on_a_store(gs, capsys):
+    runs = [record(paths.path(f"{gs}/reports/{name}"), seed=seed) for seed, name in enumerate("ab")]
+    build(*runs)
+    page = paths.path(f"{gs}/reports/runs.html")
+    assert capsys.readouterr().out == f"report  {page}\n"
+    assert [row[0] for row in rows_of(page.read_text(), "overall")] == ["a", "a", "b", "b"]
