@@ -9,8 +9,9 @@
 Rows are questions as long as AmbigQA's (8 words in the median, 13 in the longest twentieth) under the short
 instruction, in a data set that is made first. All goes through the feed that a run trains on, with nothing in
 place of training. Fields: rows, batch, tokens of a prompt (mean), workers; per_s (the median of --repeats
-measurements of --rows rows, after the first tenth) with its target on 2 cores; seconds; mib and grows
-(MiB a million rows, by a line through the second half of the epochs).
+measurements of --rows rows, after the first tenth) with its target on 2 cores; seconds; cpu_us (microseconds
+of a core for a row, in this process and its workers together: what per_s would be on cores that nobody else
+uses follows from it); mib and grows (MiB a million rows, by a line through the second half of the epochs).
 """
 
 from __future__ import annotations
@@ -100,12 +101,15 @@ def rate(rows: int, workers: int, repeats: int) -> Line:
         with contextlib.closing(feed):
             warm, steps, seconds = rows // BATCH // 10 + 1, rows // BATCH, []
             tokens = read(engine, feed, range(warm)) / (warm * BATCH)
+            cpu = cpu_seconds()
             for number in range(repeats):
                 first = warm + number * steps
                 start = time.perf_counter()
                 read(engine, feed, range(first, first + steps))
                 seconds.append(time.perf_counter() - start)
+            cpu = cpu_seconds() - cpu
     per_s = round(steps * BATCH / statistics.median(seconds))
+    cpu_us = round(cpu / (repeats * steps * BATCH) * 1e6, 1)
     line: Line = {
         "case": "rate",
         "rows": rows,
@@ -113,7 +117,8 @@ def rate(rows: int, workers: int, repeats: int) -> Line:
         "tokens": round(tokens, 1),
         "workers": workers,
     }
-    return {**line, "per_s": per_s, "target": TARGET, "seconds": [round(s, 2) for s in seconds]}
+    seconds = [round(s, 2) for s in seconds]
+    return {**line, "per_s": per_s, "target": TARGET, "cpu_us": cpu_us, "seconds": seconds}
 
 
 def first(rows: int, workers: int) -> Line:
@@ -146,8 +151,19 @@ def memory(rows: int, workers: int, epochs: int) -> Line:
 
 def resident_mib() -> float:
     """Memory that this process and its workers hold."""
+    return sum(process.memory_info().rss for process in processes()) / 2**20
+
+
+def cpu_seconds() -> float:
+    """Seconds of a core that this process and its workers have taken, the system's for them included."""
+    times = [process.cpu_times() for process in processes()]
+    return sum(each.user + each.system for each in times)
+
+
+def processes() -> list[psutil.Process]:
+    """This process and its workers."""
     me = psutil.Process()
-    return sum(process.memory_info().rss for process in (me, *me.children(recursive=True))) / 2**20
+    return [me, *me.children(recursive=True)]
 
 
 def cases(flags: argparse.Namespace) -> dict[str, list[Callable[[], Line]]]:

@@ -12,7 +12,8 @@ from gtalign_jax.data.config import DataConfig
 from gtalign_jax.data.history import flattened, prompt_tokens
 from gtalign_jax.data.item import Item, Message, Row
 from gtalign_jax.data.loader import Demonstration, Prompt, mend_of_length
-from gtalign_jax.data.stream import Left
+from gtalign_jax.data.sources import ReadRow
+from gtalign_jax.data.stream import Changed, Left, Made
 from gtalign_jax.errors import UserError
 
 Conversation = Sequence[Message]
@@ -27,16 +28,16 @@ class MakePrompts:
     """
 
     sets: DataSets
-    read: Callable[[Row], Item | None]
+    read: ReadRow
     encode: Callable[[Sequence[Conversation]], list[list[int]]]
     config: DataConfig
     longest: int
     held_out: frozenset[tuple[str, ...]] = frozenset()
 
-    def __call__(self, numbers: Sequence[int]) -> list[Prompt | Left]:
+    def __call__(self, numbers: Sequence[int]) -> list[Made[Prompt]]:
         found = self._items(numbers)
         tokens = iter(self._tokens([item for item in found if isinstance(item, Item)]))
-        return [self._prompt(item, next(tokens)) if isinstance(item, Item) else item for item in found]
+        return [self._prompt(item, *next(tokens)) if isinstance(item, Item) else item for item in found]
 
     def _items(self, numbers: Sequence[int]) -> list[Item | Left]:
         pairs = zip(numbers, self.sets.rows(numbers), strict=True)
@@ -50,30 +51,35 @@ class MakePrompts:
             return Left(row.where, "stands in the test split")
         return item
 
-    def _tokens(self, items: Sequence[Item]) -> list[list[int]]:
-        """The tokens of each prompt, all at once; one by one where a template refuses one, to name it."""
+    def _tokens(self, items: Sequence[Item]) -> list[tuple[list[int], bool]]:
+        """(tokens, whether its history was cut) of each prompt, all at once; one by one where a template
+        refuses one, to name it."""
         write = flattened if self.config.history == "flat" else tuple
         try:
-            found = self.encode([write(item.messages) for item in items])
+            whole = self.encode([write(item.messages) for item in items])
         except UserError:
             return [self._fitted(item) for item in items]
-        if self.config.too_long == "cut":
-            found = [t if self._fits(t) else self._fitted(i) for i, t in zip(items, found, strict=True)]
-        return found
+        if self.config.too_long == "drop":
+            return [(tokens, False) for tokens in whole]
+        pairs = zip(items, whole, strict=True)
+        return [(tokens, False) if self._fits(tokens) else self._fitted(item) for item, tokens in pairs]
 
-    def _fitted(self, item: Item) -> list[int]:
+    def _fitted(self, item: Item) -> tuple[list[int], bool]:
         def encode(messages: Conversation) -> list[int]:
             return self.encode([messages])[0]
 
-        return prompt_tokens(item, encode, self._fits, self.config.history, self.config.too_long)[0]
+        return prompt_tokens(item, encode, self._fits, self.config.history, self.config.too_long)
 
     def _fits(self, tokens: Sequence[int]) -> bool:
         return 0 < len(tokens) <= self.longest
 
-    def _prompt(self, item: Item, tokens: list[int]) -> Prompt | Left:
+    def _prompt(self, item: Item, tokens: list[int], cut: bool) -> Made[Prompt]:
         if not self._fits(tokens):
             return Left(item.where, f"has over {self.longest} tokens ({mend_of_length(self.config)})")
-        return Prompt(item, tokens)
+        prompt = Prompt(item, tokens)
+        if not cut:
+            return prompt
+        return Changed(prompt, item.where, f"was over {self.longest} tokens and lost its oldest turns")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +96,16 @@ class MakeDemonstrations:
     end: int
     longest: int
 
-    def __call__(self, numbers: Sequence[int]) -> list[Demonstration | Left]:
-        return [row if isinstance(row, Left) else self._shown(row) for row in self.prompts(numbers)]
+    def __call__(self, numbers: Sequence[int]) -> list[Made[Demonstration]]:
+        return [self._made(row) for row in self.prompts(numbers)]
+
+    def _made(self, row: Made[Prompt]) -> Made[Demonstration]:
+        if isinstance(row, Left):
+            return row
+        if not isinstance(row, Changed):
+            return self._shown(row)
+        shown = self._shown(row.row)
+        return shown if isinstance(shown, Left) else Changed(shown, row.where, row.how)
 
     def _shown(self, prompt: Prompt) -> Demonstration | Left:
         rows = [[*ids, self.end] for ids in self.encode(self.chains(prompt.item))]

@@ -16,15 +16,16 @@ from typing import Protocol
 from gtalign_jax.data import synthetic
 from gtalign_jax.data.config import DataConfig
 from gtalign_jax.data.history import instructed, published_turns
-from gtalign_jax.data.item import Item, Readable, Record, Row, check_texts, shown
+from gtalign_jax.data.item import Item, Message, Readable, Record, Row, check_texts, shown
 from gtalign_jax.data.records import KINDS, parquet_records
-from gtalign_jax.errors import UserError, naming
+from gtalign_jax.errors import UserError
 from gtalign_jax.files import drafts, paths
 
 log = logging.getLogger(__name__)
 # What an item of the published files needs; the other columns differ in type between files.
 _COLUMNS = ("prompt", "data_source", "reward_model", "extra_info", "turn_id")
 TRAIN, TEST = "train", "test"
+ReadRow = Callable[[Row, int], Item | None]  # of a row and its number
 
 
 class Known(Readable, synthetic.Embedded, Protocol):
@@ -90,16 +91,16 @@ def embedded_rows(tasks: Iterable[synthetic.Embedded], split: str, count: int, s
         yield Row(f"embedded tasks, row {i}", record, published=True)
 
 
-def reader(config: DataConfig, tasks: Mapping[str, Readable]) -> Callable[[Row], Item | None]:
+def reader(config: DataConfig, tasks: Mapping[str, Readable]) -> ReadRow:
     """Reads a row of any source: one of the published files by its data_source, another as one's own."""
     anew = config.system if config.embedded or config.history != "given" else None
     published, own = _published_reader(tasks, anew), _own_reader(config, tasks)
-    return lambda row: (published if row.published else own)(row)
+    return lambda row, number: (published if row.published else own)(row, number)
 
 
 def read_rows(
     rows: Iterable[Row],
-    read: Callable[[Row], Item | None],
+    read: ReadRow,
     limits: Mapping[str, int] | None = None,
     keep_going: bool = False,
     belongs: Callable[[Row, Item], bool] = lambda row, item: True,
@@ -127,15 +128,17 @@ def read_rows(
     return Loaded(items, empty, tuple(bad))
 
 
-def read_row(row: Row, read: Callable[[Row], Item | None], number: int = 0) -> Item | None:
+def read_row(row: Row, read: ReadRow, number: int = 0) -> Item | None:
     """The item of a row, with its number; UserError says where the row stands and what is wrong with it."""
     try:
-        with naming(f"{row.where}: "):
-            item = read(row)
-            if item is None:
-                return None
+        item = read(row, number)
+        if item is not None:
             check_texts(item)
-            return dataclasses.replace(item, id=number, where=row.where, seen=row.seen)
+        return item
+    except UserError:  # names its place already
+        raise
+    except ValueError as error:
+        raise UserError(f"{row.where}: {error}") from error
     except KeyError as error:
         raise UserError(f"{row.where}: {error.args[0]}: missing") from error
     except (TypeError, AttributeError) as error:  # of a reader that met another type than it was made for
@@ -232,12 +235,12 @@ def _first_of_each(items: list[Item], tasks: Mapping[str, Known], limit: int) ->
     return [item for task in tasks for item in [i for i in items if i.task == task][:limit]]
 
 
-def _published_reader(tasks: Mapping[str, Readable], anew: str | None = None) -> Callable[[Row], Item | None]:
+def _published_reader(tasks: Mapping[str, Readable], anew: str | None = None) -> ReadRow:
     """Reads a row of the published schema by the task that its data_source belongs to; anew: see
     `read_split`."""
     known = {task.source: task for task in tasks.values()}
 
-    def read(row: Row) -> Item | None:
+    def read(row: Row, number: int) -> Item | None:
         source = row.record["data_source"]
         if source not in list(known):
             raise ValueError(f"data_source {source!r} is not a known task; known: {', '.join(known)}")
@@ -247,17 +250,17 @@ def _published_reader(tasks: Mapping[str, Readable], anew: str | None = None) ->
         messages = item.messages if anew is None else instructed(published_turns(row.record), anew)
         if not messages[-1]["content"].strip():
             return None
-        return dataclasses.replace(item, messages=messages, task=known[source].name, source=source)
+        return _placed(item, row, number, messages, known[source])
 
     return read
 
 
-def _own_reader(config: DataConfig, tasks: Mapping[str, Readable]) -> Callable[[Row], Item | None]:
+def _own_reader(config: DataConfig, tasks: Mapping[str, Readable]) -> ReadRow:
     """Reads a record of a source of one's own, in the fields that it has there."""
     names = dataclasses.asdict(config.fields)
     changed = {ours: theirs for ours, theirs in names.items() if theirs != ours}
 
-    def read(row: Row) -> Item | None:
+    def read(row: Row, number: int) -> Item | None:
         record = renamed(row.record, changed)
         task = _task_of(record, row.task, tasks)
         item = task.read(record)
@@ -268,10 +271,22 @@ def _own_reader(config: DataConfig, tasks: Mapping[str, Readable]) -> Callable[[
                 f"truth: missing or empty, and task {task.name!r} needs one; give it, or map it with "
                 "config.data.fields.truth"
             )
-        messages = instructed(item.messages, config.system)
-        return dataclasses.replace(item, messages=messages, task=task.name, source=task.source)
+        return _placed(item, row, number, instructed(item.messages, config.system), task)
 
     return read
+
+
+def _placed(item: Item, row: Row, number: int, messages: tuple[Message, ...], task: Readable) -> Item:
+    """The item of a row as one of its task, with these messages, in its place."""
+    return dataclasses.replace(
+        item,
+        id=number,
+        messages=messages,
+        source=task.source,
+        task=task.name,
+        seen=row.seen,
+        where=row.where,
+    )
 
 
 def renamed(record: Record, changed: Mapping[str, str]) -> Record:

@@ -10,11 +10,12 @@ import dataclasses
 import itertools
 import logging
 import os
+import pickle
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import grain
 from absl import flags
@@ -36,7 +37,18 @@ class Left:
     reason: str
 
 
-Make = Callable[[Sequence[int]], Sequence[T | Left]]
+@dataclasses.dataclass(frozen=True)
+class Changed(Generic[T]):
+    """A row that is used otherwise than it stands. how: what was done to it, the same words for all of a
+    kind."""
+
+    row: T
+    where: str
+    how: str
+
+
+Made: TypeAlias = T | Left | Changed[T]
+Make = Callable[[Sequence[int]], Sequence[Made[T]]]
 
 
 def alone(make: Callable[[], Any]) -> list[Any]:
@@ -58,8 +70,8 @@ class Reading:
 class Stream(Feed[T]):
     """The batches of steps, read in order; one that lies far behind is read again.
 
-    make: rows by their numbers, each made or left out; it is sent to the workers. UserError of it, of any
-    host, ends all.
+    make: rows by their numbers, each made, changed or left out; it is sent to the workers. UserError of it,
+    of any host, ends all.
     """
 
     def __init__(self, make: Make[T], order: Order, batching: Batching[T], reading: Reading) -> None:
@@ -67,10 +79,10 @@ class Stream(Feed[T]):
         self._count = sum(order.counts)
         self._held: dict[int, list[list[T]]] = {}  # window → its batches
         self._starts = {0: 0}  # window → position of its first row
-        self._left: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
         self._next, self._position = 0, 0
         self._chunks: Any = None
-        self._rows: deque[T | Left] = deque()
+        self._rows: deque[Made[T]] = deque()
 
     def batch(self, k: int) -> list[T]:
         """As in `Feed`; rows that refill a step are the first that can be made from a place of their own."""
@@ -146,7 +158,10 @@ class Stream(Feed[T]):
             self._check_position(self._position - first, len(rows))
             row = self._read_row()
             if isinstance(row, Left):
-                self._count_left(row)
+                self._tell(row.where, f"{row.reason}, and is left out")
+            elif isinstance(row, Changed):
+                self._tell(row.where, row.how)
+                rows.append(row.row)
             else:
                 rows.append(row)
         self._held[self._next] = self._batching.batches(self._next, rows)
@@ -161,7 +176,8 @@ class Stream(Feed[T]):
         for read in itertools.count(0, size):
             self._check_position(read, len(found))
             made = self._reading.exchange(lambda: share(next(numbers)).made())
-            found += [row for rows in made for row in rows if not isinstance(row, Left)]
+            kept = [row for rows in made for row in rows if not isinstance(row, Left)]
+            found += [row.row if isinstance(row, Changed) else row for row in kept]
             if len(found) >= size:
                 break
         return found[:size]
@@ -174,23 +190,30 @@ class Stream(Feed[T]):
                 f"{self._batching.size}; give more, or lower the prompts of a step"
             )
 
-    def _read_row(self) -> T | Left:
+    def _read_row(self) -> Made[T]:
         """The row at the next position."""
         if not self._rows:
             if self._chunks is None:
                 self._chunks = iter(self._pipeline(self._position // CHUNK))
-            made = self._reading.exchange(lambda: next(self._chunks).made())
+            made = self._reading.exchange(lambda: self._next_chunk().made())
             self._rows.extend(row for rows in made for row in rows)
             for _ in range(self._position % CHUNK):
                 self._rows.popleft()
         self._position += 1
         return self._rows.popleft()
 
+    def _next_chunk(self) -> "_Chunk[T]":
+        """This host's share of the next chunk."""
+        chunk: Any = next(self._chunks)
+        return pickle.loads(chunk) if self._reading.workers else chunk
+
     def _pipeline(self, first: int) -> grain.IterDataset:
         """Chunks from number `first` on, this host's share of each, made ahead of need."""
         reading = self._reading
         share = _Share(self._make, self._order, reading.host, reading.hosts, CHUNK)
         numbers = grain.MapDataset.range(first, 2**62 // CHUNK).map(share)
+        if reading.workers:  # pickled at once: multiprocessing's own pickler is slower
+            numbers = numbers.map(pickle.dumps)
         chunks = numbers.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
         if not reading.workers:
             return chunks
@@ -199,22 +222,22 @@ class Stream(Feed[T]):
         options = grain.MultiprocessingOptions(num_workers=reading.workers, per_worker_buffer_size=2)
         return chunks.mp_prefetch(options, worker_init_fn=_Worker(os.getpid()))
 
-    def _count_left(self, row: Left) -> None:
-        """Say of a kind of rows that are left out the first, the tenth, the hundredth, ..."""
-        self._left[row.reason] += 1
-        count = self._left[row.reason]
+    def _tell(self, where: str, what: str) -> None:
+        """Say of a kind of rows the first, the tenth, the hundredth, ..."""
+        self._told[what] += 1
+        count = self._told[what]
         if count == 10 ** (len(str(count)) - 1):
-            log.warning("%s: %s, and is left out (%d so far)", row.where, row.reason, count)
+            log.warning("%s: %s (%d so far)", where, what, count)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chunk(Generic[T]):
     """What was made of a host's share of a chunk, or why it could not be; grain takes it for one thing."""
 
-    rows: Sequence[T | Left] = ()
+    rows: Sequence[Made[T]] = ()
     error: UserError | None = None
 
-    def made(self) -> Sequence[T | Left]:
+    def made(self) -> Sequence[Made[T]]:
         if self.error is not None:
             raise self.error
         return self.rows

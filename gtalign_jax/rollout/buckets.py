@@ -1,5 +1,6 @@
 """The few shapes that programs are compiled for."""
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 
@@ -27,7 +28,6 @@ class BucketConfig:
 
 def bucket(size: int, sizes: Sequence[int], field: str, what: str) -> int:
     """The smallest bucket that holds `size`; UserError names the field when there is none."""
-    for candidate in sizes:
-        if size <= candidate:
-            return candidate
+    if size <= sizes[-1]:
+        return sizes[bisect.bisect_left(sizes, size)]
     raise UserError(f"{what} needs {size} slots, over the largest of buckets.{field}={sizes}; add a size")

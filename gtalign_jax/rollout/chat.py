@@ -11,11 +11,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.errors import UserError
+from gtalign_jax.rollout import pieces
 from gtalign_jax.rollout.template import AS_GIVEN, Messages, Template, fitted
 
 if TYPE_CHECKING:
@@ -55,13 +57,14 @@ def encode_all(
     conversations: Sequence[Messages],
     date: datetime.date | None = None,
     template: Template = AS_GIVEN,
+    cuts: Mapping[str, int] = MappingProxyType({}),
 ) -> list[list[int]]:
-    """Token ids of each of several conversations, as `render` writes them."""
+    """Token ids of each of several conversations, as `render` writes them. cuts: of `pieces.find_cuts`."""
     if not conversations:
         return []
     asked = [fitted(messages, template) for messages in conversations]
     texts = _texts(tokenizer, asked, date, add_generation_prompt=True)
-    return list(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return pieces.encode(tokenizer, texts, cuts)
 
 
 def _texts(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -137,14 +138,12 @@ def prompt_slots(engine: Engine, ids: Sequence[int]) -> int:
 
 def prompt_batch(engine: Engine, prompts: Sequence[Sequence[int]]) -> PromptBatch:
     """Token lists as host arrays [P, S], S the bucket of the longest; UserError for one that has none."""
-    for i, prompt in enumerate(prompts):
-        if not len(prompt):
+    length = np.fromiter(map(len, prompts), np.int32, len(prompts))
+    for i in np.flatnonzero((length == 0) | (length > engine.buckets.prompt[-1])):
+        if not length[i]:
             raise UserError(f"prompt {i} has no tokens; a prompt needs at least one")
-        bucket(len(prompt), engine.buckets.prompt, "prompt", f"prompt {i}")
-    longest = max(len(prompt) for prompt in prompts)
-    slots = bucket(longest, engine.buckets.prompt, "prompt", "the longest prompt")
+        bucket(int(length[i]), engine.buckets.prompt, "prompt", f"prompt {i}")
+    slots = bucket(int(length.max()), engine.buckets.prompt, "prompt", "the longest prompt")
     tokens = np.zeros((len(prompts), slots), np.int32)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    length = np.asarray([len(prompt) for prompt in prompts], np.int32)
+    tokens[np.arange(slots) < length[:, None]] = np.fromiter(itertools.chain.from_iterable(prompts), np.int32)
     return PromptBatch(tokens=tokens, length=length)

@@ -100,6 +100,34 @@ def test_rows_of_the_test_split_and_too_long_ones_are_passed_over(folder, tmp_pa
     assert "stands in the test split, and is left out (1 so far)" in caplog.text
 
 
+def test_histories_that_are_cut_in_a_stream_are_said_and_counted(folder, tmp_path, caplog):
+    """Of prompts and of demonstrations; the rows are those in memory."""
+    past = [{"role": role, "content": "much was said " * 16} for role in ("user", "assistant")]
+    rows = [{"messages": [*past, {"role": "user", "content": f"What is {i} + 1?"}]} for i in range(12)]
+    rows += [{"question": f"What is {i} + 2?"} for i in range(4)]
+    rows = [{**row, "truth": 3} for row in rows]
+    write_records(tmp_path, "mine", "math", {"train": rows, "test": rows[:1]})
+    fed = []
+    for number in (0, 16):
+        config = config_of(folder, "math", train_per_task=number, too_long="cut")
+        config.data.source = f"tfds:mine:{tmp_path}"
+        config.start.path = str(folder / "model")
+        fed.append(make_job(config, tmp_path / str(number)).feeds)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        streamed, held = ([feeds.prompts.batch(k) for k in range(4)] for feeds in fed)
+    assert [[row.tokens for row in batch] for batch in streamed] == [
+        [row.tokens for row in batch] for batch in held
+    ]
+    said = [line for line in caplog.messages if "was over 96 tokens and lost its oldest turns" in line]
+    assert len(said) == 2 and said[1].endswith("(10 so far)")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        shown = [row.prompt for k in range(4) for row in fed[0].demonstrations.batch(k)]
+    assert shown == [row.tokens for batch in streamed for row in batch]
+    assert sum("lost its oldest turns" in line for line in caplog.messages) == 2
+
+
 @pytest.mark.parametrize(
     ("section", "field", "value", "message"),
     [
