@@ -11,13 +11,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.errors import UserError
-from gtalign_jax.rollout import pieces
 from gtalign_jax.rollout.template import AS_GIVEN, Messages, Template, fitted
 
 if TYPE_CHECKING:
@@ -49,7 +47,7 @@ def render(
     """
     told = {} if thinks is None else {"enable_thinking": thinks}
     asked = [fitted(messages, template)]
-    return _texts(tokenizer, asked, date, add_generation_prompt=not answered, **told)[0]
+    return written(tokenizer, asked, date, add_generation_prompt=not answered, **told)[0]
 
 
 def encode_all(
@@ -57,17 +55,16 @@ def encode_all(
     conversations: Sequence[Messages],
     date: datetime.date | None = None,
     template: Template = AS_GIVEN,
-    cuts: Mapping[str, int] = MappingProxyType({}),
 ) -> list[list[int]]:
-    """Token ids of each of several conversations, as `render` writes them. cuts: of `pieces.find_cuts`."""
+    """Token ids of each of several conversations, as `render` writes them."""
     if not conversations:
         return []
     asked = [fitted(messages, template) for messages in conversations]
-    texts = _texts(tokenizer, asked, date, add_generation_prompt=True)
-    return pieces.encode(tokenizer, texts, cuts)
+    texts = written(tokenizer, asked, date, add_generation_prompt=True)
+    return list(tokenizer(texts, add_special_tokens=False)["input_ids"])
 
 
-def _texts(
+def written(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Messages],
     date: datetime.date | None,

@@ -18,8 +18,8 @@ from gtalign_jax.data.stream import Reading, Stream
 from gtalign_jax.errors import UserError
 from gtalign_jax.mesh import processes
 from gtalign_jax.rewards.tasks.task import Tasks
-from gtalign_jax.rollout import chat, pieces
 from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout.encoder import make_encoder
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.run.settings import Settings
 
@@ -104,13 +104,7 @@ def _prompts(settings: Settings, tasks: Tasks, engine: Engine) -> MakePrompts:
     return MakePrompts(
         sets=open_sets(data.place, data.split_name(sources.TRAIN), tasks),
         read=sources.reader(data, tasks),
-        encode=functools.partial(
-            chat.encode_all,
-            engine.tokenizer,
-            date=engine.date,
-            template=engine.template,
-            cuts=pieces.find_cuts(engine.tokenizer),
-        ),
+        encode=make_encoder(engine),
         config=data,
         longest=settings.buckets.prompt[-1],
         held_out=frozenset(map(sources.prompt_key, held_out)),

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, processors, trainers
 
 from gtalign_jax.data.tokenizer import train_tokenizer
-from gtalign_jax.rollout import chat, pieces
-from gtalign_jax.rollout.folder import folder_engine
+from gtalign_jax.rollout import pieces
 
 TEXTS = ["the payoff of a clear question 12 345 é Å ﬁ </payoff>\n", "Play the game, then respond.\n\n"] * 3
 SPECIAL = ("<s>", "</s>", "[INST]", "<|end|>")
@@ -131,16 +130,6 @@ def test_a_normalizer_of_ones_own_is_not_trusted():
     tokenizer = train_tokenizer(TEXTS, 500)
     tokenizer.backend_tokenizer.normalizer = normalizers.Normalizer.custom(Mine())
     assert pieces.find_cuts(tokenizer) == {}
-
-
-def test_conversations_are_tokenised_as_transformers_does(llama3_folder):
-    engine = folder_engine(llama3_folder)
-    cuts = pieces.find_cuts(engine.tokenizer)
-    asked = [[{"role": "user", "content": f"Why {i}?<|eot_id|> "}] for i in range(4)]
-    found = chat.encode_all(engine.tokenizer, asked, cuts=cuts)
-    assert len(cuts) == 7 and found == chat.encode_all(engine.tokenizer, asked)
-    theirs = engine.tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
-    assert found == theirs
 
 
 def test_what_stands_in_many_texts_is_tokenised_once(kinds, monkeypatch):
