@@ -5,6 +5,7 @@
     state       = seat(places, state, row, place)     its prompt computed, its token 0 drawn
     state       = reseat(places, state, row, place, kept)   a row that goes on from the one which sits there
     state, new  = advance(places, state)              the next STEPS tokens of every row, and a look at them
+    scores      = score(places, prompt)               what the model thought of a prompt; no row sits for it
 
 `refill` knows its prompts beforehand and answers when all are done; here nobody knows who comes next. Rows
 decode in the same ring of places (`rollout.ring`). What a row draws depends on its seed alone, never on its
@@ -22,10 +23,12 @@ from gtalign_jax.rollout import grammar, placing, programs, ring
 from gtalign_jax.rollout.decode_state import DecodeState, Pause
 from gtalign_jax.rollout.engine import Engine, make_ending, prompt_slots
 from gtalign_jax.rollout.grammar import Constraint
+from gtalign_jax.rollout.prompt_scores import PromptScores
 from gtalign_jax.rollout.request import Own, Placed, Rules
 from gtalign_jax.types import Array, PromptBatch, PyTree
 
 TOP = 20  # most likely tokens that may be asked for
+PROMPT_TOP = 5  # and of a prompt's
 WIDTHS = (48, 96, 192)  # tokens that `reseat` computes at once: an edited matrix, perhaps an analysis
 STEPS = 8  # decode steps between two looks: a token waits for so many, and the host's work is paid once
 
@@ -167,10 +170,20 @@ def advance(places: Places, state: DecodeState) -> tuple[DecodeState, ring.Newes
     return state, jax.device_get(seen)
 
 
+def score(places: Places, prompt: Sequence[int]) -> PromptScores:
+    """What the model thought of a prompt's tokens, on the host, with the PROMPT_TOP likeliest beside each."""
+    config, count = places.engine.model_config, len(prompt)
+    tokens = np.zeros(prompt_slots(places.engine, prompt), np.int32)
+    tokens[:count] = prompt
+    found = programs.score(places.params, config, tokens, top=min(PROMPT_TOP, config.vocab_size))
+    return jax.tree.map(lambda x: x[: count - 1], jax.device_get(found))
+
+
 def warm_up(places: Places) -> DecodeState:
     """Compile all that serving runs, for every bucket of prompts; the empty state."""
     state = empty(places)
     for width in places.engine.buckets.prompt:
+        score(places, [0] * width)
         # Twice, because each program is given what the other returned.
         for _ in range(2):
             state = seat(places, state, Row([0] * width, 0, 1), places.count)

@@ -13,6 +13,7 @@ from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.layouts import prepare_decode
 from gtalign_jax.rollout import decode, ring
 from gtalign_jax.rollout.decode_state import DecodeState, Forced, Pause
+from gtalign_jax.rollout.prompt_scores import prompt_scores
 from gtalign_jax.rollout.request import Rules
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import Array, PyTree
@@ -72,6 +73,7 @@ take = _program(take_rows, ("config",))
 seat = _program(ring.seat, ("config", "max_new_tokens"))
 refill = _program(ring.refill, ("config",), donate=("state",))
 newest = _program(newest_rows, ("config", "steps"), donate=("state",))
+score = _program(prompt_scores, ("config", "top"))
 
 
 def compiled_programs() -> dict[str, int]:

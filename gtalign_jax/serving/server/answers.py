@@ -190,12 +190,19 @@ def _named(token: Token) -> dict[str, Any]:
 
 
 def _text_logprobs(tokens: Sequence[Said], top: int) -> dict[str, Any]:
-    """The likely tokens of each by their text, with the one that was written; of two alike the likelier."""
-    likely = [{one.text: _logprob(one) for one in (*t.likely[:top][::-1], t)} for t in tokens]
+    """The likely tokens of each by their text, with the one that is there; of two alike the likelier.
+
+    The first token of a prompt has no log-probability, and nothing beside it.
+    """
+
+    def beside(token: Said) -> dict[str, float] | None:
+        ranked = sorted((*token.likely[:top], token), key=lambda one: one.logp)
+        return None if math.isnan(token.logp) else {one.text: _logprob(one) for one in ranked}
+
     return {
         "tokens": [t.text for t in tokens],
-        "token_logprobs": [_logprob(t) for t in tokens],
-        "top_logprobs": likely if top else None,
+        "token_logprobs": [None if math.isnan(t.logp) else _logprob(t) for t in tokens],
+        "top_logprobs": [beside(t) for t in tokens] if top else None,
         "text_offset": [t.at for t in tokens],
     }
 

@@ -78,7 +78,7 @@ class Ask:
 
     prompts: each answered n times. max_tokens: None for all there is room for. go_on: the last message is the
     beginning of the answer. usage: streamed too. logprobs: of the tokens written, and of the `top` likeliest
-    beside each.
+    beside each. echo: the prompt stands before its answer, in text and log-probabilities.
     """
 
     chat: bool
@@ -95,6 +95,7 @@ class Ask:
     usage: bool = False
     logprobs: bool = False
     top: int = 0
+    echo: bool = False
     pricing: Pricing | None = None
     analyze: str = MODEL
     reasoning: str = SHOWN

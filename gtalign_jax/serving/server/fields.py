@@ -73,6 +73,11 @@ def read_tokens(name: str, value: Any, bounds: Bounds) -> int:
     return _whole(1, bounds.tokens)(name, value, bounds)
 
 
+def _tokens_or_none(name: str, value: Any, bounds: Bounds) -> int:
+    """As `read_tokens`, or 0, which only an echo may ask for."""
+    return _whole(0, bounds.tokens)(name, value, bounds)
+
+
 def _stops(name: str, value: Any, bounds: Bounds) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
@@ -120,12 +125,13 @@ def _unusable(name: str, value: Any, bounds: Bounds) -> str:
 FIELDS: dict[str, Callable[[str, Any, Bounds], Any]] = {
     "model": _text,
     "n": _whole(1, 128),
-    "max_tokens": read_tokens,
+    "max_tokens": _tokens_or_none,
     "temperature": _number(0, 2),
     "top_p": _number(0, 1, above=True),
     "stop": _stops,
     "seed": _whole(-MAX_SEED - 1, MAX_SEED),
     "stream": _flag,
+    "echo": _flag,
     "stream_options": _stream_options,
     "pricing": read_pricing,
     "analyze": _one_of(*ANALYZE),

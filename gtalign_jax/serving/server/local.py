@@ -16,9 +16,10 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.token_bytes import token_bytes
 from gtalign_jax.serving.server import priced
 from gtalign_jax.serving.server.ask import ApiError, Ask, Messages, Prompt
+from gtalign_jax.serving.server.echoed import echo
 from gtalign_jax.serving.server.parts import Part, Said, Token, Usage
-from gtalign_jax.serving.server.scheduler import Scheduler
-from gtalign_jax.serving.server.text import Spoken, TextStream
+from gtalign_jax.serving.server.scheduler import LENGTH, Scheduler
+from gtalign_jax.serving.server.text import Piece, TextStream
 from gtalign_jax.serving.server.written import Stand, write
 from gtalign_jax.serving.solution import solution
 
@@ -63,18 +64,31 @@ class Local:
         await asyncio.to_thread(self._scheduler.close)
 
     async def _answer(self, ask: Ask, row: Row) -> AsyncGenerator[Part]:
-        stream = TextStream(self._places.engine, ask.stop)
+        stream, begin = TextStream(self._places.engine, ask.stop), 0
         yield Part(usage=Usage(prompt=len(row.prompt)))
+        if ask.echo:
+            prompt = await echo(self._scheduler, self._places, row.prompt, ask.logprobs)
+            yield Part(prompt.text, self._said(prompt, ask), LENGTH if ask.max_tokens == 0 else None)
+            begin = len(prompt.text)
+        if ask.max_tokens == 0:
+            return
         with contextlib.closing(Stand(self._scheduler)) as stand:
             async with contextlib.aclosing(write(stand, row, stream)) as pieces:
                 async for piece, count, finish in pieces:
-                    said = tuple(self._said(token, ask.top) for token in piece.tokens) if ask.logprobs else ()
-                    yield Part(piece.text, said, finish, Usage(completion=count))
+                    yield Part(piece.text, self._said(piece, ask, begin), finish, Usage(completion=count))
 
-    def _said(self, spoken: Spoken, top: int) -> Said:
-        """A token as it is reported, with so many of the likeliest."""
-        likely = tuple(Token(*self._named(i), logp) for i, logp in spoken.likely[:top])
-        return Said(*self._named(spoken.id), spoken.logp, spoken.at, likely)
+    def _said(self, piece: Piece, ask: Ask, begin: int = 0) -> tuple[Said, ...]:
+        """The tokens of a piece as they are reported; begin: characters before the text that it belongs to.
+
+        After an echo the end token is one of them: who scores a text counts tokens.
+        """
+        if not ask.logprobs:
+            return ()
+        found = []
+        for spoken in (*piece.tokens, *(piece.end if ask.echo else ())):
+            likely = tuple(Token(*self._named(i), logp) for i, logp in spoken.likely[: ask.top])
+            found.append(Said(*self._named(spoken.id), spoken.logp, begin + spoken.at, likely))
+        return tuple(found)
 
     def _named(self, token: int) -> tuple[str, tuple[int, ...]]:
         """A token's text, and the bytes it adds, which may be a part of a character."""
@@ -112,7 +126,7 @@ def _ids(engine: Engine, prompt: Prompt, go_on: bool) -> Sequence[int]:
 
 def make_row(places: Places, ids: Sequence[int], ask: Ask, seed: int) -> Row:
     """A row of the request; ApiError when no place holds it."""
-    budget = places.slots if ask.max_tokens is None else ask.max_tokens
+    budget = places.slots if ask.max_tokens is None else max(1, ask.max_tokens)  # 0: nothing will be written
     row = Row(ids, seed, budget, ask.temperature, ask.top_p, top=ask.top > 0)
     longest = places.engine.buckets.prompt[-1]
     if len(ids) > longest:

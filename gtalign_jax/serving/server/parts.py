@@ -12,7 +12,7 @@ from gtalign_jax.serving.server.ask import Ask
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """A token as it is reported: its text, its bytes and its log-probability."""
+    """A token as it is reported: its text, its bytes, its log-probability, NaN where nothing predicts it."""
 
     text: str
     bytes: tuple[int, ...]
@@ -21,7 +21,7 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class Said(Token):
-    """One token of an answer: the character it begins at, and the most likely tokens there, asked for."""
+    """A token of an answer or its prompt: the character it begins at, and the likely ones there, if asked."""
 
     at: int
     likely: tuple[Token, ...] = ()

@@ -28,7 +28,6 @@ LABELS = frozenset({"user", "metadata", "store", "service_tier", "safety_identif
 # What the protocol has and we do not: asked for only when it differs from this.
 ABSENT: Mapping[str, tuple[Any, ...]] = {
     "best_of": (1, None),
-    "echo": (False, None),
     "frequency_penalty": (0, None),
     "function_call": (None,),
     "functions": (None, []),
@@ -132,6 +131,17 @@ def _check_together(ask: Ask, given: Mapping[str, Any], bounds: Bounds) -> None:
             f"not with reasoning={ask.reasoning}, which they would show",
         ),
         (ask.logprobs and priced, "logprobs", "not of a priced answer, parts of which nobody drew"),
+        (ask.echo and ask.chat, "echo", "of /v1/completions alone"),
+        (
+            ask.echo and (priced or not whole),
+            "echo",
+            "shows a prompt before an answer as it is written; leave out pricing and reasoning",
+        ),
+        (
+            ask.max_tokens == 0 and not ask.echo,
+            "max_tokens",
+            f"must be a whole number from 1 to {bounds.tokens}; 0 with echo, for the prompt alone",
+        ),
         (
             ask.go_on and (priced or not whole),
             "continue_final_message",

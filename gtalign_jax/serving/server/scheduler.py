@@ -3,6 +3,7 @@
     ticket = scheduler.submit(row, tell)      from any thread; `tell` is called in the scheduler's
     ticket = scheduler.follow(ticket, ...)    a row that goes on from what another has written, in its place
     scheduler.cancel(ticket)                  its place is free at the next look
+    future = scheduler.compute(work)          something else on the device, between two looks
     scheduler.close()                         those who sit or wait are answered, nobody else
 
 It knows rows of tokens: no text, no HTTP and no prices. First come, first served.
@@ -13,6 +14,8 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -41,6 +44,7 @@ class Tokens:
 
 
 Tell = Callable[[Tokens], None]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,6 +87,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._following: list[Ticket] = []
+        self._asked: collections.deque[tuple[Callable[[], Any], Future[Any]]] = collections.deque()
         self._seated: list[Ticket | None] = [None] * places.count
         self._closing = self._ended = False
         self._tokens = self._failures = 0
@@ -126,10 +131,23 @@ class Scheduler:
                     queue.remove(ticket)
             self._changed.notify()  # its place may be waited for
 
+    def compute(self, work: Callable[[], T]) -> Future[T]:
+        """Have the thread do some work between two looks at the rows. Closed when it comes too late.
+
+        Work whose future is cancelled in time is not done; what it raises is the future's alone.
+        """
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closing:
+                raise Closed("the server is shutting down")
+            self._asked.append((work, future))
+            self._changed.notify()
+        return future
+
     def load(self) -> Load:
         with self._changed:
             seated = sum(ticket is not None for ticket in self._seated)
-            waiting = len(self._waiting) + len(self._following)
+            waiting = len(self._waiting) + len(self._following) + len(self._asked)
             return Load(waiting, seated, self._tokens, self._failures)
 
     @property
@@ -147,6 +165,9 @@ class Scheduler:
     def _run(self) -> None:
         try:
             while self._wait():
+                self._compute()
+                if not self._busy():
+                    continue
                 try:
                     self._seat()
                     self._state, seen = continuous.advance(self._places, self._state)
@@ -162,13 +183,30 @@ class Scheduler:
         """Until there is something to do; False when all is done and nothing more comes."""
         with self._changed:
             while True:
-                seated = self._seated = [None if t is None or t.cancelled else t for t in self._seated]
-                room = self._waiting and None in seated
-                if self._following or room or any(ticket and not ticket.found for ticket in seated):
+                self._seated = [None if t is None or t.cancelled else t for t in self._seated]
+                if self._asked or self._busy():
                     return True
-                if self._closing and not self._waiting and not any(seated):
+                if self._closing and not self._waiting and not any(self._seated):
                     return False
                 self._changed.wait()
+
+    def _busy(self) -> bool:
+        """Whether a row is to be seated or decoded."""
+        with self._changed:
+            room = self._waiting and None in self._seated
+            return bool(self._following or room or any(t and not t.found for t in self._seated))
+
+    def _compute(self) -> None:
+        """One piece of what was asked for beside the rows."""
+        with self._changed:
+            if not self._asked:
+                return
+            work, future = self._asked.popleft()
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except Exception as error:  # whatever it is, it is said to who asked, and the rows go on
+                future.set_exception(error)
 
     def _seat(self) -> None:
         """Those who go on from another in its place, then those who have waited longest in the free ones."""
@@ -227,9 +265,13 @@ class Scheduler:
         with self._changed:
             self._closing = self._ended = True
             lost = [*self._waiting, *self._following, *(t for t in self._seated if t)]
-            self._waiting.clear()
-            self._following.clear()
+            asked = [future for _, future in self._asked]
+            for queue in (self._waiting, self._following, self._asked):
+                queue.clear()
         _tell_failed(lost)
+        for future in asked:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Closed("the server is shutting down"))
 
 
 def _tell_failed(tickets: list[Ticket]) -> None:

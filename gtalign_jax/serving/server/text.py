@@ -34,11 +34,15 @@ class Spoken:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """The next text and the tokens that begin in it; stopped: a stop string ended it and nothing follows."""
+    """The next text and the tokens that begin in it; stopped: a stop string ended it and nothing follows.
+
+    end: the end token after it, which is no text.
+    """
 
     text: str = ""
     tokens: tuple[Spoken, ...] = ()
     stopped: bool = False
+    end: tuple[Spoken, ...] = ()
 
 
 class TextStream:
@@ -75,10 +79,12 @@ class TextStream:
         return self._piece(len(self.text) - _held(self.text, self._stops))
 
     def end(self) -> Piece:
-        """What was held back, when no token follows."""
+        """What was held back, when no token follows; tokens that add no text come too."""
         if not self._stopped:
             self._take(self._decoded())
-        return self._piece(len(self.text))
+        piece = self._piece(len(self.text))
+        left, self._pending = () if self._stopped else tuple(self._pending), []
+        return dataclasses.replace(piece, tokens=piece.tokens + left)
 
     def _decoded(self) -> str:
         """The text of the tokens that have none yet, read after those before: they may change its look."""

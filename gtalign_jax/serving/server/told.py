@@ -53,7 +53,8 @@ def _chat_tokens(logprobs: dict[str, Any]) -> list[tuple[Token, tuple[Token, ...
 
 
 def _text_tokens(logprobs: dict[str, Any]) -> list[tuple[Token, tuple[Token, ...]]]:
-    tokens = list(itertools.starmap(_token, zip(logprobs["tokens"], logprobs["token_logprobs"], strict=True)))
+    logps = [math.nan if logp is None else logp for logp in logprobs["token_logprobs"]]
+    tokens = list(itertools.starmap(_token, zip(logprobs["tokens"], logps, strict=True)))
     likely = logprobs.get("top_logprobs") or [{}] * len(tokens)
     ranked = [sorted(itertools.starmap(_token, (one or {}).items()), key=lambda t: -t.logp) for one in likely]
     return [(token, tuple(others)) for token, others in zip(tokens, ranked, strict=True)]

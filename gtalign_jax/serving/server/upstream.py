@@ -134,7 +134,7 @@ class Upstream:
 
     async def _answer(self, ask: Ask, prompt: Prompt, budget: int | None, go_on: bool = False) -> Answer:
         """The parts of what ends an answer, without a stop string that the upstream leaves in its text."""
-        before = Before(*ask.stop)
+        before = Before(*(() if ask.echo else ask.stop))  # which a prompt may hold
         async with contextlib.aclosing(self._read(ask, prompt, ask.stop, budget, go_on)) as parts:
             async for part, _ in parts:
                 text = before.feed(part.text) + (before.end() if part.finish else "")
@@ -166,6 +166,7 @@ class Upstream:
             "seed": ask.seed,
             "logprobs": (ask.chat or ask.top) if ask.logprobs else None,
             "top_logprobs": ask.top if ask.chat and ask.top else None,
+            "echo": ask.echo or None,
         }
         if ask.chat and (go_on or ask.go_on):
             body |= {"continue_final_message": True, "add_generation_prompt": False}

@@ -17,7 +17,7 @@ from gtalign_jax.serving.server.scheduler import (
     Ticket,
     Tokens,
 )
-from gtalign_jax.serving.server.text import Piece, TextStream
+from gtalign_jax.serving.server.text import Piece, Spoken, TextStream
 
 
 @dataclasses.dataclass(eq=False)
@@ -76,7 +76,8 @@ async def write(
                 finish = STOP
             elif tokens.done:
                 finish, last = (LENGTH if tokens.done == LENGTH else STOP), stream.end()
-                piece = Piece(piece.text + last.text, piece.tokens + last.tokens, last.stopped)
+                end = (_end(tokens, len(stream.text)),) if ended and not last.stopped else ()
+                piece = Piece(piece.text + last.text, piece.tokens + last.tokens, last.stopped, end)
                 count += ended
             keep = piece.stopped
             yield piece, count, finish
@@ -86,3 +87,8 @@ async def write(
             stand.ticket = ticket
         else:
             stand.scheduler.cancel(ticket)
+
+
+def _end(tokens: Tokens, at: int) -> Spoken:
+    """The last of a row's tokens, which stands behind its text."""
+    return Spoken(tokens.ids[-1], tokens.logps[-1], at, tokens.likely[-1] if tokens.likely else ())

@@ -51,13 +51,15 @@ def refused(read):
 @example({"prompt": "a", "pricing": {"policy": {}, "price": 1}}, False)
 @example({"prompt": "a", "logprobs": [1]}, False)
 @example({"prompt": "a", "best_of": {}}, False)
+@example({"prompt": "a", "echo": True, "max_tokens": 0}, False)
+@example({"prompt": "a", "max_tokens": 0}, False)
 def test_any_json_is_a_request_or_a_line(body, chat):
     said = {**({"messages": [{"role": "user", "content": "a"}]} if chat else {"prompt": "a"}), **body}
     ask = refused(lambda: read_ask(parse_json(json.dumps(said).encode()), chat, Defaults(), BOUNDS))
     if ask is None:
         return
     assert isinstance(ask, Ask) and 1 <= len(ask.prompts) * ask.n <= BOUNDS.choices
-    assert ask.max_tokens is None or 1 <= ask.max_tokens <= BOUNDS.tokens
+    assert ask.max_tokens is None or int(not ask.echo) <= ask.max_tokens <= BOUNDS.tokens
     assert 0 <= ask.temperature <= 2 and 0 < ask.top_p <= 1 and len(ask.stop) <= 4
 
 

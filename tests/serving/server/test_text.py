@@ -37,6 +37,16 @@ def test_pieces_make_the_whole_text_and_name_every_token(engine, size):
     assert not any("\ufffd" in p.text for p in found)
 
 
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_tokens_that_no_text_stands_for_are_named_too(engine, size):
+    """As of a table that is wider than the tokenizer: between others and at the end."""
+    unknown = len(engine.tokenizer) + 2
+    ids = [*engine_lib.encode(engine, "a clear"), unknown, *engine_lib.encode(engine, " question"), unknown]
+    found = pieces(engine, ids, size=size)
+    assert "".join(p.text for p in found) == "a clear question"
+    assert [token.id for p in found for token in p.tokens] == ids
+
+
 def test_a_character_that_never_ends_is_said_at_the_end(engine):
     ids = engine_lib.encode(engine, "a 🙂")[:-1]
     found = pieces(engine, ids)
