@@ -84,6 +84,7 @@ setup(
     package_data={
         "gtalign_jax": ["py.typed", "**/*.html", "**/*.css", "**/*.js"],
         "experiments.peers": ["*.txt"],
+        "experiments.standard_tasks": ["*.yaml"],
     },
     entry_points={"console_scripts": ["gtalign = experiments.cli:main"]},
     install_requires=RUNTIME,
@@ -97,6 +98,7 @@ setup(
         "real": [*pins("real"), *(line for line in pins("test") if line.startswith("torch=="))],
         # Without the stores: their clients and the oldest `datasets` want different fsspec.
         "oldest": [line.partition(",")[0].replace(">=", "==") for line in RUNTIME + SERVE] + pins("test"),
+        "eval": pins("eval"),
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],
     },

@@ -29,7 +29,7 @@ def pins(section: str) -> dict[str, Version]:
     """Name to version under `# [section]` of requirements.txt."""
     _, _, after = (REPO / "requirements.txt").read_text().partition(f"# [{section}]\n")
     pairs = [line.split("==") for line in after.partition("# [")[0].split()]
-    return {canonicalize_name(name): Version(version) for name, version in pairs}
+    return {canonicalize_name(name.partition("[")[0]): Version(version) for name, version in pairs}
 
 
 @pytest.mark.parametrize("section", ["runtime", "serve", "stores"])
@@ -46,7 +46,7 @@ def test_every_range_has_a_lower_and_an_upper_bound(section):
 
 
 def test_torch_and_the_tools_are_for_tests_and_development_alone():
-    apart = pins("test") | pins("dev") | pins("real")
+    apart = pins("test") | pins("dev") | pins("real") | pins("eval")
     assert {"torch", "pytest", "ruff", "mypy"} < set(apart)
     assert not set(apart) & set(bounds())
 
@@ -56,7 +56,8 @@ def test_every_import_is_required(package):
     known = packages_distributions()
     required = set(bounds()) | {"wandb"}  # which a run that needs it asks for
     if package == "experiments":
-        required |= {"torch", *pins("real")}  # of benchmarks and real models, beside it
+        # Of benchmarks, real models and standard evaluations, beside it.
+        required |= {"torch", *pins("real"), *pins("eval")}
     apart = {
         REPO / "gtalign_jax/serving": set(bounds("serve")),
         REPO / "gtalign_jax/files": {*bounds("stores"), "fsspec"},  # which their clients stand on

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 import psutil
 
 from experiments.peers import launch
+from gtalign_jax.serving.server.access import VARIABLE as KEYS
 
 START_S = 300.0
 VLLM = ".venv-vllm"
@@ -33,7 +34,7 @@ class Server:
 
     def __init__(self, command: Sequence[str], port: int, log: pathlib.Path) -> None:
         self.port, self._name, self._log = port, command[0], log
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", KEYS: ""}  # everybody may ask
         with log.open("w") as file:
             self._process = subprocess.Popen(
                 [*command], env=env, stdout=file, stderr=file, start_new_session=True

@@ -28,7 +28,7 @@ from gtalign_jax.rollout.request import Own, Placed, Rules
 from gtalign_jax.types import Array, PromptBatch, PyTree
 
 TOP = 20  # most likely tokens that may be asked for
-PROMPT_TOP = 5  # and of a prompt's
+PROMPT_TOP = 5  # and of a given text's, as the protocol has it
 WIDTHS = (48, 96, 192)  # tokens that `reseat` computes at once: an edited matrix, perhaps an analysis
 STEPS = 8  # decode steps between two looks: a token waits for so many, and the host's work is paid once
 

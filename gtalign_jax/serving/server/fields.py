@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gtalign_jax.chain.matrix import Row, parse_row
-from gtalign_jax.rollout.continuous import TOP
+from gtalign_jax.rollout.continuous import PROMPT_TOP, TOP
 from gtalign_jax.serving.server.ask import ApiError, Bounds, Messages, Pricing, Prompt
 from gtalign_jax.serving.server.text import MODES
 from gtalign_jax.serving.splice import ANALYZE
 
 MAX_STOPS, MAX_STOP_CHARS = 4, 256
 MAX_SEED = 2**63 - 1
-MAX_TEXT_TOP = 5  # likely tokens of a text completion, in the protocol
 MAX_PRICE = 1e6  # payoffs are from -5 to 5
 
 
@@ -73,7 +72,7 @@ def read_tokens(name: str, value: Any, bounds: Bounds) -> int:
     return _whole(1, bounds.tokens)(name, value, bounds)
 
 
-def _tokens_or_none(name: str, value: Any, bounds: Bounds) -> int:
+def _max_tokens(name: str, value: Any, bounds: Bounds) -> int:
     """As `read_tokens`, or 0, which only an echo may ask for."""
     return _whole(0, bounds.tokens)(name, value, bounds)
 
@@ -125,7 +124,7 @@ def _unusable(name: str, value: Any, bounds: Bounds) -> str:
 FIELDS: dict[str, Callable[[str, Any, Bounds], Any]] = {
     "model": _text,
     "n": _whole(1, 128),
-    "max_tokens": _tokens_or_none,
+    "max_tokens": _max_tokens,
     "temperature": _number(0, 2),
     "top_p": _number(0, 1, above=True),
     "stop": _stops,
@@ -149,7 +148,7 @@ def read_logprobs(body: Mapping[str, Any], chat: bool, bounds: Bounds) -> dict[s
     if not chat:
         if value is None or value is False:
             return {}
-        return {"logprobs": True, "top": _whole(0, MAX_TEXT_TOP)("logprobs", value, bounds)}
+        return {"logprobs": True, "top": _whole(0, PROMPT_TOP)("logprobs", value, bounds)}
     logprobs = value is not None and _flag("logprobs", value, bounds)
     if top is not None and not logprobs:
         raise ApiError(400, "top_logprobs: needs logprobs=true", param="top_logprobs")
