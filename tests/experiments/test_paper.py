@@ -2,13 +2,17 @@
 
 import csv
 import json
+from collections import Counter
 
 import pytest
 
 from experiments import paper, paper_models
 from experiments.paper_models import SCALES, Countdown, missing
 from gtalign_jax import jsonl
+from gtalign_jax.data import sources
 from gtalign_jax.evaluation.paper.entries import ALIGNED, BASE, ENTRIES, SFT, Method
+from gtalign_jax.run.auto import with_values
+from gtalign_jax.run.settings import make_settings, run_tasks
 
 
 def test_a_table_from_nothing_and_the_same_again(tmp_path, capsys, monkeypatch):
@@ -94,6 +98,24 @@ def test_a_scale_says_which_tables_it_lacks():
     assert lacked("tiny") == {"out_of_domain"}
     assert lacked("3b") == {"sizes"}
     assert lacked("smollm2") == {"sizes", "chain"}
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_every_model_of_a_scale_has_settings(name):
+    scale = SCALES[name]
+    config = scale.config()
+    methods = {m.name: m for entry in ENTRIES.values() if not scale.lacks(entry) for m in entry.methods}
+    for method in methods.values():
+        make_settings(with_values(config, dict((*method.asked, *method.cold, *method.change))))
+
+
+def test_the_tasks_that_nothing_is_trained_on_are_in_the_published_files(shared):
+    scale = SCALES["0.5b"]
+    root = {"data.root": str(shared / "data" / "gtalign"), "data.test_per_task": 20}
+    data = make_settings(with_values(scale.config(), {**dict(scale.unseen), **root})).data
+    items = sources.load_items(data, run_tasks(data), sources.TEST)
+    assert Counter(item.task for item in items) == dict.fromkeys(data.tasks, 20)
+    assert not any(item.seen for item in items)
 
 
 def test_time_left_goes_by_what_models_took(capsys):
