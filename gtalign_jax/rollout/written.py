@@ -15,15 +15,8 @@ from gtalign_jax.rollout.template import Messages
 
 _MARK, _HEAD = "qzvxw{}zxqjk", "qzvxw"
 _KEYS = {"role", "content"}
-_LOOP = {
-    "first",
-    "last",
-    "index",
-    "index0",
-    "revindex",
-    "revindex0",
-    "length",
-}  # know nothing of what was said
+# What a loop tells of itself and not of what was said.
+_LOOP = frozenset("first last index index0 revindex revindex0 length".split())
 _AROUND = (nodes.Template, nodes.For, nodes.If)
 
 

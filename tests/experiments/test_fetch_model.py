@@ -11,11 +11,13 @@ import transformers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from experiments import fetch_model
+from gtalign_jax.chain.prompt import INSTRUCTION
 from gtalign_jax.models.config import read_config
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import generate
 from gtalign_jax.rollout.buckets import BucketConfig
-from gtalign_jax.rollout.folder import EngineOptions, load_engine
+from gtalign_jax.rollout.encoder import make_encoder
+from gtalign_jax.rollout.folder import EngineOptions, folder_engine, load_engine
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY
 
@@ -51,6 +53,16 @@ def test_a_real_model_goes_on_as_in_pytorch(smollm2):
         expected = theirs.generate(torch.tensor([ids]), max_new_tokens=WORDS, do_sample=False)[0, len(ids) :]
     assert ours.tolist() == expected.tolist()
     assert engine_lib.decode_tokens(engine, ours) == "The capital of France is Paris."
+
+
+def test_many_conversations_have_the_tokens_of_the_real_tokenizer(smollm2):
+    engine = folder_engine(smollm2)
+    encoder = make_encoder(engine)
+    said = ["Who sang it, é 日本?", " \n<|im_end|>\n", "<|im_start|><repo_name> x", "12 345  ", INSTRUCTION]
+    talks = [[*QUESTION, {"role": "assistant", "content": a}, {"role": "user", "content": a}] for a in said]
+    talks += [[{"role": "system", "content": INSTRUCTION}, *QUESTION]] * 2
+    theirs = engine.tokenizer.apply_chat_template(talks, add_generation_prompt=True)["input_ids"]
+    assert encoder.alone and len(encoder.cuts) == 17 and encoder(talks) == theirs
 
 
 def test_what_the_real_model_has_is_as_published(smollm2):
