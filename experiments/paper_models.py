@@ -23,7 +23,7 @@ from gtalign_jax.evaluation.paper.entries import ALIGNED, BASE, PRICES, SFT, Ent
 from gtalign_jax.run.auto import with_values
 from gtalign_jax.run.progress import format_seconds
 
-COUNTED = {BASE: "models to make", SFT: "cold starts", ALIGNED: "alignments"}
+COUNTED = {BASE: "base models", SFT: "cold starts", ALIGNED: "alignments"}
 _UNSEEN: Fields = (("data.tasks", ("minerva_math", "ambig_coqa", "advbench")),)
 
 
@@ -89,7 +89,7 @@ class Countdown:
         self._left, self._total = Counter(left), sum(left.values())
         self._guesses, self._clock = guesses, clock
         self._took: dict[str, list[float]] = {}
-        counts = ", ".join(f"{count} {COUNTED[stage]}" for stage, count in left.items() if count)
+        counts = ", ".join(f"{COUNTED[stage]} {count}" for stage, count in left.items() if count)
         if counts:
             self._say(f"to train: {counts}{self._told()}")
 

@@ -19,7 +19,7 @@ def test_a_table_from_nothing_and_the_same_again(tmp_path, capsys, monkeypatch):
     flags = ["--scale=smoke", "--table=efficiency", "--seeds=0", f"--workdir={tmp_path}"]
     paper.main(flags)
     printed, said = capsys.readouterr()
-    assert "to train: 1 cold starts, 1 alignments" in said
+    assert "to train: cold starts 1, alignments 1" in said
     assert "model 2 of 2: cobb_douglas, seed 0" in said
     assert "Seeds of the alignments: 0." in printed
     assert printed.startswith("## efficiency")
@@ -41,7 +41,7 @@ def test_a_table_from_nothing_and_the_same_again(tmp_path, capsys, monkeypatch):
     assert len(lines) == 8 * 5
     assert "<svg" in (tmp_path / "tables" / "steering.svg").read_text()
     paper.main([flags[0], "--table=out_of_domain", *flags[2:]])
-    assert "these have: 0.5b" in capsys.readouterr().out
+    assert "these have: smollm2, 0.5b" in capsys.readouterr().out
 
 
 def test_games_need_no_model(tmp_path, capsys):
@@ -127,7 +127,7 @@ def test_time_left_goes_by_what_models_took(capsys):
         pass
     assert countdown.seconds_left() == 60.0
     assert capsys.readouterr().err.splitlines() == [
-        "to train: 1 cold starts, 3 alignments",
+        "to train: cold starts 1, alignments 3",
         "model 1 of 4: start",
         "model 2 of 4: a",
     ]
