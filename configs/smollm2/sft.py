@@ -19,7 +19,8 @@ def get_config(variant: str = ""):
         source="gtalign", root="../shared/data/gtalign", tasks=("ambig_qa", "wildguard", "math")
     )
     # The published instruction is 1 000 tokens long; conversations under our short one are a tenth of that.
-    config.data.update(history="turns", too_long="cut", decontaminate=True, test_per_task=64)
+    config.data.update(history="turns", too_long="cut", decontaminate=True)
+    config.data.update(train_per_task=0, test_per_task=64)
     config.max_new_tokens = 384
     config.buckets.prompt = (384,)
     config.buckets.completion = (384,)
