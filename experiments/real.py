@@ -5,7 +5,7 @@
 Fetches the model, writes chains from the stored truths, trains a cold start and goes on from it with each
 method and seed, lets every model answer the held-out questions, has the answers judged by the config's judge
 and by a model on the mesh, and writes results/. Each stage is made once: the same command goes on where it
-stopped. With `--methods` and `--seeds` several machines, or processes on one, share the work.
+stopped. With `--methods`, `--seeds` and `--only=models` several machines, or processes on one, share the work.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ FLAGS = {
     "methods": f"after commas, of {', '.join(real.METHODS)}; all unless given",
     "model": "model folder to start from; SmolLM2 is fetched unless given",
     "judge": "folder of the second judge; the model to start from unless given",
+    "only": "models: train them and stop; results: of what is there; both unless given",
 }
 PLAIN: Fields = (("features.chain", "plain"), ("data.instruction", "plain"))
+MODELS, RESULTS = "models", "results"
 CHAINS, RESPONSES = "train.jsonl", "responses.jsonl"
 
 
@@ -76,15 +78,19 @@ def main(argv: list[str]) -> None:
     for name in names:
         if name not in PLACES:
             raise UserError(f"--methods={name}: no such method; use {', '.join(PLACES)}")
+    if (only := flags["only"]) not in ("", MODELS, RESULTS):
+        raise UserError(f"--only={only}: must be {MODELS} or {RESULTS}")
     seeds = read_seeds(flags["seeds"] or "0,1,2")
     workdir = writable_directory(flags["workdir"], "workdir")
     cluster.initialize_from(flags)
     config.start.path = flags["model"] or fetched(workdir / "model")
     write_chains(config, workdir / "chains")
-    for name in names:
-        train(PLACES[name], config, workdir, [workdir / "runs" / f"{name}_{seed}" for seed in seeds], seeds)
-    answers = answered(config, workdir, flags["judge"] or config.start.path)
-    print(real.write_results(answers, real.curves(workdir / "runs"), workdir / "results"))
+    if only != RESULTS:
+        for name in names:
+            train(name, config, workdir, seeds)
+    if only != MODELS:
+        answers = answered(config, workdir, flags["judge"] or config.start.path)
+        print(real.write_results(answers, real.curves(workdir / "runs"), workdir / "results"))
 
 
 def fetched(folder: pathlib.Path) -> str:
@@ -111,22 +117,17 @@ def without_chain(line: Mapping[str, Any]) -> dict[str, Any]:
     return {**line, "messages": asked, "chain": parse_chain(line["chain"]).response}
 
 
-def train(
-    place: Place,
-    config: ml_collections.ConfigDict,
-    workdir: pathlib.Path,
-    folders: Sequence[pathlib.Path],
-    seeds: Sequence[int],
-) -> None:
+def train(name: str, config: ml_collections.ConfigDict, workdir: pathlib.Path, seeds: Sequence[int]) -> None:
     """Train a method's models, one a seed, where they are not there yet."""
+    place = PLACES[name]
     config = with_values(config, dict(place.asked))
     if config.sft.epochs or config.sft.steps:
         config = with_values(config, {"sft.demonstrations": str(workdir / "chains" / place.chains)})
     start = workdir / "runs" / place.start
     if not finished(start):
         train_start(config, start)
-    for folder, seed in zip(folders, seeds, strict=True):
-        if place.aligns and not finished(folder):
+    for seed in seeds:
+        if place.aligns and not finished(folder := workdir / "runs" / f"{name}_{seed}"):
             align_from(with_values(changed(config, seed=seed), dict(place.change)), start, folder)
 
 
