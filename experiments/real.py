@@ -5,7 +5,7 @@
 Fetches the model, writes chains from the stored truths, trains a cold start and goes on from it with each
 method and seed, lets every model answer the held-out questions, has the answers judged by the config's judge
 and by a model on the mesh, and writes results/. Each stage is made once: the same command goes on where it
-stopped. With `--methods`, `--seeds` and `--only=models` several machines, or processes on one, share the work.
+stopped. With `--methods`, `--seeds` and `--only=models` several machines or processes share the work.
 """
 
 from __future__ import annotations
