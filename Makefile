@@ -1,4 +1,4 @@
-# `make quickstart` runs the whole path (6 minutes on 2 cores), `make test` lint and the suite (14), `make check`
+# `make quickstart` runs the whole path (6 minutes on 2 cores), `make real` a real model (30), `make test` lint and the suite (14), `make check`
 # what to run before a commit (2). CONTRIBUTING.md says more.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
@@ -14,11 +14,18 @@ PURE   := tests/test_rooms.py tests/test_config.py tests/test_packaging.py tests
 BOUNDS := tests/game tests/chain tests/data tests/rewards tests/models tests/learning tests/rollout tests/run \
           tests/mesh/test_sharding.py tests/test_train.py
 
-.PHONY: quickstart test check lint types newest oldest vllm test-vllm docs clean
+.PHONY: quickstart real test check lint types newest oldest vllm test-vllm docs clean
 
 quickstart: $(STAMP)
 	@echo "== quickstart: SFT, GRPO on mutual welfare, evaluation, report, HF export"
 	$(BIN)/python -m experiments.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+# A real model on real questions, in about half an hour. DATA: the published files (docs/data.md).
+DATA := ../shared/data/gtalign
+real: $(STAMP)
+	@echo "== real: SmolLM2 on the published questions under $(DATA): chains, SFT, GRPO, two judges, table"
+	$(BIN)/python -m experiments.real --config=configs/smollm2/grpo.py:minutes --config.data.root=$(DATA) \
+	    --methods=base,sft,aligned --seeds=0 --workdir=runs/real
 
 test: lint
 	@echo "== test: the whole suite on eight fake CPU devices, two modules at a time"

@@ -9,11 +9,11 @@ from configs.smollm2 import sft
 
 def get_config(variant: str = ""):
     config = sft.get_config(variant)
-    config.align.update(algorithm="grpo", steps=60, prompts=16, group_size=8)
+    config.align.update(algorithm="grpo", steps=40, prompts=16, group_size=8)
     config.algorithm.update(kl_coef=0.02, microbatches=8)
-    config.policy_optimizer.update(lr=2e-5, warmup=3)
+    config.policy_optimizer.update(lr=5e-5, warmup=3)
     if variant == sft.MINUTES:
-        config.align.update(steps=4, prompts=4, dump_every=1)
+        config.align.update(steps=3, prompts=4, group_size=6, dump_every=1)
         config.algorithm.microbatches = 4
         config.policy_optimizer.warmup = 1
     return config

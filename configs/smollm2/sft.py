@@ -32,11 +32,13 @@ def get_config(variant: str = ""):
     config.sft_optimizer.update(lr=2e-4, schedule="cosine", warmup=10)
     config.evaluate.update(samples=2, prompts=64)
     config.checkpoint.every = 50
+    config.judge.question_slots, config.judge.answer_slots = (640, 1024, 2048), (256, 512)
     config.steer.tries = 2
     if variant == MINUTES:
-        config.data.update(train_per_task=64, test_per_task=8)
+        config.data.update(train_per_task=48, test_per_task=8)
         config.buckets.prompt = (256,)
         config.sft.update(prompts=2, held_out=0)
         config.sft_optimizer.warmup = 3
         config.evaluate.update(samples=1, prompts=24)
+        config.steer.tries = 0
     return config

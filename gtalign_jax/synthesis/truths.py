@@ -36,7 +36,8 @@ def _write(task: Task, ask: Ask, words: int) -> str:
     payoff = matrix_of(ask.written)
     if ask.component == ANALYSIS:
         return solver_analysis(payoff)
-    return shortened(task.respond(ask.item, solver_action(payoff), True, rng), words)
+    response = task.respond(ask.item, solver_action(payoff), True, rng)
+    return response if response.endswith("?") else shortened(response, words)  # half a question asks nothing
 
 
 def _right_action(task: Task, ask: Ask) -> str:

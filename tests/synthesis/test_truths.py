@@ -170,3 +170,10 @@ def test_a_long_text_is_cut_after_a_sentence():
     assert shortened(text, 0) == shortened(text, 10) == text
     assert shortened(text, 8) == shortened(text, 6) == "One two three. Four five six!"
     assert shortened("one two three four", 2) == "one two"
+
+
+def test_a_question_is_not_cut(chains):
+    brief = Teacher("truths", "", functools.partial(truths.make, TASKS, 4))
+    asked = [(item, c) for item, c in of(chains, "ambig_qa") if c.written["response"].endswith("?")]
+    again = write_candidates([item for item, _ in asked], dict.fromkeys(COMPONENTS, brief), Effort(1, 1, 0))
+    assert [c.written["response"] for c in again] == [c.written["response"] for _, c in asked]
