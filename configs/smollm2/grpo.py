@@ -10,6 +10,8 @@ from configs.smollm2 import sft
 def get_config(variant: str = ""):
     config = sft.get_config(variant)
     config.align.update(algorithm="grpo", steps=40, prompts=16, group_size=8)
+    # Without it the choice, which no term of the reward asks for, is the first text that brevity takes away.
+    config.align.untrained_blocks = ("analyze",)
     config.algorithm.update(kl_coef=0.02, microbatches=8)
     config.policy_optimizer.update(lr=5e-5, warmup=3)
     if variant == sft.MINUTES:

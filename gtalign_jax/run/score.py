@@ -139,8 +139,9 @@ def judged_again(job: Job, lines: Sequence[Mapping[str, Any]]) -> list[dict[str,
             f"{len(lines)} recorded answers are not those to the {len(job.test.items)} held-out prompts of "
             "config.data; judge them with the config that they were made with"
         )
-    texts = [line["output"] for line in lines]
-    batch = extract(texts, items, job.judge, job.settings.features, job.consistency, job.tasks)
+    texts, first = [line["output"] for line in lines], verdicts(job)
+    with stage("judge", len(lines), after=SLOW, done=lambda: verdicts(job) - first):
+        batch = extract(texts, items, job.judge, job.settings.features, job.consistency, job.tasks)
     reward = jax.device_get(compute_reward(job.reward_fn, batch.features, job.settings.reward))
     scored = Scored(texts, items, batch, reward)
     return [_line(scored, i, line["step"], line["n_tokens"]).fields() for i, line in enumerate(lines)]

@@ -35,7 +35,7 @@ def write_results(answers: Answers, training: Mapping[str, Lines], folder: pathl
 
     training: the metrics of each run's alignment.
     """
-    parts, found = [], {}
+    parts, found = ["# A real model under two judges\n"], {}
     for judge, runs in answers.items():
         for kind, metric in _TABLES:
             entry = _entry(runs, kind, metric)
@@ -139,7 +139,7 @@ def picked(runs: Mapping[str, Sequence[Lines]]) -> str:
     the held-out questions, as many as are wanted at even distances, from the first."""
     lines = runs.get(ALIGNED, next(iter(runs.values())))[0]
     count = min(N_CHAINS, len(lines))
-    texts = [f"{count} of {len(lines)} answers, at even distances from the first on.", ""]
+    texts = ["# Chains", "", f"{count} of {len(lines)} answers, at even distances from the first on.", ""]
     for line in (lines[i * len(lines) // count] for i in range(count)):
         numbers = ", ".join(
             f"{name} {'-' if line[metric] is None else format(line[metric], '.2f')}"
