@@ -16,7 +16,7 @@ from experiments import cli
 
 REPO = pathlib.Path(__file__).resolve().parent.parent
 DOCS = REPO / "docs"
-PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 LAUNCH = DOCS / "launch_files"
 COMMAND = re.compile(r"python -m experiments\.([a-z]\w*)((?:[^`\n\\]|\\\n)*)")
 STAND_INS = {"a.b", "algorithm.FIELD"}  # for whichever field is meant

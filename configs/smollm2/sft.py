@@ -32,7 +32,8 @@ def get_config(variant: str = ""):
     config.sft_optimizer.update(lr=2e-4, schedule="cosine", warmup=10)
     config.evaluate.update(samples=2, prompts=64)
     config.checkpoint.every = 50
-    config.judge.question_slots, config.judge.answer_slots = (640, 1024, 2048), (256, 512)
+    # Of the second judge, as many answers to a question as an evaluation has.
+    config.judge.update(answers=2, question_slots=(448, 640, 1024, 2048), answer_slots=(96, 256, 512))
     config.steer.tries = 2
     if variant == MINUTES:
         config.data.update(train_per_task=48, test_per_task=8)
@@ -40,5 +41,6 @@ def get_config(variant: str = ""):
         config.sft.update(prompts=2, held_out=0)
         config.sft_optimizer.warmup = 3
         config.evaluate.update(samples=1, prompts=24)
+        config.judge.update(answers=1, questions=4)
         config.steer.tries = 0
     return config
