@@ -44,11 +44,13 @@ class OptimizerConfig:
 
 @functools.lru_cache(maxsize=32)
 def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
-    """The optimizer of a phase of `steps` updates; equal ones are one, so that they share their programs."""
+    """The optimizer of a phase of `steps` updates; equal ones are one, so that they share their programs.
+
+    0 stands for steps that nobody has counted yet: the state has the same shapes.
+    """
     if config.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0 if config.warmup else config.lr, config.lr, config.warmup, max(steps, 1), config.lr / 10
-        )
+        first, steps = 0.0 if config.warmup else config.lr, max(steps, config.warmup + 1)
+        rate = optax.warmup_cosine_decay_schedule(first, config.lr, config.warmup, steps, config.lr / 10)
     else:
         rate = optax.linear_schedule(
             config.lr if not config.warmup else 0.0, config.lr, max(config.warmup, 1)

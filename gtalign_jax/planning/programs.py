@@ -155,9 +155,6 @@ def abstract_state(
 
 def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
     """The cold start's update; of how many is not known where they follow from epochs over demonstrations."""
-    if not settings.sft.steps:
-        some = settings.sft_optimizer.warmup + 1
-        settings = dataclasses.replace(settings, sft=dataclasses.replace(settings.sft, steps=some))
     start, _ = lora.split(lora.abstract_params(model, settings.lora))
     setup = sft_setup(settings, model)
     state = jax.eval_shape(functools.partial(sft_state, settings, setup), start)

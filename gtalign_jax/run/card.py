@@ -100,10 +100,12 @@ def _training(config: Config, base: str) -> list[str]:
     data, sft, align, reward = (config[name] for name in ("data", "sft", "align", "reward"))
     optimizer = config.get("policy_optimizer", {})
     tasks = ", ".join(data["tasks"])
+    epochs = sft.get("epochs", 0)
+    steps = f"{epochs} passes over the demonstrations, in steps" if epochs else f"{sft['steps']} steps"
     lines = [
         f"- start: {base or 'from nothing'}",
         f"- data: `{data['source']}`, tasks {tasks}",
-        f"- cold start: {sft['steps']} steps of {sft['prompts']} prompts",
+        f"- cold start: {steps} of {sft['prompts']} prompts",
         f"- alignment: `{align['algorithm']}`, {align['steps']} steps of {align['prompts']} prompts × "
         f"{align['group_size']} answers, learning rate {optimizer.get('lr', '?')}, seed {config['seed']}",
         f"- reward: `{reward['fn']}`"

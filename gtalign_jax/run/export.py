@@ -70,7 +70,8 @@ def export_checkpoint(
 
 def _evaluated(workdir: pathlib.Path, settings: Settings, meta: Mapping[str, Any]) -> Any:
     """The run's summary where it is of this checkpoint: the last of alignment, or of a run without one."""
-    last = ("align", settings.align.steps) if settings.align.steps else ("sft", settings.sft.steps)
+    counted = settings.sft.steps or max(checkpoint.steps_in(workdir / "checkpoints" / "sft"), default=0)
+    last = ("align", settings.align.steps) if settings.align.steps else ("sft", counted)
     path = workdir / "summary.json"
     return jsonl.read_object(path) if path.is_file() and (meta["phase"], meta["step"]) == last else None
 

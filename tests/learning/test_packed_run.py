@@ -12,9 +12,11 @@ from gtalign_jax.data.loader import Demonstration
 from gtalign_jax.errors import UserError
 from gtalign_jax.run.adapters import add_adapters
 from gtalign_jax.run.epochs import divided, epoch_ends, packed_stream, with_steps
+from gtalign_jax.run.export import export_checkpoint
 from gtalign_jax.run.job import load_start, make_job
 from gtalign_jax.run.log import RunLog
 from gtalign_jax.run.phase import open_session
+from gtalign_jax.run.record import write_config
 from gtalign_jax.run.settings import SftConfig, make_settings
 from gtalign_jax.train import PHASES, run_sft
 
@@ -56,12 +58,14 @@ def test_epochs_over_a_file_of_chains_tell_what_was_learnt(tmp_path, pack):
     config = quickstart.get_config("tiny")
     config.model.num_layers, config.align.steps, config.metrics.tensorboard = 1, 0, False
     config.data.tasks, config.lora.rank, config.max_new_tokens = ("math",), 2, 96
-    config.buckets.completion, config.sft_optimizer.warmup = (96,), 0
+    config.buckets.completion = (96,)
+    config.sft_optimizer.update(schedule="cosine", warmup=1)
     chain = "<thinking>t</thinking>\n<payoff>p</payoff>\n<analyze>a</analyze>\n<response>{}</response>"
     lines = ({"question": f"How much is {n}?", "chain": chain.format(n)} for n in range(7))
     jsonl.write(tmp_path / "chains.jsonl", lines)
     config.sft.update(prompts=2, epochs=2, held_out=3, pack=pack, steps=0)
     config.sft.update(demonstrations=str(tmp_path / "chains.jsonl"), block_weights=(0.0, 1.0, 1.0, 4.0))
+    write_config(config, tmp_path / "run")
     run(config, tmp_path / "run")
     found = jsonl.read(tmp_path / "run" / "metrics.jsonl")
     told = [line for line in found if "sft/perplexity" in line]
@@ -71,6 +75,8 @@ def test_epochs_over_a_file_of_chains_tell_what_was_learnt(tmp_path, pack):
     assert all(line["sft/perplexity"] > 1 and 0 <= line["sft/format"] <= 1 for line in told)
     if not pack:
         assert len(found) == 4 and asked == [1, 3]  # four chains to train on, two a step
+    said = export_checkpoint(tmp_path / "run" / "checkpoints", tmp_path / "hf")
+    assert said == f"sft step {len(found)}" and (tmp_path / "hf" / "model.safetensors").is_file()
 
 
 def test_an_epoch_ends_once_each_chain_was_trained_on():

@@ -46,6 +46,13 @@ def test_a_card_says_what_the_run_did_and_how_well():
     assert "/models" not in text  # where it lay is nobody's business
 
 
+def test_a_cold_start_that_counts_in_epochs_says_so():
+    counted = config()
+    counted["sft"].update(epochs=2, steps=0)
+    said = model_card(counted, None, {})
+    assert "cold start: 2 passes over the demonstrations, in steps of 16 prompts" in said
+
+
 def test_a_checkpoint_that_was_not_evaluated_says_so():
     assert "not evaluated by its run" in model_card(config(), None, {})
     assert "start: from nothing" in model_card(config(), None, {})
