@@ -47,7 +47,7 @@ def render(
     """
     told = {} if thinks is None else {"enable_thinking": thinks}
     asked = [fitted(messages, template)]
-    return written(tokenizer, asked, date, add_generation_prompt=not answered, **told)[0]
+    return render_all(tokenizer, asked, date, add_generation_prompt=not answered, **told)[0]
 
 
 def encode_all(
@@ -60,11 +60,11 @@ def encode_all(
     if not conversations:
         return []
     asked = [fitted(messages, template) for messages in conversations]
-    texts = written(tokenizer, asked, date, add_generation_prompt=True)
+    texts = render_all(tokenizer, asked, date, add_generation_prompt=True)
     return list(tokenizer(texts, add_special_tokens=False)["input_ids"])
 
 
-def written(
+def render_all(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Messages],
     date: datetime.date | None,

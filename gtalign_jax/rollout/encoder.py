@@ -29,7 +29,9 @@ class Encoder:
         if not conversations:
             return []
         asked = [fitted(messages, self.template) for messages in conversations]
-        render = functools.partial(chat.written, self.tokenizer, date=self.date, add_generation_prompt=True)
+        render = functools.partial(
+            chat.render_all, self.tokenizer, date=self.date, add_generation_prompt=True
+        )
         texts = written.texts(render, asked) if self.alone else render(asked)
         return pieces.encode(self.tokenizer, texts, self.cuts)
 
