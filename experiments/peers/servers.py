@@ -74,14 +74,28 @@ class Server:
 
 @contextlib.contextmanager
 def opened(command: Sequence[str], port: int) -> Iterator[Server]:
-    """The server of a command, until the context ends."""
-    with tempfile.TemporaryDirectory() as folder:
+    """The server of a command, until the context ends, be it by SIGTERM."""
+    with tempfile.TemporaryDirectory() as folder, _unwinding():
         server = Server(command, port, pathlib.Path(folder) / "log.txt")
         try:
             server.wait()
             yield server
         finally:
             server.close()
+
+
+@contextlib.contextmanager
+def _unwinding() -> Iterator[None]:
+    """SIGTERM ends the process as an exception does: what it has opened is closed. For the main thread."""
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def free_port() -> int:

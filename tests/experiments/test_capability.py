@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import socket
+import subprocess
 import sys
 from collections import Counter
 
@@ -155,3 +158,27 @@ def test_without_lm_eval_the_extra_is_named(refused, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     assert 'pip install "gtalign-jax[eval]"' in refused(capability.main, [f"--model={folder}"])
+
+
+SCRIPT = """
+import sys, time
+from experiments.peers.servers import free_port, opened
+
+port = free_port()
+command = [sys.executable, "-m", "http.server", str(port), "--directory", sys.argv[1], "--bind", "127.0.0.1"]
+with opened(command, port):
+    print(port, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_served_model_ends_with_the_command_that_is_stopped(tmp_path):
+    (tmp_path / "health").write_text("ok")
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        port = int(process.stdout.readline())
+        socket.create_connection(("127.0.0.1", port)).close()
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port)).close()
