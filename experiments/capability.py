@@ -92,8 +92,11 @@ def open_tasks(flags: argparse.Namespace) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError('lm-eval is not installed: pip install "gtalign-jax[eval]"') from error
-    manager = TaskManager(include_path=[str(OURS), *flags.include])
-    for name in flags.tasks.split(","):
+    names, folders = flags.tasks.split(","), [str(OURS), *flags.include]
+    manager = TaskManager(include_path=folders, include_defaults=False)
+    if not {*names} <= {*manager.all_tasks}:  # the thousands of lm-eval take seconds
+        manager = TaskManager(include_path=folders)
+    for name in names:
         if name not in manager.all_tasks:
             near = ", ".join(difflib.get_close_matches(name, manager.all_tasks, n=3))
             raise UserError(
@@ -135,10 +138,12 @@ def evaluate(folder: str, flags: argparse.Namespace, manager: Any) -> Results:
                 system_instruction=flags.system,
                 bootstrap_iters=0,
             )
-    except RuntimeError as error:
-        raise UserError(f"{folder}: {str(error).strip().splitlines()[-1]}") from error
-    except OSError as error:  # of the server, or of the hub
-        raise UserError(f"--tasks={flags.tasks}: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:  # the end of the server's log
+        said = str(error).strip().splitlines()[-1].rpartition("error: ")[2]
+        raise UserError(f"{folder}: {said}") from error
+    except OSError as error:  # of the server, which says why, or of the hub
+        answer = getattr(getattr(error, "response", None), "text", "")
+        raise UserError(f"--tasks={flags.tasks}: {' '.join(f'{error} {answer}'.split())[:400]}") from error
 
 
 def scores(report: Results) -> Scores:

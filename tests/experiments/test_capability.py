@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from collections import Counter
 
 import jax
@@ -152,6 +153,31 @@ def test_what_cannot_be_is_one_line(refused, folder, flags, said):
     if flags[0].startswith("--tasks"):
         pytest.importorskip("lm_eval", reason='pip install "gtalign-jax[eval]" for standard evaluations')
     assert said in refused(capability.main, [f"--model={folder}", *flags])
+
+
+class Refusal(OSError):
+    response = types.SimpleNamespace(text='{"error": {"message":\n"max_tokens=320: too many"}}')
+
+
+@pytest.mark.parametrize(
+    ("fails", "said"),
+    [
+        (
+            RuntimeError("python did not start: compiling\nerror: config.json: no model"),
+            ": config.json: no model",
+        ),
+        (Refusal("400 Bad Request"), '400 Bad Request {"error": {"message": "max_tokens=320: too many"}}'),
+        (ConnectionError("Couldn't reach\n'allenai/ai2_arc'"), ": Couldn't reach 'allenai/ai2_arc'"),
+    ],
+)
+def test_a_server_or_hub_that_fails_says_why_in_a_line(refused, folder, monkeypatch, fails, said):
+    def fail(*_):
+        raise fails
+
+    pytest.importorskip("lm_eval", reason='pip install "gtalign-jax[eval]" for standard evaluations')
+    monkeypatch.setattr(capability, "open_tasks", lambda flags: None)
+    monkeypatch.setattr(capability.servers, "ours", fail)
+    assert said in refused(capability.main, [f"--model={folder}"])
 
 
 def test_without_lm_eval_the_extra_is_named(refused, folder, monkeypatch):
