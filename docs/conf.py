@@ -1,5 +1,5 @@
-"""The documentation site: `make docs`. Pages are Markdown (MyST); the API pages are docstrings, which are
-Markdown too."""
+"""The documentation site: `make docs`. Pages are Markdown (MyST) and notebooks, shown with the outputs that
+they hold; the API pages are docstrings, which are Markdown too."""
 
 import pathlib
 import re
@@ -15,8 +15,10 @@ author = "the gtalign-jax authors"
 copyright = "2026, the gtalign-jax authors"
 release = version = gtalign_jax.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
-source_suffix = {".md": "markdown"}
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+nb_execution_mode = "off"
+nb_output_stderr = "remove"  # progress
 exclude_patterns = ["launch_files"]
 myst_heading_anchors = 4  # the links between pages are those that GitHub understands
 html_theme = "furo"
