@@ -143,10 +143,8 @@ def answered(config: ml_collections.ConfigDict, workdir: pathlib.Path, judge: st
     """
     found: real.Answers = {real.FIRST: {}, real.SECOND: {}}
     for name, place in PLACES.items():
-        runs = (
-            sorted((workdir / "runs").glob(f"{name}_*")) if place.aligns else [workdir / "runs" / place.start]
-        )
-        for run in filter(finished, runs):
+        pattern = f"{name}_[0-9]*" if place.aligns else place.start
+        for run in filter(finished, sorted((workdir / "runs").glob(pattern))):
             asked = with_values(config, dict(place.asked))
             for which, path in ((real.FIRST, ""), (real.SECOND, judge)):
                 lines = judged(asked, run, path, workdir / "judged" / which)

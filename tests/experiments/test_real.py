@@ -76,6 +76,7 @@ def test_a_table_of_all_methods(tmp_path):
     text = tables.write_results(
         {tables.FIRST: runs, tables.SECOND: runs}, {"aligned_0": steps, "aligned_1": steps}, tmp_path
     )
+    assert "Claim: alignment on mutual welfare beats the cold start and the user's reward alone" in text
     assert text == (tmp_path / "results.md").read_text()
     assert "| sft | +0.600 [+0.600, +0.600] | 0.001 | 1 | 30 |" in text
     assert "**held**" in text

@@ -27,7 +27,7 @@ _TABLES = (("compare", "utility"), ("by_task", "utility"), ("by_task", "answer_r
 _SHOWN = ("utility", "user_reward", "llm_reward", "answer_reward", "format_reward", "n_tokens", *ACTIONS)
 _LAST = 10  # steps at either end of training whose means are compared
 N_CHAINS = 20
-_CLAIM = "alignment on mutual welfare beats the cold start and the user's reward alone in welfare"
+_RIVALS = {SFT: "the cold start", USER: "the user's reward alone"}
 
 
 def write_results(answers: Answers, training: Mapping[str, Lines], folder: pathlib.Path) -> str:
@@ -58,10 +58,20 @@ def write_results(answers: Answers, training: Mapping[str, Lines], folder: pathl
 
 def _entry(runs: Mapping[str, Sequence[Lines]], kind: str, metric: str) -> Entry:
     """What is claimed of the methods that are there."""
-    rivals = tuple(name for name in (SFT, USER) if name in runs) if ALIGNED in runs else ()
+    rivals = tuple(name for name in _RIVALS if name in runs) if ALIGNED in runs else ()
+    claim = f"alignment on mutual welfare beats {' and '.join(_RIVALS[name] for name in rivals)}"
     ours = ALIGNED if ALIGNED in runs else next(iter(runs))
     methods = tuple(Method(name) for name in runs)
-    return Entry("real", _CLAIM, kind, methods, ours, rivals, metric, _SHOWN)
+    return Entry(
+        "real",
+        claim if rivals else "none, for nothing is aligned yet",
+        kind,
+        methods,
+        ours,
+        rivals,
+        metric,
+        _SHOWN,
+    )
 
 
 def agreement(answers: Answers) -> str:
