@@ -17,8 +17,8 @@ from experiments import capability
 from experiments.standard_tasks import questions
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.models import hf
-from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
+from tests.small import small_model
 
 LIMIT = 5
 
@@ -28,16 +28,7 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "small"
     asked = questions.schoolbook()["test"]
     tokenizer = train_tokenizer([one["question"] for one in asked] * 2, 400)
-    config = ModelConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        initializer_range=0.3,
-    )
+    config = small_model(len(tokenizer))
     hf.save_params(init_params(jax.random.key(0), config), config, path)
     tokenizer.save_pretrained(path)
     return path

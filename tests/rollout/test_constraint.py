@@ -14,7 +14,6 @@ from gtalign_jax.chain.grammar import chain_grammar, run
 from gtalign_jax.chain.parse import BLOCKS, parse_chain, payoff_array
 from gtalign_jax.chain.prompt import format_chain, payoff_json
 from gtalign_jax.errors import UserError
-from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import generate, programs
@@ -27,6 +26,7 @@ from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig, sample_token
 from gtalign_jax.rollout.token_bytes import token_bytes
 from gtalign_jax.serving.splice import read_payoff, splice_payoff
+from tests.small import small_model
 
 N, G = 96, 12
 GRAMMAR = chain_grammar()
@@ -35,16 +35,7 @@ LIMITS = BlockLimits(thinking=9, payoff=24, analyze=7, response=8)
 
 @pytest.fixture(scope="module")
 def engine(tokenizer) -> Engine:
-    config = ModelConfig(
-        vocab_size=len(tokenizer) + 3,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=1,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        initializer_range=0.3,
-    )
+    config = small_model(len(tokenizer) + 3, num_layers=1)
     buckets = BucketConfig(prompt=(4,), completion=(N,), batch=(8,))
     return Engine(tokenizer, config, (tokenizer.eos_token_id,), buckets=buckets)
 

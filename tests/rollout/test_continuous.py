@@ -6,23 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from gtalign_jax.models.config import ModelConfig, RuntimeConfig
+from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.models.transformer import init_params
 from gtalign_jax.rollout import continuous
 from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.continuous import STEPS, Row
 from gtalign_jax.rollout.engine import Engine
+from tests.small import small_model
 
-MODEL = ModelConfig(
-    vocab_size=304,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=1,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    initializer_range=0.3,
-)
+MODEL = small_model(304, num_layers=1)
 
 
 def told(layout: str) -> dict[int, list[int]]:

@@ -7,24 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import decode
 from gtalign_jax.rollout.decode_state import Forced, Pause
 from gtalign_jax.rollout.request import Ending, Placed, Rules
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig, processed_logits
 from gtalign_jax.types import PromptBatch
+from tests.small import small_model
 
-CONFIG = ModelConfig(
-    vocab_size=61,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=1,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    initializer_range=0.3,
-)
+CONFIG = small_model(61, num_layers=1)
 P, G, S, N = 3, 2, 7, 9
 NEVER = Rules(Ending(eos=jnp.asarray([-1, -1])))
 

@@ -12,7 +12,6 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.learning.logprobs import token_logprobs
 from gtalign_jax.learning.vocabulary import Head
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
-from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import compaction, generate, programs
 from gtalign_jax.rollout import engine as engine_lib
@@ -20,18 +19,10 @@ from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
+from tests.small import small_model
 
 BUCKETS = BucketConfig(prompt=(8, 16), completion=(6, 12), batch=(8,))
-MODEL = ModelConfig(
-    vocab_size=304,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=1,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    initializer_range=0.3,
-)
+MODEL = small_model(304, num_layers=1)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.learning.logprobs import token_logprobs
 from gtalign_jax.learning.vocabulary import PLAIN
 from gtalign_jax.models import hf
-from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
 from gtalign_jax.remote.client import AttemptFailed
 from gtalign_jax.remote.pool import Answer
@@ -32,6 +31,7 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.rollout.servers import ServerConfig
+from tests.small import small_model
 
 N, G = 12, 2
 KEY = jax.random.key(5)
@@ -41,16 +41,7 @@ SEEDS = np.arange(6).reshape(3, 2) * 7 + 100
 
 @pytest.fixture(scope="module")
 def engine(tokenizer) -> Engine:
-    config = ModelConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=1,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        initializer_range=0.3,
-    )
+    config = small_model(len(tokenizer), num_layers=1)
     buckets = BucketConfig(prompt=(4,), completion=(N,), batch=(1, 3))
     # Several end tokens, so that rows of a random model end early often enough.
     return Engine(tokenizer, config, (tokenizer.eos_token_id, *range(40, 70)), buckets=buckets)

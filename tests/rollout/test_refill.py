@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
-from gtalign_jax.models.config import ModelConfig, RuntimeConfig
+from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout import generate, programs, refill
@@ -20,20 +20,10 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.generator import EngineConfig
 from gtalign_jax.rollout.request import Ending, Request
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
+from tests.small import small_model
 
 BUCKETS = BucketConfig(prompt=(8, 16), completion=(6, 12), batch=(16,))
-MODEL = ModelConfig(
-    vocab_size=304,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=1,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    initializer_range=0.3,
-    window=5,
-    window_layers=(True,),
-)
+MODEL = small_model(304, num_layers=1, window=5, window_layers=(True,))
 ENDS = tuple(range(0, 304, 8))
 EXACT = ("tokens", "length", "finished", "action_mask")
 

@@ -15,7 +15,6 @@ import transformers
 
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.models import hf
-from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
 from gtalign_jax.remote.client import open_client
 from gtalign_jax.rollout import continuous, programs
@@ -29,6 +28,7 @@ from gtalign_jax.serving.server.ask import Ask, Bounds
 from gtalign_jax.serving.server.local import Local
 from gtalign_jax.serving.server.scheduler import Closed
 from gtalign_jax.serving.server.upstream import Upstream
+from tests.small import small_model
 
 TEXT = "the payoff of a clear question\n"
 LONG = TEXT * 7
@@ -41,16 +41,7 @@ SCORED = {**NAMED, "echo": True, "max_tokens": 1, "logprobs": 1}
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "small"
     tokenizer = train_tokenizer([TEXT] * 3, 400)
-    config = ModelConfig(
-        vocab_size=len(tokenizer) + 3,  # as padded tables have: tokens that no text stands for
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        initializer_range=0.3,
-    )
+    config = small_model(len(tokenizer) + 3)  # as padded tables have: tokens that no text stands for
     hf.save_params(init_params(jax.random.key(0), config), config, path)
     tokenizer.save_pretrained(path)
     return path

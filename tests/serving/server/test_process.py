@@ -14,24 +14,15 @@ import pytest
 
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.models import hf
-from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import init_params
+from tests.small import small_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "small"
     tokenizer = train_tokenizer(["the payoff of a clear question\n"] * 3, 400)
-    config = ModelConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=1,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        initializer_range=0.3,
-    )
+    config = small_model(len(tokenizer), num_layers=1)
     hf.save_params(init_params(jax.random.key(0), config), config, path)
     tokenizer.save_pretrained(path)
     return path

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gtalign_jax.errors import UserError
-from gtalign_jax.models.config import ModelConfig
 from gtalign_jax.models.transformer import forward, init_params, unembed
 from gtalign_jax.rollout import continuous, generate, programs
 from gtalign_jax.rollout import engine as engine_lib
@@ -18,17 +17,9 @@ from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.request import Request
 from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.serving.server.scheduler import FAILED, LENGTH, STOP, Closed, Scheduler, Ticket
+from tests.small import small_model
 
-MODEL = ModelConfig(
-    vocab_size=304,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    initializer_range=0.3,
-)
+MODEL = small_model(304)
 BUCKETS = BucketConfig(prompt=(8, 16), completion=(24,))
 ENDS = tuple(range(0, 304, 16))
 
