@@ -1,10 +1,13 @@
 """A table as a figure: points with their intervals, or the curves of the games."""
 
+import itertools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from gtalign_jax.evaluation.paper.entries import Entry
 from gtalign_jax.evaluation.paper.games import studied
@@ -50,6 +53,31 @@ def save_curves(curves: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
     _save(figure, path)
 
 
+def save_training(
+    runs: Mapping[str, Sequence[Mapping[str, float]]], metrics: Sequence[str], path: pathlib.Path
+) -> None:
+    """A panel a metric, a line a run METHOD_SEED, of one colour and dash a method. SVG.
+
+    runs: what stands in the log of each step."""
+    looks = itertools.cycle([("aligned", "-"), ("llm", "--"), ("user", ":"), ("neutral", "-.")])
+    methods = dict(zip(dict.fromkeys(name.rpartition("_")[0] for name in runs), looks, strict=False))
+    figure = Figure(figsize=(2.6 * len(metrics), 2.6), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for ax, metric in zip(panels, metrics, strict=True):
+        for name, steps in runs.items():
+            role, dash = methods[name.rpartition("_")[0]]
+            points = [(step["step"], step[metric]) for step in steps if step.get(metric) is not None]
+            x, y = zip(*points, strict=True) if points else ((), ())
+            ax.plot(x, y, dash, color=COLORS[role], linewidth=1.0)
+        ax.set_title(metric, fontsize=9, loc="left")
+        ax.set_xlabel("step", fontsize=8)
+        quiet(ax)
+    lines = [Line2D([], [], color=COLORS[role], linestyle=dash) for role, dash in methods.values()]
+    panels[0].legend(lines, list(methods), frameon=False, fontsize=8)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: pathlib.Path) -> None:
-    with drafts.file(path, "wb") as sink:
+    text_stays_text = {"svg.fonttype": "none"}
+    with matplotlib.rc_context(text_stays_text), drafts.file(path, "wb") as sink:
         figure.savefig(sink, format="svg", metadata={"Date": None})

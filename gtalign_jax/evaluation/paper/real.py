@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from gtalign_jax import jsonl
 from gtalign_jax.evaluation.bootstrap import task_of
 from gtalign_jax.evaluation.paired import cohens_kappa
 from gtalign_jax.evaluation.paper import figures, tables
 from gtalign_jax.evaluation.paper.entries import Entry, Method
-from gtalign_jax.evaluation.report.figures import COLORS, quiet
-from gtalign_jax.files import drafts
 from gtalign_jax.game.moves import ACTIONS
 
 BASE, SFT, PLAIN, USER, ALIGNED = METHODS = ("base", "sft", "plain", "user", "aligned")
@@ -52,7 +49,7 @@ def write_results(answers: Answers, training: Mapping[str, Lines], folder: pathl
     jsonl.write_atomic(folder / "results.json", json.dumps(jsonl.plain(found), indent=1) + "\n")
     jsonl.write_atomic(folder / "chains.md", picked(answers[FIRST]))
     if training:
-        save_training(training, folder / "curves.svg")
+        figures.save_training(training, CURVES, folder / "curves.svg")
     return text
 
 
@@ -107,10 +104,8 @@ def changes(training: Mapping[str, Lines]) -> str:
             ends = (float(np.mean(part)) for part in (values[:_LAST], values[-_LAST:])) if values else ()
             cells.append(" to ".join(f"{end:.3f}" for end in ends) or "-")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    note = (
-        f"Means over the first and the last {_LAST} steps. fluency/mean: nats a token of the response under"
-    )
-    return "\n".join([*lines, "", f"{note} the reference policy.", ""])
+    note = f"Means over the first and the last {_LAST} steps. fluency/mean: nats a token, by the reference."
+    return "\n".join([*lines, "", note, ""])
 
 
 def curves(folder: pathlib.Path) -> dict[str, Lines]:
@@ -121,27 +116,6 @@ def curves(folder: pathlib.Path) -> dict[str, Lines]:
             steps = [line for line in jsonl.read(run / "metrics.jsonl") if line["phase"] == "align"]
             found |= {run.name: steps} if steps else {}
     return found
-
-
-def save_training(training: Mapping[str, Lines], path: pathlib.Path) -> None:
-    """A panel a metric, a line a run, of one colour and dash a method. SVG."""
-    styles = dict(zip((ALIGNED, USER, PLAIN), (("welfare", "-"), ("user", "--"), ("llm", ":")), strict=True))
-    figure = Figure(figsize=(2.6 * len(CURVES), 2.6), layout="constrained")
-    panels = figure.subplots(1, len(CURVES), squeeze=False)[0]
-    for ax, metric in zip(panels, CURVES, strict=True):
-        for name, steps in training.items():
-            points = [(step["step"], step[metric]) for step in steps if step.get(metric) is not None]
-            color, dash = styles[method := name.rpartition("_")[0]]
-            label = method if method not in ax.get_legend_handles_labels()[1] else None
-            ax.plot(
-                *zip(*points, strict=True) if points else ((), ()), dash, color=COLORS[color], label=label
-            )
-        ax.set_title(metric, fontsize=9, loc="left")
-        ax.set_xlabel("step", fontsize=8)
-        quiet(ax)
-    panels[0].legend(frameon=False, fontsize=8)
-    with drafts.file(path, "wb") as sink:
-        figure.savefig(sink, format="svg", metadata={"Date": None})
 
 
 def picked(runs: Mapping[str, Sequence[Lines]]) -> str:
