@@ -69,12 +69,12 @@ def main(argv: list[str] | None = None) -> None:
 def check_flags(flags: argparse.Namespace, folders: Mapping[str, str]) -> None:
     """UserError for what would fail only after the first model."""
     for name, folder in folders.items():
-        if not (pathlib.Path(folder) / "config.json").is_file():
+        if not (paths.local(folder, f"--{name}") / "config.json").is_file():
             raise UserError(
                 f"--{name}={folder}: no config.json there; name a Hugging Face folder on this disk"
             )
     for folder in flags.include:
-        if not pathlib.Path(folder).is_dir():
+        if not paths.local(folder, "--include").is_dir():
             raise UserError(f"--include={folder}: no such folder")
     for name in ("limit", "max_tokens"):
         value = getattr(flags, name)
@@ -118,7 +118,7 @@ def evaluate(folder: str, flags: argparse.Namespace, manager: Any) -> Results:
     ]
     print(f"serving {folder}", file=sys.stderr)
     try:
-        with servers.ours(pathlib.Path(folder), *serve) as server:
+        with servers.ours(paths.path(folder), *serve) as server:
             return lm_eval.simple_evaluate(
                 model="local-completions",
                 model_args={

@@ -48,8 +48,9 @@ from gtalign_jax.run.record import (
 from gtalign_jax.run.settings import make_settings
 from gtalign_jax.run.signals import ended_by_sigterm
 from gtalign_jax.run.states import PHASES, sft_setup, sft_state
-from gtalign_jax.serving import sweep
 from gtalign_jax.serving.examples import steer_examples
+from gtalign_jax.serving.heldout import steer_heldout
+from gtalign_jax.serving.sweep import Point, Pricing
 from gtalign_jax.types import PyTree, TrainState
 
 
@@ -120,12 +121,12 @@ def steer_model(
     config: ml_collections.ConfigDict,
     model: str,
     workdir: pathlib.Path,
-    pricing: sweep.Pricing,
-    points: Sequence[sweep.Point],
+    pricing: Pricing,
+    points: Sequence[Point],
 ) -> None:
     """Steer an HF folder at several prices on the config's held-out split, and write `sweep.jsonl`."""
     with _of_model(config, model, workdir) as job, told(GENERATION):
-        lines = list(sweep.steer_heldout(job, load_start(job), pricing, points))
+        lines = list(steer_heldout(job, load_start(job), pricing, points))
         if processes.is_main():
             jsonl.write(workdir / "sweep.jsonl", lines)
 

@@ -126,4 +126,4 @@ def _link(run: RecordedRun, out: pathlib.Path) -> str:
     report = run.workdir / "report.html"
     if paths.on_store(out) or paths.on_store(report) or not report.is_file():
         return ""
-    return urllib.parse.quote(pathlib.Path(os.path.relpath(report, out)).as_posix())
+    return urllib.parse.quote(os.path.relpath(report, out).replace(os.sep, "/"))

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def process(folder, tmp_path):
-    """A server that has said where it is: (process, port, lines of its log)."""
+    """A server that has said where it is: (process, port, lines of its log, the thread that reads them)."""
     keys = tmp_path / "keys"
     keys.write_text("sk-1\n")
     flags = ["--port=0", "--rows=2", "--max_prompt_tokens=64", "--max_new_tokens=2000", f"--keys={keys}"]
@@ -50,7 +50,7 @@ def process(folder, tmp_path):
     try:
         assert ready.wait(120) and process.poll() is None, lines
         (where,) = [line for line in lines if line.startswith("serving small at http://127.0.0.1:")]
-        yield process, int(where.removesuffix("/v1").rpartition(":")[2]), lines
+        yield process, int(where.removesuffix("/v1").rpartition(":")[2]), lines, reader
     finally:
         process.kill()
         process.wait()
@@ -58,7 +58,7 @@ def process(folder, tmp_path):
 
 
 def test_a_folder_is_served_and_sigterm_lets_an_answer_end(process):
-    server, port, lines = process
+    server, port, lines, reader = process
     with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="sk-1", max_retries=0) as client:
         messages = [{"role": "user", "content": "question"}]
         made = client.chat.completions.create(model="small", messages=messages, max_tokens=5, seed=1)
@@ -72,6 +72,7 @@ def test_a_folder_is_served_and_sigterm_lets_an_answer_end(process):
     rest = answer.read()
     assert first.startswith(b"data: ") and rest.endswith(b"data: [DONE]\n\n")
     server.wait(60)
+    reader.join(60)  # the log's last lines may be under way
     assert server.returncode in (0, -signal.SIGTERM)  # uvicorn gives the signal on when all is done
     logged = [json.loads(one) for one in lines if one.startswith("{")]
     assert [one["status"] for one in logged] == [200, 200]
