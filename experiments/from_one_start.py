@@ -11,7 +11,7 @@ import ml_collections
 
 from gtalign_jax.config import writable_directory
 from gtalign_jax.files import drafts
-from gtalign_jax.run.rollouts import list_rollouts
+from gtalign_jax.run.rollouts import list_rollouts, newest
 
 
 def changed(config: ml_collections.ConfigDict, **fields: object) -> ml_collections.ConfigDict:
@@ -20,6 +20,11 @@ def changed(config: ml_collections.ConfigDict, **fields: object) -> ml_collectio
     copied.unlock()
     copied.update(fields)
     return copied
+
+
+def is_trained(run: pathlib.Path) -> bool:
+    """Whether a run came to its end: the summary is written after the model."""
+    return (run / "summary.json").is_file()
 
 
 def train_start(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -37,7 +42,8 @@ def align_from(config: ml_collections.ConfigDict, start: pathlib.Path, folder: p
     # Every run starts from the same model: its evaluation is that of the shared run, made once.
     baseline = folder / "rollouts" / "sft_0.jsonl"
     if not baseline.is_file():
-        *_, made = (path for split, _, path in list_rollouts(start) if split == "sft")
+        made = newest(list_rollouts(start), "sft")
+        assert made is not None  # its run is at its end
         with drafts.file(baseline, "wb") as sink:
             sink.write(made.read_bytes())
     train_quietly(config, folder)

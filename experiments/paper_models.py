@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from experiments.from_one_start import align_from, changed, train_start
+from experiments.from_one_start import align_from, changed, is_trained, train_start
 from gtalign_jax import jsonl
 from gtalign_jax.config import writable_directory
 from gtalign_jax.evaluation.paper.entries import ALIGNED, BASE, PRICES, SFT, Entry, Fields, Method
@@ -147,11 +147,6 @@ def missing(entries: Iterable[Entry], seeds: Sequence[int], workdir: pathlib.Pat
                 stages |= {method.folder(seed): ALIGNED for seed in seeds_of(entry, seeds)}
     left = Counter(stage for folder, stage in stages.items() if not is_trained(workdir / "runs" / folder))
     return {stage: left[stage] for stage in COUNTED}
-
-
-def is_trained(run: pathlib.Path) -> bool:
-    """Whether a run came to its end: the summary is written after the model."""
-    return (run / "summary.json").is_file()
 
 
 def trained(lab: Lab, method: Method, seed: int) -> pathlib.Path:

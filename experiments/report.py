@@ -27,12 +27,12 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse_flags(argv)
     # Imported here, for it loads jax.
     from gtalign_jax.evaluation.report.index import common_folder, load_runs, write_index
-    from gtalign_jax.evaluation.report.write import write_report
+    from gtalign_jax.evaluation.report.write import write_page
 
     runs = load_runs(flags.runs)  # refused before a folder is made
     if flags.out is None and len(runs) == 1:
         (run,) = runs.values()
-        print(f"report  {write_report(run.workdir)}")
+        print(f"report  {write_page(run)}")
     else:
         out = drafts.make_folder(flags.out or common_folder(runs), "out")
         print(f"report  {write_index(runs, out)}")

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 import psutil
 
 from experiments.peers import launch
+from gtalign_jax.run.signals import ended_by_sigterm
 from gtalign_jax.serving.server.access import VARIABLE as KEYS
 
 START_S = 300.0
@@ -75,27 +76,13 @@ class Server:
 @contextlib.contextmanager
 def opened(command: Sequence[str], port: int) -> Iterator[Server]:
     """The server of a command, until the context ends, be it by SIGTERM."""
-    with tempfile.TemporaryDirectory() as folder, _unwinding():
+    with tempfile.TemporaryDirectory() as folder, ended_by_sigterm(""):
         server = Server(command, port, pathlib.Path(folder) / "log.txt")
         try:
             server.wait()
             yield server
         finally:
             server.close()
-
-
-@contextlib.contextmanager
-def _unwinding() -> Iterator[None]:
-    """SIGTERM ends the process as an exception does: what it has opened is closed. For the main thread."""
-
-    def leave(number: int, frame: object) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def free_port() -> int:

@@ -7,12 +7,13 @@ The split is `train` for the completions a step was trained on, and the model's 
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gtalign_jax import jsonl
 from gtalign_jax.rewards.judges.base import Verdict
 
+Dump = tuple[str, int, pathlib.Path]  # split, step, path
 _NAME = re.compile(r"(?P<split>[A-Za-z0-9][A-Za-z0-9._-]*)_(?P<step>\d+)\.jsonl")
 
 
@@ -80,7 +81,12 @@ def write_rollouts(
     return path
 
 
-def list_rollouts(workdir: pathlib.Path) -> list[tuple[str, int, pathlib.Path]]:
-    """(split, step, path) of every dump, by split, then by step."""
+def list_rollouts(workdir: pathlib.Path) -> list[Dump]:
+    """Every dump, by split, then by step."""
     matches = ((_NAME.fullmatch(path.name), path) for path in (workdir / "rollouts").glob("*.jsonl"))
     return sorted((m["split"], int(m["step"]), path) for m, path in matches if m)
+
+
+def newest(dumps: Sequence[Dump], split: str) -> pathlib.Path | None:
+    """The dump of a split's last step among those of `list_rollouts`, where there is one."""
+    return next((path for name, _, path in reversed(dumps) if name == split), None)

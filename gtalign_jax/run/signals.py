@@ -27,14 +27,16 @@ def stop_requests() -> Iterator[Callable[[], int]]:
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm(word: str = "stopped by SIGTERM; run the same command to go on") -> Iterator[None]:
     """SIGTERM ends the process with status 143, at once but in order: locks are given back.
 
-    Process 1 of a container would else not hear it. `stop_requests` inside comes first.
+    Process 1 of a container would else not hear it. `stop_requests` inside comes first. word: what is said
+    then, if anything.
     """
 
     def end(number: int, frame: Any) -> None:
-        print("stopped by SIGTERM; run the same command to go on", file=sys.stderr)
+        if word:
+            print(word, file=sys.stderr)
         sys.exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)

@@ -78,6 +78,7 @@ def save_training(
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
-    text_stays_text = {"svg.fonttype": "none"}
-    with matplotlib.rc_context(text_stays_text), drafts.file(path, "wb") as sink:
+    # Text stays text, and the same figure has the same bytes.
+    style = {"svg.fonttype": "none", "svg.hashsalt": path.name}
+    with matplotlib.rc_context(style), drafts.file(path, "wb") as sink:
         figure.savefig(sink, format="svg", metadata={"Date": None})

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ from gtalign_jax import jsonl
 from gtalign_jax.evaluation.bootstrap import task_of
 from gtalign_jax.evaluation.paired import cohens_kappa
 from gtalign_jax.evaluation.paper import figures, tables
-from gtalign_jax.evaluation.paper.entries import Entry, Method
+from gtalign_jax.evaluation.paper.entries import ALIGNED, SFT, Entry, Method
 from gtalign_jax.game.moves import ACTIONS
 
-BASE, SFT, PLAIN, USER, ALIGNED = METHODS = ("base", "sft", "plain", "user", "aligned")
+PLAIN, USER = "plain", "user"  # methods beside those that are named by their stage
 FIRST, SECOND = "offline", "on the mesh"  # judges
 Lines = list[dict[str, Any]]
 Answers = dict[str, dict[str, list[Lines]]]
@@ -108,13 +108,12 @@ def changes(training: Mapping[str, Lines]) -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def curves(folder: pathlib.Path) -> dict[str, Lines]:
-    """{run: metrics of its alignment's steps} of the finished runs in a folder."""
+def curves(runs: Iterable[pathlib.Path]) -> dict[str, Lines]:
+    """{run: metrics of its alignment's steps}, of runs that have some."""
     found: dict[str, Lines] = {}
-    for run in sorted(folder.glob("*_*")):
-        if (run / "summary.json").is_file():
-            steps = [line for line in jsonl.read(run / "metrics.jsonl") if line["phase"] == "align"]
-            found |= {run.name: steps} if steps else {}
+    for run in runs:
+        steps = [line for line in jsonl.read(run / "metrics.jsonl") if line["phase"] == "align"]
+        found |= {run.name: steps} if steps else {}
     return found
 
 

@@ -8,7 +8,7 @@ from gtalign_jax import jsonl
 from gtalign_jax.errors import UserError
 from gtalign_jax.evaluation.bootstrap import Summary
 from gtalign_jax.run.log import metrics_path
-from gtalign_jax.run.rollouts import list_rollouts
+from gtalign_jax.run.rollouts import Dump, list_rollouts, newest
 
 SUMMARY = "summary.json"
 
@@ -26,7 +26,7 @@ class RecordedRun:
     records: list[dict[str, Any]]
     summary: Summary
     steering: list[dict[str, Any]]
-    dumps: list[tuple[str, int, pathlib.Path]]
+    dumps: list[Dump]
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -59,8 +59,8 @@ def load_begun(workdir: pathlib.Path) -> RecordedRun:
 
 def newest_rollouts(run: RecordedRun, model: str) -> list[dict[str, Any]]:
     """Rollout lines of a model's newest held-out evaluation, [] when there is none."""
-    paths = [path for split, _, path in run.dumps if split == model]
-    return jsonl.read(paths[-1]) if paths else []
+    path = newest(run.dumps, model)
+    return jsonl.read(path) if path else []
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:

@@ -33,7 +33,11 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     It may be called at any time: what the run has not recorded yet is left out. Raises UserError when
     the folder is missing or one of its files is damaged.
     """
-    run = load_run(paths.path(workdir))
+    return write_page(load_run(paths.path(workdir)))
+
+
+def write_page(run: RecordedRun) -> pathlib.Path:
+    """`write_report` of a run that was read."""
     panels = curves.panels(run.records)
     roles = _roles(run.models)
     found = [curves.cloud(model, newest_rollouts(run, model)) for model in run.models]
