@@ -185,7 +185,7 @@ port = free_port()
 command = [sys.executable, "-m", "http.server", str(port), "--directory", sys.argv[1], "--bind", "127.0.0.1"]
 with opened(command, port):
     print(port, flush=True)
-    time.sleep(60)
+    time.sleep(60)  # until it is stopped
 """
 
 

@@ -1,5 +1,18 @@
 """Chat templates that do what those of real models do, in few words: name → template."""
 
+import copy
+import dataclasses
+
+from gtalign_jax.rollout import chat
+
+
+def with_template(engine, text):
+    """The engine with this chat template."""
+    tokenizer = copy.deepcopy(engine.tokenizer)
+    tokenizer.chat_template = text
+    return dataclasses.replace(engine, tokenizer=tokenizer, template=chat.ask_template(tokenizer))
+
+
 CHATML = (
     "{% for m in messages %}"
     "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"

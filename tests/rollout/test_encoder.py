@@ -15,7 +15,7 @@ from gtalign_jax.rollout.encoder import make_encoder
 from gtalign_jax.rollout.folder import folder_engine
 from gtalign_jax.rollout.written import writes_contents_alone
 from tests.rollout.conftest import LLAMA3_TEMPLATE
-from tests.rollout.templates import TEMPLATES
+from tests.rollout.templates import TEMPLATES, with_template
 
 ALONE = {"smollm2", "qwen2.5", "mistral1", "phi3", "begins_twice", "ours", "joined"}
 ALL = {
@@ -42,13 +42,7 @@ asked = st.builds(conversation, st.lists(contents, min_size=1, max_size=3), st.s
 @pytest.fixture(scope="module")
 def engines(llama3_folder):
     engine = folder_engine(llama3_folder)
-
-    def made(text):
-        tokenizer = copy.deepcopy(engine.tokenizer)
-        tokenizer.chat_template = text
-        return dataclasses.replace(engine, tokenizer=tokenizer, template=chat.ask_template(tokenizer))
-
-    return {name: made(text) for name, text in ALL.items()}
+    return {name: with_template(engine, text) for name, text in ALL.items()}
 
 
 @pytest.mark.parametrize("name", ALL)

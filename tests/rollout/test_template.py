@@ -1,7 +1,5 @@
 """Templates of real models: asked what they do, given messages as they take them, beside transformers."""
 
-import copy
-import dataclasses
 import json
 import logging
 import re
@@ -13,14 +11,13 @@ from configs import quickstart
 from experiments import generate, steer
 from gtalign_jax.chain.prompt import format_chain
 from gtalign_jax.errors import UserError
-from gtalign_jax.rollout import chat
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.folder import folder_engine
 from gtalign_jax.rollout.template import Template, fitted, peculiarities
 from gtalign_jax.run.describe import describe_data
 from gtalign_jax.run.job import make_job
 from gtalign_jax.run.settings import make_settings
-from tests.rollout.templates import TEMPLATES
+from tests.rollout.templates import TEMPLATES, with_template
 
 FOLDS, MERGES = {"takes_system": False}, {"takes_repeats": False}
 QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
@@ -66,14 +63,7 @@ TALKS = {
 def engines(llama3_folder):
     """Template name → an engine of the tiny Llama with it, whose tokenizer begins texts with BOS itself."""
     engine = folder_engine(llama3_folder)
-
-    def made(text):
-        tokenizer = copy.deepcopy(engine.tokenizer)
-        tokenizer.chat_template = text
-        template = chat.ask_template(tokenizer)
-        return dataclasses.replace(engine, tokenizer=tokenizer, template=template)
-
-    return {name: made(text) for name, text in TEMPLATES.items()}
+    return {name: with_template(engine, text) for name, text in TEMPLATES.items()}
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

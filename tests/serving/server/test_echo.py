@@ -1,9 +1,7 @@
 """A prompt before its answer, with log-probabilities: what tools that score given texts ask for."""
 
 import asyncio
-import contextlib
 import dataclasses
-import ssl
 import threading
 
 import jax
@@ -16,18 +14,14 @@ import transformers
 from gtalign_jax.data.tokenizer import train_tokenizer
 from gtalign_jax.models import hf
 from gtalign_jax.models.transformer import init_params
-from gtalign_jax.remote.client import open_client
 from gtalign_jax.rollout import continuous, programs
 from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.folder import EngineOptions, load_engine
 from gtalign_jax.serving.server import answers
-from gtalign_jax.serving.server.access import Keys
 from gtalign_jax.serving.server.answers import Account
-from gtalign_jax.serving.server.app import Service
 from gtalign_jax.serving.server.ask import Ask, Bounds
 from gtalign_jax.serving.server.local import Local
 from gtalign_jax.serving.server.scheduler import Closed
-from gtalign_jax.serving.server.upstream import Upstream
 from tests.small import small_model
 
 TEXT = "the payoff of a clear question\n"
@@ -53,30 +47,9 @@ def local(folder):
     return Local(continuous.open_places(engine, params, 2), "small")
 
 
-@contextlib.contextmanager
-def client_of(serving, backend):
-    with serving(Service(backend, Keys(), Bounds(16, 8, ("none",)))) as server:
-        host, port = server.address
-        with openai.OpenAI(base_url=f"http://{host}:{port}/v1", api_key="none", max_retries=0) as client:
-            yield client
-
-
 @pytest.fixture(scope="module")
-def direct(serving, local):
-    with client_of(serving, local) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def proxied(serving, direct):
-    behind = open_client(str(direct.base_url), "none", 64, 60.0, ssl.create_default_context())
-    with client_of(serving, Upstream(behind, ("small",))) as client:
-        yield client
-
-
-@pytest.fixture(params=["direct", "proxied"])
-def client(request):
-    return request.getfixturevalue(request.param)
+def bounds():
+    return Bounds(16, 8, ("none",))
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,6 @@ from gtalign_jax.rollout.decode_state import Forced
 from gtalign_jax.rollout.request import Placed, Rules
 from gtalign_jax.rollout.sampling import GREEDY, SamplingConfig
 from gtalign_jax.serving.server import priced
-from gtalign_jax.serving.server.access import Keys
-from gtalign_jax.serving.server.app import Service
 from gtalign_jax.serving.server.ask import ApiError, Ask, Bounds, Pricing
 from gtalign_jax.serving.server.local import Local, make_row, stream_seed
 from gtalign_jax.serving.server.upstream import Upstream
@@ -61,31 +59,9 @@ def local(engine, teach):
     return Local(continuous.open_places(engine, teach(engine, rows), 4, constraint, (CLOSE,)), "taught")
 
 
-@contextlib.contextmanager
-def client_of(serving, backend):
-    with serving(Service(backend, Keys(), BOUNDS)) as server:
-        host, port = server.address
-        with openai.OpenAI(base_url=f"http://{host}:{port}/v1", api_key="none", max_retries=0) as client:
-            yield client
-
-
 @pytest.fixture(scope="module")
-def direct(serving, local):
-    with client_of(serving, local) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def proxied(serving, direct):
-    """The same server behind another that has no model of its own."""
-    behind = open_client(str(direct.base_url), "none", 64, 60.0, ssl.create_default_context())
-    with client_of(serving, Upstream(behind, ("taught",))) as client:
-        yield client
-
-
-@pytest.fixture(params=["direct", "proxied"])
-def client(request):
-    return request.getfixturevalue(request.param)
+def bounds():
+    return BOUNDS
 
 
 def chat(client, **changes):
@@ -470,10 +446,10 @@ def test_clients_that_leave_in_the_middle_leave_no_row_behind(local, direct, pri
     assert chat(direct).choices[0].message.content == CHAINS["AQ"]
 
 
-def test_clients_of_an_upstream_leave_no_request_behind(serving, local, direct):
+def test_clients_of_an_upstream_leave_no_request_behind(client_of, local, direct):
     behind = open_client(str(direct.base_url), "none", 64, 60.0, ssl.create_default_context())
     backend = Upstream(behind, ("taught",))
-    with client_of(serving, backend) as client:
+    with client_of(backend) as client:
         for cut in (0, 1, 5, 20):
             with chat(client, stream=True, temperature=1, n=2, pricing=PRICE) as stream:
                 for _ in itertools.islice(stream, cut):
