@@ -23,7 +23,7 @@ from gtalign_jax.evaluation.paper.entries import ALIGNED, BASE, PRICES, SFT, Ent
 from gtalign_jax.run.auto import with_values
 from gtalign_jax.run.progress import format_seconds
 
-COUNTED = {BASE: "base models", SFT: "cold starts", ALIGNED: "alignments"}
+COUNTED = {SFT: "cold starts", ALIGNED: "alignments"}
 _UNSEEN: Fields = (("data.tasks", ("minerva_math", "ambig_coqa", "advbench")),)
 
 
@@ -66,7 +66,7 @@ SCALES = {
     "tiny": Scale(
         "configs.quickstart",
         change=(("align.steps", 40),),
-        seconds={BASE: 15.0, SFT: 210.0, ALIGNED: 110.0},
+        seconds={SFT: 210.0, ALIGNED: 110.0},
     ),
     "smollm2": Scale("configs.smollm2.grpo", unseen=_UNSEEN),
     "0.5b": Scale("configs.qwen2_5_0_5b", unseen=_UNSEEN),
@@ -142,7 +142,7 @@ def missing(entries: Iterable[Entry], seeds: Sequence[int], workdir: pathlib.Pat
     stages: dict[str, str] = {}
     for entry in entries:
         for method in entry.methods:
-            stages[method.start] = BASE if method.stage == BASE else SFT
+            stages[method.start] = SFT
             if method.stage == ALIGNED:
                 stages |= {method.folder(seed): ALIGNED for seed in seeds_of(entry, seeds)}
     left = Counter(stage for folder, stage in stages.items() if not is_trained(workdir / "runs" / folder))
@@ -150,19 +150,22 @@ def missing(entries: Iterable[Entry], seeds: Sequence[int], workdir: pathlib.Pat
 
 
 def trained(lab: Lab, method: Method, seed: int) -> pathlib.Path:
-    """The run of a method's model, made or gone on with where it is not at its end."""
+    """The HF folder of a method's model; its runs are made, or gone on with where they are not at their end."""
     cold = with_values(lab.config, dict((*method.asked, *method.cold)))
-    if method.stage == BASE:
-        cold.sft.steps = cold.sft.epochs = 0
     start = lab.workdir / "runs" / method.start
     if not is_trained(start):
-        with lab.countdown.model(BASE if method.stage == BASE else SFT, method.start):
+        with lab.countdown.model(SFT, method.start):
             train_start(cold, start)
+    if method.stage == BASE:  # what the cold start began with: a model made anew needs the tokenizer of its text
+        from gtalign_jax.run.job import start_folder
+        from gtalign_jax.run.settings import make_settings
+
+        return start_folder(make_settings(cold), start)
     run = lab.workdir / "runs" / method.folder(seed)
     if not is_trained(run):
         with lab.countdown.model(ALIGNED, f"{method.name}, seed {seed}"):
             align_from(with_values(changed(cold, seed=seed), dict(method.change)), start, run)
-    return run
+    return run / "hf"
 
 
 def answers(lab: Lab, entry: Entry, method: Method, seeds: Sequence[int]) -> list[list[dict[str, Any]]]:
@@ -175,7 +178,7 @@ def answers(lab: Lab, entry: Entry, method: Method, seeds: Sequence[int]) -> lis
     for seed in seeds if method.stage == ALIGNED else seeds[:1]:
         folder = lab.workdir / ("unseen" if entry.unseen else "evaluations") / method.folder(seed)
         if not (folder / "summary.json").is_file():  # written last
-            evaluate(asked, trained(lab, method, seed) / "hf", folder)
+            evaluate(asked, trained(lab, method, seed), folder)
         found.append(jsonl.read(folder / "rollouts" / "model_0.jsonl"))
     return found
 
@@ -198,7 +201,7 @@ def steered(lab: Lab, method: Method, seed: int) -> list[dict[str, Any]]:
         config = with_values(lab.config, dict(method.asked))
         policy = config.steer.policy
         pricing = Pricing(policy, named_policy(policy, "config.steer.policy"))
-        model = trained(lab, method, seed) / "hf"
+        model = trained(lab, method, seed)
         folder = writable_directory(str(lines.parent), "workdir")
         with contextlib.redirect_stdout(sys.stderr):
             steer_model(config, str(model), folder, pricing, PRICES)

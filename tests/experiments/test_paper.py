@@ -10,7 +10,7 @@ from experiments import paper, paper_models
 from experiments.paper_models import SCALES, Countdown, missing
 from gtalign_jax import jsonl
 from gtalign_jax.data import sources
-from gtalign_jax.evaluation.paper.entries import ALIGNED, BASE, ENTRIES, SFT, Method
+from gtalign_jax.evaluation.paper.entries import ALIGNED, ENTRIES, SFT, Method
 from gtalign_jax.run.auto import with_values
 from gtalign_jax.run.settings import make_settings, run_tasks
 
@@ -77,11 +77,11 @@ def test_models_that_change_the_same_are_counted_and_trained_once(tmp_path):
     all_of = [ENTRIES[name] for name in ("efficiency", "data_size", "sizes")]
     ours = Method("cobb_douglas")
     assert ours.folder(0) == Method("all").folder(0) == "aligned_seed=0"
-    assert missing(all_of, [0, 1], tmp_path) == {BASE: 0, SFT: 5, ALIGNED: 10}
-    assert missing([ENTRIES["weights"]], [0, 1, 2], tmp_path) == {BASE: 0, SFT: 1, ALIGNED: 15}
+    assert missing(all_of, [0, 1], tmp_path) == {SFT: 5, ALIGNED: 10}
+    assert missing([ENTRIES["weights"]], [0, 1, 2], tmp_path) == {SFT: 1, ALIGNED: 15}
     for run in ("start", "aligned_seed=1"):
         jsonl.write_atomic(tmp_path / "runs" / run / "summary.json", "{}")
-    assert missing(all_of, [0, 1], tmp_path) == {BASE: 0, SFT: 4, ALIGNED: 9}
+    assert missing(all_of, [0, 1], tmp_path) == {SFT: 4, ALIGNED: 9}
 
 
 def test_all_of_tiny_takes_under_three_hours_by_what_was_measured(tmp_path):

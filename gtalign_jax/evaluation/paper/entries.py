@@ -29,12 +29,16 @@ class Method:
 
     @property
     def start(self) -> str:
-        """The folder of the model that it starts from, by what that one changes; of `base` its own."""
-        return BASE if self.stage == BASE else slug("start", *_marks(self.asked, self.cold))
+        """The folder of the cold start that it goes on from, by what that one changes; `base` is what that one
+        itself started from."""
+        return slug("start", *_marks(self.asked, self.cold))
 
     def folder(self, seed: int) -> str:
-        """The folder of its model of a seed; only alignment has one of its own."""
-        if self.stage != ALIGNED:
+        """The folder of its model's answers of a seed, and of the run that made it; only alignment has one run
+        a seed."""
+        if self.stage == BASE:
+            return slug(BASE, *_marks(self.asked, self.cold))
+        if self.stage == SFT:
             return self.start
         return slug(ALIGNED, *_marks(self.asked, self.cold, self.change), f"seed={seed}")
 
