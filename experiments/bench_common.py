@@ -45,25 +45,31 @@ Make = Callable[[], Contender]
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """P prompts of S tokens, G completions of N tokens each; `rows` are the P*G sequences they make."""
+    """P prompts of S tokens, G completions of N tokens each; `rows` are the P*G sequences they make.
+
+    parts: that the gradients of an update are summed over.
+    """
 
     prompts: int = 4
     group: int = 8
     slots: int = 64
     new: int = 128
+    parts: int = 1
 
     @property
     def rows(self) -> int:
         return self.prompts * self.group
 
 
-_QWEN = {"model_type": "qwen2", "tie_word_embeddings": True, "eos_token_id": None, "bos_token_id": None}
+_TIED = {"tie_word_embeddings": True, "eos_token_id": None, "bos_token_id": None}
+_KINDS = {"smollm2": "llama"}  # the others are Qwen2
 # hidden, intermediate, layers, heads, kv heads, vocabulary, positions
 _SIZES = {
     "small": (512, 1536, 8, 8, 2, 16384, 4096),
     "tiny": (32, 64, 1, 2, 1, 512, 256),
     "qwen2_5_0_5b": (896, 4864, 24, 14, 2, 151936, 32768),
     "qwen2_5_3b": (2048, 11008, 36, 16, 2, 151936, 32768),
+    "smollm2": (576, 1536, 30, 9, 3, 49152, 8192),
 }
 _FIELDS = (
     "hidden_size",
@@ -75,7 +81,8 @@ _FIELDS = (
     "max_position_embeddings",
 )
 SHAPES: dict[str, dict[str, Any]] = {
-    name: {**_QWEN, **dict(zip(_FIELDS, size, strict=True))} for name, size in _SIZES.items()
+    name: {"model_type": _KINDS.get(name, "qwen2"), **_TIED, **dict(zip(_FIELDS, size, strict=True))}
+    for name, size in _SIZES.items()
 }
 
 
@@ -84,6 +91,19 @@ def workload(name: str, shape: str) -> Workload:
     if shape == "tiny":
         return Workload(prompts=2, group=2, slots={"W": 8, "R": 24}[name], new=8)
     return Workload(slots={"W": 64, "R": 512}[name])
+
+
+def real_shape(flags: argparse.Namespace, **size: int) -> tuple[argparse.Namespace, Workload]:
+    """(the flags with the shape of SmolLM2, W with sizes of its own); tiny stays tiny."""
+    if flags.shape == "tiny":
+        return flags, workload("W", "tiny")
+    return argparse.Namespace(**{**vars(flags), "shape": "smollm2"}), Workload(**size)
+
+
+def peak_bytes(pid: int | str = "self") -> int:
+    """The most memory that a process held so far (Linux)."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def random_tokens(shape: Sequence[int], vocab: int, seed: int = 0) -> np.ndarray:
@@ -109,7 +129,8 @@ def weights_folder(shape: str, dtype: str) -> pathlib.Path:
     kept = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     try:
-        transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SHAPES[shape])).save_pretrained(folder)
+        config = transformers.AutoConfig.for_model(**SHAPES[shape])
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     finally:
         torch.set_default_dtype(kept)
     return folder

@@ -1,6 +1,6 @@
 """Generation speed; one JSON line a case and peer.
 
-    python -m experiments.bench_rollout [--case=NAME] [--repeats=3] [--peers=build/peers]
+    python -m experiments.bench_rollout [--case=NAME] [--repeats=3] [--peers=build/peers] [--vllm=.venv-vllm]
 
     W         4 prompts x 8 samples, 64 prompt tokens, 128 new ones, against transformers `generate` and
               Tunix's sampler, which has an environment of its own (`--peers=` empty: without it)
@@ -10,6 +10,8 @@
     grammar   W held to the chain's grammar, against W without
     growth    W at once, twice and four times the batch, the length and the depth
     batch64   W with 8 prompts, against transformers: what is asked of a GPU; only when it is named
+    smollm2   the shape of SmolLM2, 270 prompt tokens, against vLLM where `make vllm` made its environment,
+              a thread on every core, the samples' prompts computed once; only when it is named
 
 Fields: ours and peer in new tokens a second (medians), their ratio, seconds of every round, and limit:
 what the machine allows, each step reading every weight once and multiplying it with all rows at the rates
@@ -28,15 +30,17 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 
 import jax
 import numpy as np
+import openai
 
 from experiments import bench_common as common
 from experiments import bench_limits as limits
 from experiments.bench_common import Contender, Line, Make, Workload
-from experiments.peers import launch
+from experiments.peers import launch, servers
 from gtalign_jax.chain.grammar import chain_grammar
 from gtalign_jax.data.tokenizer import protocol_strings
 from gtalign_jax.errors import exit_on_user_error
@@ -52,8 +56,9 @@ from gtalign_jax.rollout.sampling import SamplingConfig
 from gtalign_jax.types import PromptBatch, PyTree, Rollout
 
 SAMPLING = SamplingConfig()
+PREFIXES = "--enable-prefix-caching"  # of the samples of a prompt
 NEVER = Ending(np.array([-1], np.int32))
-TARGETS = {("W", "transformers"): 2.5, ("W", "tunix"): 2.0}
+TARGETS = {("W", "transformers"): 2.5, ("W", "tunix"): 2.0, ("smollm2", "vLLM"): 1.5}
 
 
 def make_batch(size: Workload, vocab: int) -> PromptBatch:
@@ -93,10 +98,6 @@ def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
     if name == "batch64":
         size = dataclasses.replace(size, prompts=64 // size.group)
 
-    def ours() -> Contender:
-        config, params = common.our_model(flags)
-        return lambda: generate(config, params, size)
-
     with contextlib.ExitStack() as stack:
 
         def peer() -> Contender:
@@ -104,21 +105,72 @@ def against_peers(name: str, flags: argparse.Namespace) -> list[Line]:
             opened = launch.torch_peer("torch_generate.py", flags, prompts, group=size.group, new=size.new)
             return functools.partial(launch.full_round, stack.enter_context(opened), size)
 
-        makes = {"ours": ours, "transformers": peer}
+        makes: dict[str, Make] = {"ours": functools.partial(ours, flags, size), "transformers": peer}
         on_cpu = flags.device == "cpu" and flags.dtype == "float32"  # what its script is written for
         if flags.peers and on_cpu and name != "batch64":
             process = launch.open_peer("tunix", "tunix_sampler.py", flags, size)
             stack.callback(process.close)
             makes["tunix"] = made(functools.partial(launch.full_round, process, size))
         seconds = common.time_rounds(flags.repeats, makes, together=flags.device == "cpu")
+    return rate_lines(name, flags, size, seconds)
+
+
+def ours(flags: argparse.Namespace, size: Workload) -> Contender:
+    config, params = common.our_model(flags)
+    return lambda: generate(config, params, size)
+
+
+def rate_lines(
+    name: str, flags: argparse.Namespace, size: Workload, seconds: Mapping[str, Sequence[float]]
+) -> list[Line]:
+    """A line a peer, or one of ours alone."""
+    fields = common.SHAPES[flags.shape]
     limit = round(size.rows / limits.decode_seconds(fields, size.rows, flags.dtype), 1)
     lines = []
-    for name_of_peer in [n for n in seconds if n != "ours"]:
-        line: Line = {"case": name, "unit": "new tokens/s", "peer_name": name_of_peer}
-        line |= common.compare(seconds["ours"], seconds[name_of_peer], size.rows * size.new)
+    peers: list[str | None] = [n for n in seconds if n != "ours"] or [None]
+    for peer in peers:
+        line: Line = {"case": name, "unit": "new tokens/s", "peer_name": peer, "shape": flags.shape}
+        line |= common.compare(seconds["ours"], seconds[peer] if peer else None, size.rows * size.new)
         share = round(line["ours"] / limit, 3)
-        lines.append({**line, "limit": limit, "share": share, "target": TARGETS.get((name, name_of_peer))})
+        lines.append({**line, "limit": limit, "share": share, "target": TARGETS.get((name, peer or ""))})
     return lines
+
+
+def real_shape(flags: argparse.Namespace) -> list[Line]:
+    """Case smollm2."""
+    flags, size = common.real_shape(flags, slots=270)
+    makes: dict[str, Make] = {"ours": functools.partial(ours, flags, size)}
+    with contextlib.ExitStack() as stack:
+        if python := servers.vllm_python(flags.vllm) if flags.vllm else None:
+            spec = launch.make_spec(flags, size)
+            tokenizer = f"--tokenizer={spec['tokenizer']}"
+            server = servers.vllm(
+                pathlib.Path(spec["folder"]), python, 2 * (size.slots + size.new), tokenizer, PREFIXES
+            )
+            makes["vLLM"] = made(functools.partial(vllm_round, stack.enter_context(server).port, flags, size))
+        elif flags.vllm:
+            print(f"{flags.vllm}: no vLLM there, so without it; `make vllm` installs it", file=sys.stderr)
+        seconds = common.time_rounds(flags.repeats, makes)
+    return rate_lines("smollm2", flags, size, seconds)
+
+
+def vllm_round(port: int, flags: argparse.Namespace, size: Workload) -> None:
+    """All prompts at once, each with its group of samples, in one answer each."""
+    prompts = make_batch(size, common.SHAPES[flags.shape]["vocab_size"]).tokens.tolist()
+    client = openai.OpenAI(
+        base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=600.0, max_retries=0
+    )
+    asked = functools.partial(
+        client.completions.create, model="bench", n=size.group, max_tokens=size.new, temperature=1.0
+    )
+
+    def ask(prompt: list[int]) -> int:
+        usage = asked(prompt=prompt, extra_body={"ignore_eos": True}).usage
+        assert usage is not None  # of an answer that is no stream
+        return usage.completion_tokens
+
+    with futures.ThreadPoolExecutor(size.prompts) as pool:
+        launch.check_written(sum(pool.map(ask, prompts)), size)
 
 
 def ragged(flags: argparse.Namespace) -> list[Line]:
@@ -224,6 +276,7 @@ def cases(flags: argparse.Namespace) -> dict[str, Sequence[Callable[[], list[Lin
         "grammar": [functools.partial(grammar, flags)],
         "growth": [functools.partial(growth, name, factor, flags) for name, factor in sizes],
         "batch64": [functools.partial(against_peers, "batch64", flags)],
+        "smollm2": [functools.partial(real_shape, flags)],
     }
 
 
@@ -232,10 +285,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     common.add_flags(parser)
     parser.add_argument("--peers", default=launch.DEFAULT, help="folder of Tunix's environment; empty: none")
+    parser.add_argument("--vllm", default=servers.VLLM, help="vLLM's environment; empty: without")
     argv = sys.argv[1:] if argv is None else argv
     flags = parser.parse_args(argv)
     common.restart_tuned("experiments.bench_rollout", argv, flags)
-    common.run_cases("rollout", flags, cases(flags), named_only=("batch64",))
+    common.run_cases("rollout", flags, cases(flags), named_only=("batch64", "smollm2"))
 
 
 if __name__ == "__main__":

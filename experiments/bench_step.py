@@ -1,9 +1,11 @@
 """A whole GRPO step: rollout, reward, reference logprobs, update; one JSON line a case and peer.
 
-    python -m experiments.bench_step [--case=W|R] [--repeats=3] [--only=trl,tunix] [--peers=build/peers]
+    python -m experiments.bench_step [--case=NAME] [--repeats=3] [--only=trl,tunix] [--peers=build/peers]
 
-    W    4 prompts x 8 samples, 64 prompt tokens, 128 new ones
-    R    the same with 512 prompt tokens
+    W         4 prompts x 8 samples, 64 prompt tokens, 128 new ones
+    R         the same with 512 prompt tokens
+    smollm2   the shape of SmolLM2 with 320 prompt tokens, each update's gradients in four parts, against TRL;
+              only when it is named
 
 Ours is `align.align_step`, what `experiments.train` runs, judge, chain parsing and metrics included. The
 peers are TRL's GRPOTrainer and Tunix's GRPOLearner, each in an environment of its own that is made on
@@ -11,8 +13,9 @@ first use (`--peers=` empty: ours alone). All have the same weights and prompts,
 a KL to the reference in the loss, temperature 1, and a reward that counts words on the host; answers
 end with the budget. Rounds alternate. Fields: ours, peer in completion tokens a second; seconds of
 every step; limit: a step that only decodes at the weights' rate and multiplies at the matmul peak.
-Then the seconds of our step's parts, each with its limit: rollout, scoring (reference logprobs and
-advantages), update, and host, the rest of the step; medians of all steps but those that warm up.
+peak_mib: the most memory that each process held. Then the seconds of our step's parts, each with its limit:
+rollout, scoring (reference logprobs and advantages), update, and host, the rest of the step; medians of all
+steps but those that warm up.
 """
 
 from __future__ import annotations
@@ -59,7 +62,12 @@ from gtalign_jax.types import Experience, Features, PyTree, Reward, TrainState
 
 Seconds = dict[str, list[float]]
 PEERS = {"trl": "trl_grpo.py", "tunix": "tunix_grpo.py"}
-TARGETS: dict[tuple[str, str | None], float] = {("W", "trl"): 2.5, ("W", "tunix"): 2.0, ("R", "trl"): 4.0}
+TARGETS: dict[tuple[str, str | None], float] = {
+    ("W", "trl"): 2.5,
+    ("W", "tunix"): 2.0,
+    ("R", "trl"): 4.0,
+    ("smollm2", "trl"): 2.5,
+}
 NEVER = -1  # no token ends an answer
 
 
@@ -76,7 +84,7 @@ def make_settings_of(size: Workload) -> Settings:
     config.buckets.prompt, config.buckets.completion = (size.slots,), (size.new,)
     config.align.update(algorithm="grpo", steps=10**6, prompts=size.prompts, group_size=size.group)
     config.align.dump_every = 10**6
-    config.algorithm.kl_coef = launch.KL_COEF
+    config.algorithm.update(kl_coef=launch.KL_COEF, microbatches=size.parts)
     config.policy_optimizer.lr = launch.LR
     return make_settings(config)
 
@@ -163,25 +171,32 @@ def clocked(taken: list[float], function: Callable[..., Any]) -> Callable[..., A
 def measure(name: str, flags: argparse.Namespace, wanted: list[str]) -> list[Line]:
     """One line a peer, or one without a peer when none is wanted; then one for each part of our step."""
     size = common.workload(name, flags.shape)
+    if name == "smollm2":
+        flags, size = common.real_shape(flags, slots=320, parts=4)
     parts: Seconds = defaultdict(list)
     with contextlib.ExitStack() as stack:
         runs = {"ours": stack.enter_context(our_step(flags, size, parts))}
+        peaks: dict[str, Callable[[], int]] = {"ours": common.peak_bytes}
         for peer in wanted:
             process = launch.open_peer(peer, PEERS[peer], flags, size)
             stack.callback(process.close)
             runs[peer] = functools.partial(launch.full_round, process, size)
+            peaks[peer] = process.peak_bytes
         makes = {contender: (lambda run=run: run) for contender, run in runs.items()}
         seconds = common.time_rounds(flags.repeats, makes)
+        held = {contender: round(peak() / 2**20) for contender, peak in peaks.items()}
     tokens = size.rows * size.new
     least = least_seconds(flags, size)
     most = round(tokens / sum(least.values()), 1)
     lines = []
     beside: list[str | None] = [*wanted] or [None]
     for other in beside:
-        line: Line = {"case": name, "unit": "completion tokens/s", "peer_name": other}
+        line: Line = {"case": name, "unit": "completion tokens/s", "peer_name": other, "shape": flags.shape}
+        line["peak_mib"] = {who: held[who] for who in ("ours", other) if who}
         line |= common.compare(seconds["ours"], None if other is None else seconds[other], tokens)
         lines.append({**line, "limit": most, "target": TARGETS.get((name, other))})
-    return lines + [{"case": name, "unit": "s", **line} for line in part_lines(parts, least)]
+    about = {"case": name, "unit": "s", "shape": flags.shape}
+    return lines + [{**about, **line} for line in part_lines(parts, least)]
 
 
 def part_lines(parts: Seconds, least: dict[str, float]) -> list[Line]:
@@ -223,8 +238,9 @@ def main(argv: list[str] | None = None) -> None:
     for peer in wanted:
         if peer not in PEERS:
             raise UserError(f"--only={flags.only}: {peer!r} is not one of {', '.join(PEERS)}")
-    cases = {name: [functools.partial(measure, name, flags, wanted)] for name in ("W", "R")}
-    common.run_cases("step", flags, cases)
+    beside = {"W": wanted, "R": wanted, "smollm2": [peer for peer in wanted if peer == "trl"]}
+    cases = {name: [functools.partial(measure, name, flags, peers)] for name, peers in beside.items()}
+    common.run_cases("step", flags, cases, named_only=("smollm2",))
 
 
 if __name__ == "__main__":

@@ -150,13 +150,15 @@ def missing(entries: Iterable[Entry], seeds: Sequence[int], workdir: pathlib.Pat
 
 
 def trained(lab: Lab, method: Method, seed: int) -> pathlib.Path:
-    """The HF folder of a method's model; its runs are made, or gone on with where they are not at their end."""
+    """The HF folder of a method's model, made, gone on with, or there already."""
     cold = with_values(lab.config, dict((*method.asked, *method.cold)))
     start = lab.workdir / "runs" / method.start
     if not is_trained(start):
         with lab.countdown.model(SFT, method.start):
             train_start(cold, start)
-    if method.stage == BASE:  # what the cold start began with: a model made anew needs the tokenizer of its text
+    if (
+        method.stage == BASE
+    ):  # what the cold start began with: a model made anew needs the tokenizer of its text
         from gtalign_jax.run.job import start_folder
         from gtalign_jax.run.settings import make_settings
 

@@ -80,6 +80,7 @@ def make_spec(flags: argparse.Namespace, size: Workload) -> dict[str, Any]:
         "group": size.group,
         "slots": size.slots,
         "new": size.new,
+        "parts": size.parts,
         "threads": common.CORES,
         "lr": LR,
         "kl_coef": KL_COEF,
@@ -154,6 +155,10 @@ class Peer:
                 f"{self._name} ended with status {self._process.wait()}; see its messages above"
             )
         return json.loads(answer)
+
+    def peak_bytes(self) -> int:
+        """The most memory that it held so far."""
+        return common.peak_bytes(self._process.pid)
 
     def close(self) -> None:
         """End the process."""

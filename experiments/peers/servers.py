@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import psutil
 
@@ -21,6 +21,7 @@ from gtalign_jax.run.signals import ended_by_sigterm
 from gtalign_jax.serving.server.access import VARIABLE as KEYS
 
 START_S = 300.0
+_NOTHING: Mapping[str, str] = {}
 VLLM = ".venv-vllm"
 _VLLM_FLAGS = (
     "--dtype=float32",
@@ -31,11 +32,13 @@ _VLLM_FLAGS = (
 
 
 class Server:
-    """A server that answers. port: at 127.0.0.1."""
+    """A server that answers. port: at 127.0.0.1. more: variables of its environment."""
 
-    def __init__(self, command: Sequence[str], port: int, log: pathlib.Path) -> None:
+    def __init__(
+        self, command: Sequence[str], port: int, log: pathlib.Path, more: Mapping[str, str] = _NOTHING
+    ) -> None:
         self.port, self._name, self._log = port, command[0], log
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", KEYS: ""}  # everybody may ask
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_PROXY": "127.0.0.1", KEYS: "", **more}  # all may ask
         with log.open("w") as file:
             self._process = subprocess.Popen(
                 [*command], env=env, stdout=file, stderr=file, start_new_session=True
@@ -74,10 +77,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def opened(command: Sequence[str], port: int) -> Iterator[Server]:
+def opened(command: Sequence[str], port: int, env: Mapping[str, str] = _NOTHING) -> Iterator[Server]:
     """The server of a command, until the context ends, be it by SIGTERM."""
     with tempfile.TemporaryDirectory() as folder, ended_by_sigterm(""):
-        server = Server(command, port, pathlib.Path(folder) / "log.txt")
+        server = Server(command, port, pathlib.Path(folder) / "log.txt", env)
         try:
             server.wait()
             yield server
@@ -116,8 +119,10 @@ def vllm_python(home: str) -> pathlib.Path | None:
 def vllm(
     folder: pathlib.Path, python: pathlib.Path, room: int, *flags: str
 ) -> contextlib.AbstractContextManager[Server]:
-    """vLLM on the same. room: tokens of a prompt and its completion."""
-    port, cache = free_port(), 2**29
+    """vLLM on the same, with a thread on every core. room: tokens of a prompt and its completion."""
+    port, cache = free_port(), 2**30
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))  # by itself it leaves one out
     module = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     about = [f"--port={port}", "--host=127.0.0.1", "--served-model-name=bench", f"--max-model-len={room}"]
-    return opened([*module, *about, f"--kv-cache-memory-bytes={cache}", *_VLLM_FLAGS, *flags], port)
+    command = [*module, *about, f"--kv-cache-memory-bytes={cache}", *_VLLM_FLAGS, *flags]
+    return opened(command, port, {"VLLM_CPU_OMP_THREADS_BIND": cores})

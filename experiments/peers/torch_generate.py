@@ -1,4 +1,4 @@
-"""`generate` of transformers' Qwen2, one batch of completions a round; runs in this project's environment.
+"""`generate` of transformers, one batch of completions a round; runs in this project's environment.
 
 The samples of a prompt are rows of one batch with a shared setting and no end token.
 """

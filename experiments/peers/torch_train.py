@@ -14,10 +14,10 @@ def clipped_loss(logp: torch.Tensor, advantage: torch.Tensor, low: float, high: 
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage).mean()
 
 
-def load(spec: dict) -> transformers.Qwen2ForCausalLM:
+def load(spec: dict) -> transformers.PreTrainedModel:
     """The weights in the precision and on the device of the spec."""
     dtype = getattr(torch, spec["dtype"])
-    return transformers.Qwen2ForCausalLM.from_pretrained(spec["folder"], dtype=dtype).to(spec["device"])
+    return transformers.AutoModelForCausalLM.from_pretrained(spec["folder"], dtype=dtype).to(spec["device"])
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """TRL's GRPOTrainer, one training step a round. Runs in the environment of trl.txt.
 
 The defaults that would slow it down on a small model are off (gradient checkpointing, bf16 on a CPU);
-all rows form one batch, so the policy is generated from, scored and updated once a step.
+all rows form one batch, so the policy is generated from, scored and updated once a step, in the parts of
+the spec.
 """
 
 import os
@@ -58,8 +59,8 @@ def config(spec: dict, output: str) -> GRPOConfig:
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=1,
+        per_device_train_batch_size=rows // spec["parts"],
+        gradient_accumulation_steps=spec["parts"],
         num_generations=spec["group"],
         max_completion_length=spec["new"],
         temperature=1.0,
