@@ -4,8 +4,9 @@
     python -m experiments.paper --scale=tiny --all --workdir=runs/paper
 
 Trains the models that a table compares, evaluates each on the same held-out prompts with the same reward, and
-writes tables/NAME.{md,json,svg} and claims.md into the work directory. Models that several tables need are
-trained once, from one cold start; the same command goes on where it stopped, and says how many are to come.
+writes tables/NAME.{md,json,svg}, all on one page tables/index.md, and claims.md into the work directory.
+Models that several tables need are trained once, from one cold start; the same command goes on where it
+stopped, and says how many are to come.
 `--table=user_study` writes a sheet of answers, and with `--ratings=FILE.csv`, filled in, makes the table.
 """
 
@@ -16,8 +17,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import ml_collections
 
@@ -26,7 +26,7 @@ from experiments.paper_models import SCALES, Lab, answers, open_lab, seeds_of, s
 from gtalign_jax import jsonl
 from gtalign_jax.config import to_json, writable_directory
 from gtalign_jax.errors import UserError, exit_on_user_error
-from gtalign_jax.evaluation.paper import figures, games, tables, user_study
+from gtalign_jax.evaluation.paper import figures, games, pages, tables, user_study
 from gtalign_jax.evaluation.paper.entries import ENTRIES, PRICES, Entry
 from gtalign_jax.evaluation.steering import save_curve, steering_curve
 from gtalign_jax.files import paths
@@ -71,7 +71,8 @@ def main(argv: list[str] | None = None) -> None:
             workdir / "tables" / f"{name}.json", json.dumps(jsonl.plain(found), indent=1) + "\n"
         )
         print(f"## {name}\n\n{text}", flush=True)
-        jsonl.write_atomic(workdir / "claims.md", claims(workdir))
+        jsonl.write_atomic(workdir / "claims.md", pages.claims(workdir / "tables"))
+        jsonl.write_atomic(workdir / "tables" / "index.md", pages.page(workdir / "tables", flags.scale))
 
 
 def check_scale(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
@@ -120,18 +121,6 @@ def make_study(entry: Entry, runs: tables.Runs, workdir: pathlib.Path, ratings: 
         return tables.Table({}, note=f"Nobody was asked yet: fill in {sheet.name} and name it by --ratings.")
     known = user_study.first_answers(runs)
     return user_study.study_table(entry, runs, user_study.read_ratings(paths.path(ratings), known))
-
-
-def claims(workdir: pathlib.Path) -> str:
-    """What became of the claims of all tables that are there, as Markdown."""
-    lines = ["| table | the paper's claim | here |", "|---|---|---|"]
-    for name, entry in ENTRIES.items():
-        path = workdir / "tables" / f"{name}.json"
-        if path.is_file():
-            found: Mapping[str, Any] = jsonl.read_object(path)
-            here = found["verdict"] or ("numbers alone" if found["rows"] else found["note"] or "no answers")
-            lines.append(f"| {name} | {entry.claim} | {here} |")
-    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

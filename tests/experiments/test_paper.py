@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 
 from experiments import paper, paper_models
-from experiments.paper_models import SCALES, Countdown, missing
+from experiments.paper_models import SCALES, Countdown, answers, missing, open_lab
 from gtalign_jax import jsonl
 from gtalign_jax.data import sources
-from gtalign_jax.evaluation.paper.entries import ALIGNED, ENTRIES, SFT, Method
+from gtalign_jax.evaluation.paper.entries import ALIGNED, BASE, ENTRIES, SFT, Method
 from gtalign_jax.run.auto import with_values
 from gtalign_jax.run.settings import make_settings, run_tasks
 
@@ -29,6 +29,8 @@ def test_a_table_from_nothing_and_the_same_again(tmp_path, capsys, monkeypatch):
     assert found["verdict"] in ("held", "did not hold", "undecided")
     assert "| efficiency | more answer quality" in (tmp_path / "claims.md").read_text()
     assert "<svg" in (tmp_path / "tables" / "efficiency.svg").read_text()
+    page = (tmp_path / "tables" / "index.md").read_text()
+    assert "## efficiency\n\n| |" in page and "![efficiency](efficiency.svg)" in page
     monkeypatch.setattr(paper_models, "train_start", None)  # nothing is trained again
     paper.main(flags)
     assert capsys.readouterr().out == printed
@@ -42,6 +44,10 @@ def test_a_table_from_nothing_and_the_same_again(tmp_path, capsys, monkeypatch):
     assert "<svg" in (tmp_path / "tables" / "steering.svg").read_text()
     paper.main([flags[0], "--table=out_of_domain", *flags[2:]])
     assert "these have: smollm2, 0.5b" in capsys.readouterr().out
+    # The base model is what the cold start began with, and reads with its tokenizer.
+    lab = open_lab(SCALES["smoke"], tmp_path, [], [0])
+    (lines,) = answers(lab, ENTRIES["baselines"], Method("base", stage=BASE), [0])
+    assert len(lines) == 8 and (tmp_path / "evaluations" / "base").is_dir()
 
 
 def test_games_need_no_model(tmp_path, capsys):

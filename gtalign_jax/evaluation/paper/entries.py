@@ -29,13 +29,13 @@ class Method:
 
     @property
     def start(self) -> str:
-        """The folder of the cold start that it goes on from, by what that one changes; `base` is what that one
-        itself started from."""
+        """The folder of the cold start that it goes on from, by what that one changes; `base` is what the cold
+        start itself began with."""
         return slug("start", *_marks(self.asked, self.cold))
 
     def folder(self, seed: int) -> str:
-        """The folder of its model's answers of a seed, and of the run that made it; only alignment has one run
-        a seed."""
+        """The folder of its model's answers of a seed, and of the run that made it; only alignment has one of
+        each seed."""
         if self.stage == BASE:
             return slug(BASE, *_marks(self.asked, self.cold))
         if self.stage == SFT:
