@@ -29,8 +29,8 @@ class Method:
 
     @property
     def start(self) -> str:
-        """The folder of the cold start that it goes on from, by what that one changes; `base` is what the cold
-        start itself began with."""
+        """The folder of the cold start that it goes on from, by what that one changes; `base` is what that
+        itself began with."""
         return slug("start", *_marks(self.asked, self.cold))
 
     def folder(self, seed: int) -> str:
