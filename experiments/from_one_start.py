@@ -11,6 +11,7 @@ import ml_collections
 
 from gtalign_jax.config import writable_directory
 from gtalign_jax.files import drafts
+from gtalign_jax.mesh import processes
 from gtalign_jax.run.rollouts import list_rollouts, newest
 
 
@@ -23,8 +24,8 @@ def changed(config: ml_collections.ConfigDict, **fields: object) -> ml_collectio
 
 
 def is_trained(run: pathlib.Path) -> bool:
-    """Whether a run came to its end: the summary is written after the model."""
-    return (run / "summary.json").is_file()
+    """Whether a run came to its end, as process 0 finds: the summary is written after the model."""
+    return processes.from_main((run / "summary.json").is_file)
 
 
 def train_start(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -39,14 +40,18 @@ def align_from(config: ml_collections.ConfigDict, start: pathlib.Path, folder: p
     config = changed(config)
     config.start.path = str(start / "hf")
     config.sft.steps = config.sft.epochs = 0
-    # Every run starts from the same model: its evaluation is that of the shared run, made once.
+    processes.from_main(lambda: copy_evaluation(start, folder))
+    train_quietly(config, folder)
+
+
+def copy_evaluation(start: pathlib.Path, folder: pathlib.Path) -> None:
+    """Every run starts from the same model: its evaluation is that of the shared run, made once."""
     baseline = folder / "rollouts" / "sft_0.jsonl"
     if not baseline.is_file():
         made = newest(list_rollouts(start), "sft")
         assert made is not None  # its run is at its end
         with drafts.file(baseline, "wb") as sink:
             sink.write(made.read_bytes())
-    train_quietly(config, folder)
 
 
 def train_quietly(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:

@@ -6,7 +6,10 @@
 Trains the models that a table compares, evaluates each on the same held-out prompts with the same reward, and
 writes tables/NAME.{md,json,svg}, all on one page tables/index.md, and claims.md into the work directory.
 Models that several tables need are trained once, from one cold start; the same command goes on where it
-stopped, and says how many are to come.
+stopped, and says how many are to come. Fields of the scale's config may be given as to `experiments.train`:
+
+    python -m experiments.paper --scale=3b --all --workdir=gs://bucket/paper --config.data.root=gs://bucket/data
+
 `--table=user_study` writes a sheet of answers, and with `--ratings=FILE.csv`, filled in, makes the table.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -30,10 +34,13 @@ from gtalign_jax.evaluation.paper import figures, games, pages, tables, user_stu
 from gtalign_jax.evaluation.paper.entries import ENTRIES, PRICES, Entry
 from gtalign_jax.evaluation.steering import save_curve, steering_curve
 from gtalign_jax.files import paths
+from gtalign_jax.mesh import cluster, processes
 
 
-def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+def parse_flags(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+    """(the flags, what else was given: fields of the config)."""
+    usage = "%(prog)s --workdir=DIR (--table=NAMES | --all) [flags] [--config.SECTION.FIELD=VALUE ...]"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=usage, allow_abbrev=False)
     parser.add_argument("--scale", default="tiny", choices=tuple(SCALES), help="whose config is trained")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--table", help=f"names after commas: {', '.join(ENTRIES)}")
@@ -41,12 +48,14 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workdir", required=True, help="folder of all runs and tables")
     parser.add_argument("--seeds", default="0,1,2", help="of the alignments, after commas")
     parser.add_argument("--ratings", help="of user_study, CSV: item, method, rating")
-    return parser.parse_args(argv)
+    for name, words in cluster.FLAGS.items():
+        parser.add_argument(f"--{name}", default="", help=words)
+    return parser.parse_known_args(argv)
 
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    flags = parse_flags(argv)
+    flags, fields = parse_flags(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     names = list(ENTRIES) if flags.all else flags.table.split(",")
     for name in names:
@@ -55,24 +64,39 @@ def main(argv: list[str] | None = None) -> None:
     if flags.ratings and "user_study" not in names:
         raise UserError("--ratings: is of the table user_study; name it in --table, or say --all")
     seeds, scale = read_seeds(flags.seeds), SCALES[flags.scale]
+    config = scale.config(fields)
     workdir = writable_directory(flags.workdir, "workdir")
-    check_scale(scale.config(), workdir / "scale.json")
-    lab = open_lab(scale, workdir, [ENTRIES[name] for name in names], seeds)
+    cluster.initialize_from({name: getattr(flags, name) for name in cluster.FLAGS})
+    processes.from_main(lambda: check_scale(config, workdir / "scale.json"))
+    lab = open_lab(scale, config, workdir, [ENTRIES[name] for name in names], seeds)
     for name in names:
         entry, used = ENTRIES[name], seeds_of(ENTRIES[name], seeds)
-        table = make(entry, lab, used, flags.ratings)
-        text = tables.format_table(entry, table)
-        if table.rows and entry.methods:
-            text += f"\nSeeds of the alignments: {', '.join(map(str, used))}.\n"
-        jsonl.write_atomic(workdir / "tables" / f"{name}.md", text)
-        found = {"claim": entry.claim, "seeds": used, **dataclasses.asdict(table)}
-        found["differences"] = {name: d._asdict() for name, d in table.differences.items()}
-        jsonl.write_atomic(
-            workdir / "tables" / f"{name}.json", json.dumps(jsonl.plain(found), indent=1) + "\n"
-        )
-        print(f"## {name}\n\n{text}", flush=True)
-        jsonl.write_atomic(workdir / "claims.md", pages.claims(workdir / "tables"))
-        jsonl.write_atomic(workdir / "tables" / "index.md", pages.page(workdir / "tables", flags.scale))
+        runs = {} if scale.lacks(entry, lab.config) else asked(entry, lab, used)
+        processes.from_main(functools.partial(write, entry, runs, lab, used, flags))
+
+
+def asked(entry: Entry, lab: Lab, seeds: Sequence[int]) -> tables.Runs:
+    """What an entry's models answer, trained where they are not there; {} where it has none."""
+    if entry.kind != "steering":
+        return {method.name: answers(lab, entry, method, seeds) for method in entry.methods}
+    lines = steered(lab, entry.methods[0], seeds[0])
+    return {f"price {price:g}": [[line for line in lines if line["at"] == price]] for price in PRICES}
+
+
+def write(entry: Entry, runs: tables.Runs, lab: Lab, seeds: Sequence[int], flags: argparse.Namespace) -> None:
+    """Write an entry's table and figure, the claims and the page; print the table."""
+    folder = lab.workdir / "tables"
+    table = make(entry, runs, lab, flags.ratings)
+    text = tables.format_table(entry, table)
+    if table.rows and entry.methods:
+        text += f"\nSeeds of the alignments: {', '.join(map(str, seeds))}.\n"
+    jsonl.write_atomic(folder / f"{entry.name}.md", text)
+    found = {"claim": entry.claim, "seeds": seeds, **dataclasses.asdict(table)}
+    found["differences"] = {name: d._asdict() for name, d in table.differences.items()}
+    jsonl.write_atomic(folder / f"{entry.name}.json", json.dumps(jsonl.plain(found), indent=1) + "\n")
+    print(f"## {entry.name}\n\n{text}", flush=True)
+    jsonl.write_atomic(lab.workdir / "claims.md", pages.claims(folder))
+    jsonl.write_atomic(folder / "index.md", pages.page(folder, flags.scale))
 
 
 def check_scale(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
@@ -84,33 +108,24 @@ def check_scale(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
         raise UserError(f"{path}: holds the models of another scale or config; name a new --workdir")
 
 
-def make(entry: Entry, lab: Lab, seeds: Sequence[int], ratings: str | None) -> tables.Table:
+def make(entry: Entry, runs: tables.Runs, lab: Lab, ratings: str | None) -> tables.Table:
     """The table of an entry, and its figure."""
     figure = lab.workdir / "tables" / f"{entry.name}.svg"
-    if why := lab.scale.lacks(entry):
+    if why := lab.scale.lacks(entry, lab.config):
         return tables.Table({}, note=why)
     if entry.kind == "games":
         curves = games.learning_curves(*lab.scale.games)
         figures.save_curves(curves, figure)
         return games.games_table(curves)
-    if entry.kind == "steering":
-        return make_steering(entry, lab, seeds[0], figure)
-    runs = {method.name: answers(lab, entry, method, seeds) for method in entry.methods}
     if entry.kind == "user_study":
         table = make_study(entry, runs, lab.workdir, ratings)
     else:
         table = tables.make_table(entry, runs)
-    if table.rows:
+    if entry.kind == "steering":
+        save_curve(steering_curve([line for (lines,) in runs.values() for line in lines]), figure)
+    elif table.rows:
         figures.save_table(entry, table, figure)
     return table
-
-
-def make_steering(entry: Entry, lab: Lab, seed: int, figure: pathlib.Path) -> tables.Table:
-    """The steering curve of the first method's model of a seed."""
-    lines = steered(lab, entry.methods[0], seed)
-    save_curve(steering_curve(lines), figure)
-    runs = {f"price {price:g}": [[line for line in lines if line["at"] == price]] for price in PRICES}
-    return tables.make_table(entry, runs)
 
 
 def make_study(entry: Entry, runs: tables.Runs, workdir: pathlib.Path, ratings: str | None) -> tables.Table:

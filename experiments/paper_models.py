@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
+import importlib.util
 import pathlib
 import sys
 import time
@@ -18,8 +18,9 @@ import numpy as np
 
 from experiments.from_one_start import align_from, changed, is_trained, train_start
 from gtalign_jax import jsonl
-from gtalign_jax.config import writable_directory
+from gtalign_jax.config import parse_command, writable_directory
 from gtalign_jax.evaluation.paper.entries import ALIGNED, BASE, PRICES, SFT, Entry, Fields, Method
+from gtalign_jax.mesh import processes
 from gtalign_jax.run.auto import with_values
 from gtalign_jax.run.progress import format_seconds
 
@@ -43,16 +44,23 @@ class Scale:
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     games: tuple[int, int] = (800, 20)
 
-    def config(self) -> ml_collections.ConfigDict:
-        module = importlib.import_module(self.module)
-        return with_values(module.get_config(*filter(None, [self.variant])), dict(self.change))
+    def config(self, fields: Sequence[str] = ()) -> ml_collections.ConfigDict:
+        """The config, with fields as a command line has them (`--config.a.b=v`) in place of the scale's own.
 
-    def lacks(self, entry: Entry) -> str:
-        """Why there is no such table at this scale, or ""."""
+        UserError, in one line, on an unknown flag or field.
+        """
+        found = importlib.util.find_spec(self.module)
+        assert found is not None and found.origin is not None  # a module of this project
+        file = f"--config={':'.join(filter(None, [found.origin, self.variant]))}"
+        config, _ = parse_command([sys.argv[0], file, *fields], {})
+        given = {field.lstrip("-").removeprefix("config.").partition("=")[0] for field in fields}
+        return with_values(config, {field: value for field, value in self.change if field not in given})
+
+    def lacks(self, entry: Entry, config: ml_collections.ConfigDict) -> str:
+        """Why there is no such table of a config of this scale, or ""."""
         if entry.unseen and not self.unseen:
             able = ", ".join(name for name, scale in SCALES.items() if scale.unseen)
             return f"This scale has no tasks that nothing is trained on; these have: {able}."
-        config = self.config()
         fields = {field for method in entry.methods for field, _ in (*method.asked, *method.cold)}
         if config.start.path and any(field.startswith("model.") for field in fields):
             return "This scale starts from a model of its own size: compare the tables of several scales."
@@ -113,7 +121,8 @@ class Countdown:
         return "" if np.isnan(seconds) else f"; {format_seconds(seconds)} left"
 
     def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        if processes.is_main():
+            print(text, file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +135,16 @@ class Lab:
     countdown: Countdown
 
 
-def open_lab(scale: Scale, workdir: pathlib.Path, entries: Iterable[Entry], seeds: Sequence[int]) -> Lab:
-    """The lab of a scale, which says what the entries still need."""
-    left = missing([entry for entry in entries if not scale.lacks(entry)], seeds, workdir)
-    return Lab(scale, scale.config(), workdir, Countdown(left, scale.seconds))
+def open_lab(
+    scale: Scale,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    entries: Iterable[Entry],
+    seeds: Sequence[int],
+) -> Lab:
+    """The lab of a scale and its config, which says what the entries still need."""
+    left = missing([entry for entry in entries if not scale.lacks(entry, config)], seeds, workdir)
+    return Lab(scale, config, workdir, Countdown(left, scale.seconds))
 
 
 def seeds_of(entry: Entry, seeds: Sequence[int]) -> Sequence[int]:
@@ -173,16 +188,22 @@ def trained(lab: Lab, method: Method, seed: int) -> pathlib.Path:
 def answers(lab: Lab, entry: Entry, method: Method, seeds: Sequence[int]) -> list[list[dict[str, Any]]]:
     """The held-out rollout lines of a method's models, one a seed; of one that is not aligned there is one.
 
-    All are evaluated as the scale's config says: with its reward, whatever they were trained on.
+    All are evaluated as the scale's config says: with its reward, whatever they were trained on. Of several
+    processes all take part, and process 0 alone has the lines.
     """
     asked = with_values(lab.config, dict((*method.asked, *(lab.scale.unseen if entry.unseen else ()))))
     found = []
     for seed in seeds if method.stage == ALIGNED else seeds[:1]:
         folder = lab.workdir / ("unseen" if entry.unseen else "evaluations") / method.folder(seed)
-        if not (folder / "summary.json").is_file():  # written last
+        if not is_trained(folder):
             evaluate(asked, trained(lab, method, seed), folder)
-        found.append(jsonl.read(folder / "rollouts" / "model_0.jsonl"))
+        found.append(_read_by_main(folder / "rollouts" / "model_0.jsonl"))
     return found
+
+
+def _read_by_main(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a file, on process 0, which wrote it."""
+    return jsonl.read(path) if processes.is_main() else []
 
 
 def evaluate(config: ml_collections.ConfigDict, model: pathlib.Path, folder: pathlib.Path) -> None:
@@ -194,9 +215,10 @@ def evaluate(config: ml_collections.ConfigDict, model: pathlib.Path, folder: pat
 
 
 def steered(lab: Lab, method: Method, seed: int) -> list[dict[str, Any]]:
-    """The lines of a method's model at each of PRICES, on the held-out prompts (`serving.sweep`)."""
+    """The lines of a method's model at each of PRICES, on the held-out prompts (`serving.sweep`); of several
+    processes as `answers`."""
     lines = lab.workdir / "steering" / method.folder(seed) / "sweep.jsonl"
-    if not lines.is_file():
+    if not processes.from_main(lines.is_file):
         from gtalign_jax.serving.sweep import Pricing, named_policy
         from gtalign_jax.train import steer_model
 
@@ -207,4 +229,4 @@ def steered(lab: Lab, method: Method, seed: int) -> list[dict[str, Any]]:
         folder = writable_directory(str(lines.parent), "workdir")
         with contextlib.redirect_stdout(sys.stderr):
             steer_model(config, str(model), folder, pricing, PRICES)
-    return jsonl.read(lines)
+    return _read_by_main(lines)

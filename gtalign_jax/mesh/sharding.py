@@ -100,13 +100,26 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a config over the first devices that it needs (default: of all)."""
+    """The mesh of a config over the first devices that it needs (default: of all, some of every process)."""
+    given = devices is not None
     devices = jax.devices() if devices is None else list(devices)
     shape = config.shape(len(devices))
+    if not given:
+        _check_processes(config.slices * math.prod(shape), devices)
     types = (AxisType.Auto,) * len(MESH_AXES)
     if config.slices == 1:
         return jax.make_mesh(shape, MESH_AXES, types, devices=devices[: math.prod(shape)])
     return Mesh(_across_slices(shape, config.slices, devices), MESH_AXES, axis_types=types)
+
+
+def _check_processes(size: int, devices: Sequence[jax.Device]) -> None:
+    """UserError where the first `size` devices leave a process without any."""
+    idle = {d.process_index for d in devices} - {d.process_index for d in devices[:size]}
+    if idle:
+        raise UserError(
+            f"config.mesh takes {size} of {len(devices)} devices, none of process {min(idle)}; "
+            "set an axis to -1, such as config.mesh.fsdp=-1"
+        )
 
 
 def _across_slices(shape: tuple[int, ...], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +179,13 @@ def test_one_axis_takes_the_devices_that_are_left():
         "context": 1,
     }
     assert make_mesh(MeshConfig(fsdp=-1)).shape["fsdp"] == 8
+
+
+def test_a_mesh_that_leaves_a_process_without_devices_is_refused(monkeypatch):
+    devices = [types.SimpleNamespace(process_index=i // 4) for i in range(8)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(UserError, match=r"takes 4 of 8 devices, none of process 1; .* config.mesh.fsdp=-1"):
+        make_mesh(MeshConfig(data=2, tensor=2))
 
 
 def test_an_optimizer_leaf_that_belongs_to_nothing_is_refused():
