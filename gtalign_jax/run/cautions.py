@@ -3,6 +3,9 @@
 import logging
 import pathlib
 
+import jax
+from jax.sharding import Mesh
+
 from gtalign_jax.chain.prompt import INSTRUCTION, PLAIN_INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.data.config import DataConfig
 from gtalign_jax.data.loader import PromptSet, mend_of_length, named
@@ -22,6 +25,16 @@ def of_settings(settings: Settings) -> None:
     if settings.start.param_dtype == "bfloat16" and trains_all:
         log.warning("config.start.param_dtype: small updates are lost in bfloat16; set config.lora.rank")
     of_instruction(settings.data, settings.features.plain)
+
+
+def of_mesh(mesh: Mesh) -> None:
+    """Accelerators that the mesh leaves idle; a CPU's devices are made up."""
+    devices = jax.devices()
+    if mesh.size < len(devices) and devices[0].platform != "cpu":
+        log.warning(
+            "config.mesh takes %d of %d devices; set an axis to -1, such as config.mesh.fsdp=-1, to use all",
+            *(mesh.size, len(devices)),
+        )
 
 
 def of_instruction(data: DataConfig, plain: bool) -> None:

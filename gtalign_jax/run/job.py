@@ -117,6 +117,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     mesh = make_mesh(settings.mesh)
     check_batches(settings, batch_shards(mesh))
     cautions.of_settings(settings)
+    cautions.of_mesh(mesh)
     reward_fn = resolve_reward(config.reward.fn)
     check_functions(settings.algorithm)
     _check_attention(settings.start.attention)

@@ -2,11 +2,14 @@
 
 import json
 import logging
+import types
 
+import jax
 import pytest
 
 from configs import quickstart
 from gtalign_jax.data.tokenizer import train_tokenizer
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh
 from gtalign_jax.models.config import ModelConfig, RuntimeConfig
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.run import cautions
@@ -61,3 +64,11 @@ def test_many_layers_one_by_one_are_said_to_take_long(caplog, layers, scan, told
     model = ModelConfig(num_layers=layers, runtime=RuntimeConfig(scan_layers=scan))
     cautions.of_start("models/m", Engine(tokenizer, model, (1,)))
     assert ("config.start.scan_layers=False: 30 layers" in caplog.text) == told
+
+
+@pytest.mark.parametrize(("platform", "told"), [("gpu", True), ("cpu", False)])
+def test_accelerators_that_idle_are_told(platform, told, monkeypatch, caplog):
+    mesh = make_mesh(MeshConfig(data=2), jax.devices()[:2])
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(platform=platform)] * 4)
+    cautions.of_mesh(mesh)
+    assert ("config.mesh takes 2 of 4 devices" in caplog.text) is told
