@@ -170,9 +170,10 @@ def clocked(taken: list[float], function: Callable[..., Any]) -> Callable[..., A
 
 def measure(name: str, flags: argparse.Namespace, wanted: list[str]) -> list[Line]:
     """One line a peer, or one without a peer when none is wanted; then one for each part of our step."""
-    size = common.workload(name, flags.shape)
     if name == "smollm2":
         flags, size = common.real_shape(flags, slots=320, parts=4)
+    else:
+        size = common.workload(name, flags.shape)
     parts: Seconds = defaultdict(list)
     with contextlib.ExitStack() as stack:
         runs = {"ours": stack.enter_context(our_step(flags, size, parts))}

@@ -224,11 +224,12 @@ def test_a_profile_tells_products_from_the_rest():
 # --- the scripts --------------------------------------------------------------------------------------
 
 
-def test_training_compares_like_with_like(capsys):
+def test_training_compares_like_with_like(capsys, monkeypatch):
     """The script itself refuses contenders whose first losses differ."""
+    monkeypatch.setattr(common, "in_own_process", lambda measure: measure())  # two interpreters fewer
     shared, rows = lines_of(capsys, bench_train.main, "--shape=tiny", "--case=W", "--repeats=1")
     assert (shared["variant"], rows["variant"]) == ("shared", "rows")
-    for line in (shared, rows):  # the peak is measured anew in the process of each
+    for line in (shared, rows):
         assert line["ours"] > 0 < line["peer"]
         assert line["share"] == pytest.approx(line["ours"] / line["limit"], abs=1e-3)
     fields, size = common.SHAPES["tiny"], common.workload("W", "tiny")
@@ -271,16 +272,27 @@ def test_separate_rows_are_the_same_sequences():
 def test_rollout_and_memory_lines(capsys):
     (line,) = lines_of(capsys, bench_rollout.main, "--shape=tiny", "--case=W", "--repeats=1", "--peers=")
     assert line["peer_name"] == "transformers" and line["ours"] > 0 < line["peer"]
+    (line,) = lines_of(capsys, bench_rollout.main, "--shape=tiny", "--case=smollm2", "--repeats=1", "--vllm=")
+    assert line["case"] == "smollm2" and line["peer_name"] is None and line["ours"] > 0
     flags = argparse.Namespace(shape="tiny", dtype="float32", device="cpu", remat="none")
     (memory,) = bench_train.memory("tokens", 1, flags)
     parameters = sum(p.numel() for p in meta_model(common.SHAPES["tiny"]).parameters())
     assert memory["weights"] == round(4 * parameters / 2**20, 1)
 
 
+def test_a_real_shape_is_measured_at_the_sizes_of_its_case():
+    flags = argparse.Namespace(shape="small", dtype="float32")
+    other, size = common.real_shape(flags, slots=320, parts=4)
+    assert (other.shape, size.rows, size.slots, size.parts) == ("smollm2", 32, 320, 4)
+    fields = common.SHAPES["smollm2"]
+    assert (fields["model_type"], round(limits.model_weights(fields) / 1e6)) == ("llama", 134)
+    assert flags.shape == "small"
+
+
 def test_a_step_without_peers_and_where_its_seconds_go(capsys):
-    argv = ("--shape=tiny", "--case=W", "--repeats=2", "--peers=")
+    argv = ("--shape=tiny", "--case=smollm2", "--repeats=2", "--peers=")
     whole, *parts = lines_of(capsys, bench_step.main, *argv)
-    assert whole["peer_name"] is None and whole["ours"] > 0
+    assert whole["peer_name"] is None and whole["ours"] > 0 and whole["peak_mib"]["ours"] > 100
     assert [line["variant"] for line in parts] == ["rollout", "scoring", "update", "host"]
     steps = np.sum([line["seconds"]["ours"] for line in parts], axis=0)
     for seconds in whole["seconds"]["ours"]:  # those of the steps in which memory did not grow
