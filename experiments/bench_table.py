@@ -62,6 +62,7 @@ COLUMNS: dict[str, Callable[[Line], str | None]] = {
     "share of limit": lambda line: percent(line.get("share")),
     "spread": lambda line: percent(spread(line)),
     "tokens": lambda line: _number(line, "tokens"),
+    "most memory, MiB": lambda line: " and ".join(map(number, line.get("peak_mib", {}).values())) or None,
     "weights": lambda line: _number(line, "weights"),
     "temporary": lambda line: _number(line, "temporary"),
     "beyond the gradient": lambda line: _number(line, "beyond_gradient"),
