@@ -90,6 +90,8 @@ def write(entry: Entry, runs: tables.Runs, lab: Lab, seeds: Sequence[int], flags
     text = tables.format_table(entry, table)
     if table.rows and entry.methods:
         text += f"\nSeeds of the alignments: {', '.join(map(str, seeds))}.\n"
+        if entry.kind != "steering" and (fewer := tables.unasked(runs)):
+            text += f"\n{fewer}\n"
     jsonl.write_atomic(folder / f"{entry.name}.md", text)
     found = {"claim": entry.claim, "seeds": seeds, **dataclasses.asdict(table)}
     found["differences"] = {name: d._asdict() for name, d in table.differences.items()}

@@ -33,6 +33,7 @@ class Scale:
     """A config and what the tables change of it.
 
     unseen: fields that make an evaluation ask tasks which nothing is trained on; () where there are none.
+    plain: fields that methods without the chain take too.
     seconds: of a model of each stage with its evaluation, on two CPU cores, where that was measured. games:
     updates and seeds of self-play.
     """
@@ -41,6 +42,7 @@ class Scale:
     variant: str = ""
     change: Fields = ()
     unseen: Fields = ()
+    plain: Fields = ()
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     games: tuple[int, int] = (800, 20)
 
@@ -74,6 +76,8 @@ SCALES = {
     "tiny": Scale(
         "configs.quickstart",
         change=(("align.steps", 40),),
+        # A tokenizer that is made of responses alone cuts the same prompts into more tokens.
+        plain=(("buckets.prompt", (96,)),),
         seconds={SFT: 210.0, ALIGNED: 110.0},
     ),
     "smollm2": Scale("configs.smollm2.grpo", unseen=_UNSEEN),
@@ -164,9 +168,15 @@ def missing(entries: Iterable[Entry], seeds: Sequence[int], workdir: pathlib.Pat
     return {stage: left[stage] for stage in COUNTED}
 
 
+def asked_as(lab: Lab, method: Method) -> ml_collections.ConfigDict:
+    """The scale's config with what a method changes of the questions."""
+    plain = lab.scale.plain if ("features.chain", "plain") in method.asked else ()
+    return with_values(lab.config, dict((*method.asked, *plain)))
+
+
 def trained(lab: Lab, method: Method, seed: int) -> pathlib.Path:
     """The HF folder of a method's model, made, gone on with, or there already."""
-    cold = with_values(lab.config, dict((*method.asked, *method.cold)))
+    cold = with_values(asked_as(lab, method), dict(method.cold))
     start = lab.workdir / "runs" / method.start
     if not is_trained(start):
         with lab.countdown.model(SFT, method.start):
@@ -191,7 +201,7 @@ def answers(lab: Lab, entry: Entry, method: Method, seeds: Sequence[int]) -> lis
     All are evaluated as the scale's config says: with its reward, whatever they were trained on. Of several
     processes all take part, and process 0 alone has the lines.
     """
-    asked = with_values(lab.config, dict((*method.asked, *(lab.scale.unseen if entry.unseen else ()))))
+    asked = with_values(asked_as(lab, method), dict(lab.scale.unseen if entry.unseen else ()))
     found = []
     for seed in seeds if method.stage == ALIGNED else seeds[:1]:
         folder = lab.workdir / ("unseen" if entry.unseen else "evaluations") / method.folder(seed)
@@ -222,7 +232,7 @@ def steered(lab: Lab, method: Method, seed: int) -> list[dict[str, Any]]:
         from gtalign_jax.serving.sweep import Pricing, named_policy
         from gtalign_jax.train import steer_model
 
-        config = with_values(lab.config, dict(method.asked))
+        config = asked_as(lab, method)
         policy = config.steer.policy
         pricing = Pricing(policy, named_policy(policy, "config.steer.policy"))
         model = trained(lab, method, seed)

@@ -214,6 +214,14 @@ KINDS: Mapping[str, Callable[[Entry, Runs], Table]] = {
 }
 
 
+def unasked(runs: Runs) -> str:
+    """A sentence on methods that were asked fewer prompts than others, for want of room; "" without any."""
+    asked = {name: {x["input"] for run in seeds for x in run} for name, seeds in runs.items()}
+    most = max(map(len, asked.values()), default=0)
+    fewer = [f"{name} {len(prompts)}" for name, prompts in asked.items() if len(prompts) < most]
+    return f"Of {most} prompts some methods were asked fewer: {', '.join(fewer)}." if fewer else ""
+
+
 def format_table(entry: Entry, table: Table) -> str:
     """The table as Markdown: rows, differences, and what became of the claim."""
     if not table.rows:
