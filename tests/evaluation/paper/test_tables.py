@@ -197,3 +197,9 @@ def test_games_are_watched_by_what_they_should_come_to():
     assert rows["bargaining: first keeps"]["reached"]["mean"] == 1.0
     restless = rows["signalling: able buy it"]
     assert (restless["reached"]["mean"], restless["moves"]["mean"]) == (0.0, 0.5)
+
+
+def test_methods_that_were_asked_fewer_prompts_are_named():
+    asked = {name: [[{"input": f"q{i}"} for i in range(n)]] for name, n in (("plain", 2), ("ours", 5))}
+    assert tables.unasked(asked) == "Of 5 prompts some methods were asked fewer: plain 2."
+    assert tables.unasked({"ours": asked["ours"], "other": asked["ours"]}) == "" == tables.unasked({})
