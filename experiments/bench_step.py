@@ -4,8 +4,8 @@
 
     W         4 prompts x 8 samples, 64 prompt tokens, 128 new ones
     R         the same with 512 prompt tokens
-    smollm2   the shape of SmolLM2 with 320 prompt tokens, each update's gradients in four parts, against TRL;
-              only when it is named
+    smollm2   the shape of SmolLM2 with 320 prompt tokens, each update's gradients in four parts, against TRL,
+              one after the other for their memory; only when it is named
 
 Ours is `align.align_step`, what `experiments.train` runs, judge, chain parsing and metrics included. The
 peers are TRL's GRPOTrainer and Tunix's GRPOLearner, each in an environment of its own that is made on
@@ -168,6 +168,29 @@ def clocked(taken: list[float], function: Callable[..., Any]) -> Callable[..., A
     return call
 
 
+Opened = Callable[[], contextlib.AbstractContextManager[tuple[Contender, Callable[[], int]]]]
+"""Opens a contender, beside which stands how many bytes its process held at most."""
+
+
+@contextlib.contextmanager
+def our_contender(
+    flags: argparse.Namespace, size: Workload, parts: Seconds
+) -> Iterator[tuple[Contender, Callable[[], int]]]:
+    with our_step(flags, size, parts) as run:
+        yield run, common.peak_bytes
+
+
+@contextlib.contextmanager
+def peer_contender(
+    peer: str, flags: argparse.Namespace, size: Workload
+) -> Iterator[tuple[Contender, Callable[[], int]]]:
+    process = launch.open_peer(peer, PEERS[peer], flags, size)
+    try:
+        yield functools.partial(launch.full_round, process, size), process.peak_bytes
+    finally:
+        process.close()
+
+
 def measure(name: str, flags: argparse.Namespace, wanted: list[str]) -> list[Line]:
     """One line a peer, or one without a peer when none is wanted; then one for each part of our step."""
     if name == "smollm2":
@@ -175,17 +198,18 @@ def measure(name: str, flags: argparse.Namespace, wanted: list[str]) -> list[Lin
     else:
         size = common.workload(name, flags.shape)
     parts: Seconds = defaultdict(list)
-    with contextlib.ExitStack() as stack:
-        runs = {"ours": stack.enter_context(our_step(flags, size, parts))}
-        peaks: dict[str, Callable[[], int]] = {"ours": common.peak_bytes}
-        for peer in wanted:
-            process = launch.open_peer(peer, PEERS[peer], flags, size)
-            stack.callback(process.close)
-            runs[peer] = functools.partial(launch.full_round, process, size)
-            peaks[peer] = process.peak_bytes
-        makes = {contender: (lambda run=run: run) for contender, run in runs.items()}
-        seconds = common.time_rounds(flags.repeats, makes)
-        held = {contender: round(peak() / 2**20) for contender, peak in peaks.items()}
+    contenders: dict[str, Opened] = {"ours": functools.partial(our_contender, flags, size, parts)}
+    contenders |= {peer: functools.partial(peer_contender, peer, flags, size) for peer in wanted}
+    groups = [[one] for one in contenders] if name == "smollm2" else [list(contenders)]
+    seconds: Seconds = {}
+    held: dict[str, int] = {}
+    for group in groups:  # rounds alternate, but for those that do not fit into memory together
+        with contextlib.ExitStack() as stack:
+            opened = {who: stack.enter_context(contenders[who]()) for who in group}
+            makes = {who: (lambda run=run: run) for who, (run, _) in opened.items()}
+            seconds |= common.time_rounds(flags.repeats, makes)
+            held |= {who: round(peak() / 2**20) for who, (_, peak) in opened.items()}
+        common.release()
     tokens = size.rows * size.new
     least = least_seconds(flags, size)
     most = round(tokens / sum(least.values()), 1)
