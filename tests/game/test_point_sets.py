@@ -36,6 +36,16 @@ def test_hypervolume_is_the_number_of_covered_cells(points, reference):
     assert Fraction(pareto.hypervolume(points, reference)) == Fraction(len(cells), 64)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_hypervolume_is_the_chance_that_a_random_point_is_dominated(seed):
+    rng, draws = np.random.default_rng(seed), 100_000
+    points, reference = rng.uniform(-1, 1, (20, 2)), rng.uniform(-1, 0, 2)
+    drawn = rng.uniform(reference, 1.0, (draws, 2))
+    dominated = np.any(np.all(drawn[:, None] <= points, axis=2), axis=1)
+    area = pareto.hypervolume(points, tuple(reference)) / np.prod(1.0 - reference)
+    assert dominated.mean() == pytest.approx(area, abs=5 * np.sqrt(area * (1 - area) / draws))
+
+
 @given(point_sets, st.integers(0, 2**32 - 1))
 def test_areas_of_subsets_are_those_of_the_plain_function(points, seed):
     member = np.random.default_rng(seed).random((7, len(points))) < 0.5
