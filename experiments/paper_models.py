@@ -181,9 +181,8 @@ def trained(lab: Lab, method: Method, seed: int) -> pathlib.Path:
     if not is_trained(start):
         with lab.countdown.model(SFT, method.start):
             train_start(cold, start)
-    if (
-        method.stage == BASE
-    ):  # what the cold start began with: a model made anew needs the tokenizer of its text
+    if method.stage == BASE:
+        # What the cold start began with: a model that is made anew needs the tokenizer of its text.
         from gtalign_jax.run.job import start_folder
         from gtalign_jax.run.settings import make_settings
 
