@@ -164,29 +164,31 @@ def time_rounds(
     *,
     together: bool = True,
     clock: Callable[[], float] = time.perf_counter,
+    spare: int = SPARE,
 ) -> dict[str, list[float]]:
     """Seconds of each contender's rounds.
 
     The first WARM_UP are not counted, nor is one in which a contender's process grew: fresh pages cost it
-    up to a few seconds, at one round or another. together: all are made first and their rounds alternate;
-    otherwise one after the other, each dropped before the next is made.
+    up to a few seconds, at one round or another. spare: rounds more, at most, to make up for those.
+    together: all are made first and their rounds alternate; otherwise one after the other, each dropped
+    before the next is made.
     """
     if together:
-        return steady_rounds(repeats, {name: make() for name, make in makes.items()}, clock)
+        return steady_rounds(repeats, {name: make() for name, make in makes.items()}, clock, spare)
     seconds: dict[str, list[float]] = {}
     for name, make in makes.items():
-        seconds |= steady_rounds(repeats, {name: make()}, clock)
+        seconds |= steady_rounds(repeats, {name: make()}, clock, spare)
         release()
     return seconds
 
 
 def steady_rounds(
-    repeats: int, runs: Mapping[str, Contender], clock: Callable[[], float]
+    repeats: int, runs: Mapping[str, Contender], clock: Callable[[], float], spare: int = SPARE
 ) -> dict[str, list[float]]:
     """Seconds of the rounds that count; of others too, where too few do."""
     steady: list[dict[str, float]] = []
     grown: list[dict[str, float]] = []
-    for number in range(WARM_UP + repeats + SPARE):
+    for number in range(WARM_UP + repeats + spare):
         held = resident_bytes()
         seconds = {name: seconds_of(run, clock) for name, run in runs.items()}
         if number >= WARM_UP:
