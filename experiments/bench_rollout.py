@@ -141,15 +141,13 @@ def real_shape(flags: argparse.Namespace) -> list[Line]:
     flags, size = common.real_shape(flags, slots=270)
     makes: dict[str, Make] = {"ours": functools.partial(ours, flags, size)}
     with contextlib.ExitStack() as stack:
-        if python := servers.vllm_python(flags.vllm) if flags.vllm else None:
+        if python := servers.vllm_python(flags.vllm):
             spec = launch.make_spec(flags, size)
             tokenizer = f"--tokenizer={spec['tokenizer']}"
             server = servers.vllm(
                 pathlib.Path(spec["folder"]), python, 2 * (size.slots + size.new), tokenizer, PREFIXES
             )
             makes["vLLM"] = made(functools.partial(vllm_round, stack.enter_context(server).port, flags, size))
-        elif flags.vllm:
-            print(f"{flags.vllm}: no vLLM there, so without it; `make vllm` installs it", file=sys.stderr)
         seconds = common.time_rounds(flags.repeats, makes)
     return rate_lines("smollm2", flags, size, seconds)
 

@@ -91,11 +91,8 @@ def against_peers(flags: argparse.Namespace) -> list[Line]:
         start = functools.partial(servers.transformers_serve, folder, flags.peers)
         peers["transformers serve"] = start
         peers["transformers serve, continuous"] = functools.partial(start, "--continuous-batching")
-    python = servers.vllm_python(flags.vllm) if flags.vllm else None
-    if python is not None:
+    if python := servers.vllm_python(flags.vllm):
         peers["vLLM"] = functools.partial(servers.vllm, folder, python, 2 * (size.slots + size.new))
-    elif flags.vllm:
-        print(f"{flags.vllm}: no vLLM there, so without it; `make vllm` installs it", file=sys.stderr)
 
     def body(model: str, prompt: str) -> dict[str, Any]:
         return {"model": model, "prompt": prompt, "max_tokens": size.new, "temperature": 1.0}

@@ -111,9 +111,14 @@ def transformers_serve(
 
 
 def vllm_python(home: str) -> pathlib.Path | None:
-    """The interpreter of vLLM's environment, where there is one."""
+    """The interpreter of vLLM's environment; None where `home` is empty, or, which is said, holds none."""
+    if not home:
+        return None
     path = pathlib.Path(home).expanduser().absolute() / "bin" / "python"
-    return path if (path.parent.parent / ".installed").is_file() else None
+    if (path.parent.parent / ".installed").is_file():
+        return path
+    print(f"{home}: no vLLM there, so without it; `make vllm` installs it", file=sys.stderr)
+    return None
 
 
 def vllm(

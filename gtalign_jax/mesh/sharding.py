@@ -101,15 +101,14 @@ class MeshConfig:
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of a config over the first devices that it needs (default: of all, some of every process)."""
-    given = devices is not None
-    devices = jax.devices() if devices is None else list(devices)
-    shape = config.shape(len(devices))
-    if not given:
-        _check_processes(config.slices * math.prod(shape), devices)
+    every = jax.devices() if devices is None else list(devices)
+    shape = config.shape(len(every))
+    if devices is None:
+        _check_processes(config.slices * math.prod(shape), every)
     types = (AxisType.Auto,) * len(MESH_AXES)
     if config.slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, types, devices=devices[: math.prod(shape)])
-    return Mesh(_across_slices(shape, config.slices, devices), MESH_AXES, axis_types=types)
+        return jax.make_mesh(shape, MESH_AXES, types, devices=every[: math.prod(shape)])
+    return Mesh(_across_slices(shape, config.slices, every), MESH_AXES, axis_types=types)
 
 
 def _check_processes(size: int, devices: Sequence[jax.Device]) -> None:
