@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gtalign_jax.evaluation.bootstrap import MIN_PROMPTS, Estimate, bootstrap_means
-from gtalign_jax.evaluation.report.figures import quiet
-from gtalign_jax.files import drafts
+from gtalign_jax.evaluation.report.figures import quiet, save_svg
 from gtalign_jax.game.moves import ACTIONS
 
 COLORS = dict(zip(ACTIONS, ("#4a4f9c", "#b0701a", "#23797c"), strict=True))
@@ -77,8 +76,7 @@ def save_curve(curve: Curve, path: pathlib.Path) -> None:
         ax.set_title(title, fontsize=10, loc="left")
         ax.set_xlabel("price", fontsize=8)
         quiet(ax)
-    with drafts.file(path, "wb") as sink:
-        figure.savefig(sink, format="svg", metadata={"Date": None})
+    save_svg(figure, path)
 
 
 def _name(point: str | float) -> str:

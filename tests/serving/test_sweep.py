@@ -73,7 +73,10 @@ def test_the_curve_counts_shares_of_what_was_steered(tmp_path):
     text = format_curve(curve)
     assert text.splitlines()[0].split()[:3] == ["price", "steered", "DA"] and "Fewer than 20 prompts" in text
     save_curve(curve, tmp_path / "curve.svg")
-    assert (tmp_path / "curve.svg").read_text().count("<svg") == 1
+    drawn = (tmp_path / "curve.svg").read_text()
+    assert drawn.count("<svg") == 1
+    save_curve(curve, tmp_path / "curve.svg")
+    assert (tmp_path / "curve.svg").read_text() == drawn
 
 
 def test_amounts_are_learned_from_what_a_run_wrote():

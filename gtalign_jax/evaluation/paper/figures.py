@@ -4,7 +4,6 @@ import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,8 +11,7 @@ from matplotlib.lines import Line2D
 from gtalign_jax.evaluation.paper.entries import Entry
 from gtalign_jax.evaluation.paper.games import studied
 from gtalign_jax.evaluation.paper.tables import Table
-from gtalign_jax.evaluation.report.figures import COLORS, quiet
-from gtalign_jax.files import drafts
+from gtalign_jax.evaluation.report.figures import COLORS, quiet, save_svg
 
 
 def save_table(entry: Entry, table: Table, path: pathlib.Path) -> None:
@@ -35,7 +33,7 @@ def save_table(entry: Entry, table: Table, path: pathlib.Path) -> None:
         ax.margins(x=0.12, y=0.15)
         quiet(ax)
     panels[0].invert_yaxis()  # shared: the first method stands at the top of all
-    _save(figure, path)
+    save_svg(figure, path)
 
 
 def save_curves(curves: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
@@ -50,7 +48,7 @@ def save_curves(curves: Mapping[str, np.ndarray], path: pathlib.Path) -> None:
         ax.set_title(name, fontsize=8, loc="left")
         ax.set_xlabel("update", fontsize=8)
         quiet(ax)
-    _save(figure, path)
+    save_svg(figure, path)
 
 
 def save_training(
@@ -74,11 +72,4 @@ def save_training(
         quiet(ax)
     lines = [Line2D([], [], color=COLORS[role], linestyle=dash) for role, dash in methods.values()]
     panels[0].legend(lines, list(methods), frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: pathlib.Path) -> None:
-    # Text stays text, and the same figure has the same bytes.
-    style = {"svg.fonttype": "none", "svg.hashsalt": path.name}
-    with matplotlib.rc_context(style), drafts.file(path, "wb") as sink:
-        figure.savefig(sink, format="svg", metadata={"Date": None})
+    save_svg(figure, path)
