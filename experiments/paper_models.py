@@ -233,7 +233,7 @@ def steered(lab: Lab, method: Method, seed: int) -> list[dict[str, Any]]:
 
         config = asked_as(lab, method)
         policy = config.steer.policy
-        pricing = Pricing(policy, named_policy(policy, "config.steer.policy"))
+        pricing = Pricing(policy, named_policy(policy, "config.steer.policy"), step=config.steer.step)
         model = trained(lab, method, seed)
         folder = writable_directory(str(lines.parent), "workdir")
         with contextlib.redirect_stdout(sys.stderr):

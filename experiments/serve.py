@@ -19,7 +19,7 @@ import openai
 
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.files import paths
-from gtalign_jax.game.pricing import POLICIES
+from gtalign_jax.game.pricing import POLICIES, STEP, check_step
 from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.remote.client import api_key, check_urls, open_client
 from gtalign_jax.rollout import continuous
@@ -64,6 +64,13 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         "--tokens_per_s", type=float, default=50.0, help="of --amounts, for the latency policy"
     )
     parser.add_argument(
+        "--step",
+        type=float,
+        default=STEP,
+        help="what edited payoffs are rounded to: as finely as the model was taught to read, 0.5 by the "
+        "quickstart (default: %(default)s)",
+    )
+    parser.add_argument(
         "--unusable",
         default=UNSTEERED,
         choices=UNUSABLE,
@@ -96,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     amounts = read_amounts(flags.amounts, flags.tokens_per_s)
     unusable = tuple(dict.fromkeys((flags.unusable, UNSTEERED, AGAIN, ERROR)))
-    bounds = Bounds(flags.max_new_tokens, flags.max_choices, tuple(POLICIES), amounts, unusable)
+    bounds = Bounds(flags.max_new_tokens, flags.max_choices, tuple(POLICIES), amounts, unusable, flags.step)
     keys = read_keys(flags.keys, bounds)
     limits = Limits(
         total=flags.max_requests,
@@ -135,6 +142,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     for name in ("request_s", "drain_s", "tokens_per_s"):
         if not 0 < getattr(flags, name) < 1e6:
             raise UserError(f"--{name}={getattr(flags, name)}: must be a number above 0")
+    check_step(flags.step, "--step")
     if not 0 <= flags.port < 2**16:
         raise UserError(f"--port={flags.port}: must be from 0 (any free one) to {2**16 - 1}")
 

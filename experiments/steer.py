@@ -29,7 +29,7 @@ from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.evaluation.steering import format_curve, save_curve, steering_curve
 from gtalign_jax.files import drafts, paths
 from gtalign_jax.game.moves import GTALIGN, KEYS
-from gtalign_jax.game.pricing import POLICIES
+from gtalign_jax.game.pricing import POLICIES, STEP, check_step
 from gtalign_jax.rollout import lines
 from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.engine import Messages, encode, make_constraint
@@ -67,6 +67,13 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--tokens_per_s", type=float, default=50.0, help="of --amounts, for the latency policy"
     )
+    parser.add_argument(
+        "--step",
+        type=float,
+        default=STEP,
+        help="what edited payoffs are rounded to: as finely as the model was taught to read, 0.5 by the "
+        "quickstart (default: %(default)s)",
+    )
     parser.add_argument("--analyze", default=MODEL, choices=ANALYZE, help="who writes the edited <analyze>")
     parser.add_argument(
         "--unusable", choices=UNUSABLE, help="matrix not readable (default: error, unsteered for --prompts)"
@@ -99,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         flags.policy,
         sweep.named_policy(flags.policy, "--policy"),
         sweep.read_amounts(flags.amounts, flags.tokens_per_s),
+        flags.step,
     )
     with naming("--"):
         sampling = GREEDY if flags.temperature == 0 else SamplingConfig(temperature=flags.temperature)
@@ -120,6 +128,7 @@ def _check(flags: argparse.Namespace) -> None:
             raise UserError(f"--{name}={getattr(flags, name)}: must be at least 1")
     check_seed(flags.seed)
     check_finite(flags, "price", "tokens_per_s")
+    check_step(flags.step, "--step")
     if flags.tokens_per_s <= 0:
         raise UserError(f"--tokens_per_s={flags.tokens_per_s}: must be positive")
     if flags.unusable == AGAIN and flags.temperature == 0:

@@ -15,10 +15,9 @@ import numpy as np
 from gtalign_jax.errors import UserError
 from gtalign_jax.game.moves import LLM, USER
 from gtalign_jax.game.payoff import choose
-from gtalign_jax.game.pricing import SCALE, as_written
+from gtalign_jax.game.pricing import SCALE, STEP, as_written
 
 Edit = Callable[[np.ndarray, float], np.ndarray]
-STEP = 0.1  # one decimal, as matrices are written
 _choose = jax.jit(choose)
 _APART = 1e-6  # prices closer than this are one: the choice is decided in float32
 
@@ -32,25 +31,29 @@ class Flip(NamedTuple):
 
 
 def break_even(
-    payoff: np.ndarray, edit: Edit, actions: Sequence[int] | None = None, written: bool = False
+    payoff: np.ndarray,
+    edit: Edit,
+    actions: Sequence[int] | None = None,
+    written: bool = False,
+    step: float = STEP,
 ) -> tuple[Flip, ...]:
     """Every flip of the recommended action as the price rises from 0, in order of the price.
 
     payoff [U, A, 2]. edit: (payoff, price) -> payoff, linear in the price above 0, or UserError. actions:
     as if the assistant had these alone, such as a pair of them (None: all). written: of the matrix as models
-    read it, clipped to the scale and rounded to one decimal; the flip is then where a rounding tips.
+    read it, clipped to the scale and rounded to `step`; the flip is then where a rounding tips.
     A flip at price 0 is an edit that is no edit at 0 alone (the published script's).
     """
     chosen = list(range(payoff.shape[1]) if actions is None else actions)
     whole = np.asarray(payoff, np.float64)
     base, slope = (part[:, chosen] for part in _lines(whole, edit))
-    prices = _candidates(base, slope, written)
+    prices = _candidates(base, slope, step if written else None)
     between = (
         np.append((np.append(0.0, prices[:-1]) + prices) / 2, prices[-1] + 1.0) if len(prices) else [1.0]
     )
     seen = base + np.multiply.outer(between, slope)
     seen = np.concatenate([whole[None, :, chosen], seen])
-    best = _choices(as_written(seen) if written else seen)
+    best = _choices(as_written(seen, step) if written else seen)
     at = np.concatenate([[0.0], prices])
     return tuple(
         Flip(float(at[i]), chosen[best[i]], chosen[best[i + 1]])
@@ -75,17 +78,17 @@ def _lines(payoff: np.ndarray, edit: Edit) -> tuple[np.ndarray, np.ndarray]:
     return one - slope, slope
 
 
-def _candidates(base: np.ndarray, slope: np.ndarray, written: bool) -> np.ndarray:
-    """All prices above 0, ascending, at which the choice may change."""
+def _candidates(base: np.ndarray, slope: np.ndarray, step: float | None) -> np.ndarray:
+    """All prices above 0, ascending, at which the choice may change; step: of roundings, None for none."""
     b, s = base.reshape(-1, 2), slope.reshape(-1, 2)
-    found = _roundings(b, s) if written else _crossings(b, s)
+    found = _crossings(b, s) if step is None else _roundings(b, s, step)
     found = np.sort(found[np.isfinite(found) & (found > _APART)])
     return found[np.diff(found, prepend=0.0) > _APART * (1.0 + found)]
 
 
-def _roundings(b: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """Where a payoff passes the middle between two decimals of the scale."""
-    edges = np.arange(SCALE[0] + STEP / 2, SCALE[1], STEP)
+def _roundings(b: np.ndarray, s: np.ndarray, step: float) -> np.ndarray:
+    """Where a payoff passes the middle between two steps of the scale."""
+    edges = np.arange(SCALE[0] + step / 2, SCALE[1], step)
     return _divide(edges[:, None, None] - b, s).reshape(-1)
 
 

@@ -15,6 +15,8 @@ from gtalign_jax.game.payoff import choose
 from gtalign_jax.types import Array
 
 SCALE = (-5.0, 5.0)  # the payoffs a model writes (paper section 1)
+STEP = 0.1  # one decimal, as matrices are written
+STEPS = (STEP, 0.2, 0.5, 1.0)  # those that a matrix can be rounded to
 # Typical length of what each action makes the assistant write (DA, CQ, AQ), in units of a direct answer.
 RELATIVE_TOKENS = (1.0, 0.25, 1.25)
 # What an action earns the other side when the published script shifts one side's payoffs (DA, CQ, AQ).
@@ -116,9 +118,19 @@ def apply_policy(payoff: Array, policy: str, price: float, amounts: Amounts = TY
     return POLICIES[policy](payoff, price, amounts)
 
 
-def as_written(payoff: np.ndarray) -> np.ndarray:
-    """A matrix on the scale and the one decimal that models write it in: what they read."""
-    return np.clip(payoff, *SCALE).round(1) + 0.0  # no minus zero
+def as_written(payoff: np.ndarray, step: float = STEP) -> np.ndarray:
+    """A matrix on the scale and in the steps that models write it in: what they read.
+
+    step: one of STEPS; a model whose payoffs were all halves reads halves, and miscopies what it never saw.
+    """
+    per_unit = round(1 / step)
+    return np.round(np.clip(payoff, *SCALE) * per_unit) / per_unit + 0.0  # no minus zero
+
+
+def check_step(step: float, where: str) -> None:
+    """UserError where a matrix cannot be rounded to a step."""
+    if step not in STEPS:
+        raise UserError(f"{where}={step}: must be one of {', '.join(map(str, STEPS))}")
 
 
 def billed(payoff: Array, price: float, factor: float = 1.0, amounts: Amounts = TYPICAL) -> Array:

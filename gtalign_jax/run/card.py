@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 
 from gtalign_jax import __version__
 from gtalign_jax.files import drafts
+from gtalign_jax.game.pricing import STEP
 from gtalign_jax.models.folders import CARD, CARD_MARK, is_ours
 
 Config = Mapping[str, Any]
@@ -39,7 +40,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer, model = AutoTokenizer.from_pretrained(FOLDER), AutoModelForCausalLM.from_pretrained(FOLDER)
 ```
 
-Steering by price: `python -m experiments.steer --model=FOLDER --prompt=…`."""
+Steering by price: `python -m experiments.steer --model=FOLDER{step} --prompt=…`."""
 
 _CHAIN = """\
 It writes four blocks: `<thinking>`, a `<payoff>` matrix of what each outcome is worth to the LLM and to the
@@ -83,11 +84,17 @@ def model_card(config: Config, summary: Summary | None, sums: Mapping[str, str])
         "## Limits",
         _LIMITS,
         "## Use",
-        _USE,
+        _USE.format(step=_step(config)),
         "## Files",
         "\n".join(f"- `{name}`: SHA-256 `{value}`" for name, value in sums.items()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _step(config: Config) -> str:
+    """The flag of `experiments.steer` that a model needs which was taught to read no finer payoffs."""
+    step = config.get("steer", {}).get("step", STEP)
+    return "" if step == STEP else f" --step={step:g}"
 
 
 def _base(config: Config) -> str:

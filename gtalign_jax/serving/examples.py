@@ -7,7 +7,7 @@ import jax
 
 from gtalign_jax.data.item import Item
 from gtalign_jax.errors import UserError
-from gtalign_jax.game.pricing import apply_policy, as_written
+from gtalign_jax.game.pricing import STEP, apply_policy, as_written
 from gtalign_jax.rollout.sampling import GREEDY
 from gtalign_jax.run.job import Job
 from gtalign_jax.serving.steer import Branch, Edit, Options, Steered, steer, stop_ending
@@ -26,7 +26,7 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
     engine = dataclasses.replace(job.engine, sampling=GREEDY, buckets=buckets)
     stop = stop_ending(engine)
     config = job.settings.steer
-    edit = price_edit(config.policy, config.price)
+    edit = price_edit(config.policy, config.price, config.step)
 
     def attempt(tokens: list[int]) -> Steered | None:
         try:
@@ -61,9 +61,9 @@ def steer_examples(job: Job, params: PyTree) -> list[dict[str, Any]]:
     return examples
 
 
-def price_edit(policy: str, price: float) -> Edit:
+def price_edit(policy: str, price: float, step: float = STEP) -> Edit:
     """The edit of a pricing policy, as it is written."""
-    return lambda payoff: as_written(apply_policy(payoff, policy, price))
+    return lambda payoff: as_written(apply_policy(payoff, policy, price), step)
 
 
 def _line(item: Item, steered: Steered, policy: str, price: float) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from gtalign_jax import jsonl
 from gtalign_jax.chain.parse import parse_chain
 from gtalign_jax.config import load_symbol
 from gtalign_jax.errors import UserError
-from gtalign_jax.game.break_even import break_even
+from gtalign_jax.game.break_even import Flip, break_even
 from gtalign_jax.game.moves import ACTIONS, AQ, CQ, DA, GTALIGN
 from gtalign_jax.game.payoff import cell_welfare
-from gtalign_jax.game.pricing import POLICIES, TYPICAL, Amounts, Policy, as_written
+from gtalign_jax.game.pricing import POLICIES, STEP, TYPICAL, Amounts, Policy, as_written
 from gtalign_jax.serving.solution import solution
 from gtalign_jax.serving.steer import Branch, Edit, Steered
 
@@ -25,14 +25,19 @@ Point = float | str
 
 @dataclasses.dataclass(frozen=True)
 class Pricing:
-    """A policy by name, with what each action makes the assistant write."""
+    """A policy by name, with what each action makes the assistant write; step: of the edited payoffs."""
 
     name: str
     policy: Policy
     amounts: Amounts = TYPICAL
+    step: float = STEP
 
     def edit(self, payoff: np.ndarray, price: float) -> np.ndarray:
         return np.asarray(self.policy(payoff, price, self.amounts), np.float64)
+
+    def flips(self, payoff: np.ndarray) -> tuple[Flip, ...]:
+        """Where the choice flips, of the matrix as models read it."""
+        return break_even(payoff, self.edit, written=True, step=self.step)
 
 
 def named_policy(name: str, where: str) -> Policy:
@@ -61,7 +66,7 @@ def price_of(pricing: Pricing, point: Point, payoff: np.ndarray) -> float | None
     """The price of a point for a matrix [U, A, 2]; None beside a break-even that it does not have."""
     if not isinstance(point, str):
         return point
-    flips = [flip for flip in break_even(payoff, pricing.edit, written=True) if flip.price > NEAR]
+    flips = [flip for flip in pricing.flips(payoff) if flip.price > NEAR]
     return None if not flips else flips[0].price + (NEAR if point == ABOVE else -NEAR)
 
 
@@ -70,7 +75,7 @@ def point_edit(pricing: Pricing, point: Point) -> Edit:
 
     def edit(payoff: np.ndarray) -> np.ndarray:
         price = price_of(pricing, point, payoff)
-        return payoff if price is None else as_written(pricing.edit(payoff, price))
+        return payoff if price is None else as_written(pricing.edit(payoff, price), pricing.step)
 
     return edit
 

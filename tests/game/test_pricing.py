@@ -91,6 +91,11 @@ def test_what_is_written_is_on_the_scale_with_one_decimal_and_no_minus_zero():
     written = pricing.as_written(np.array([-7.0, -0.04, 0.26, 5.2]))
     np.testing.assert_array_equal(written, [-5, 0, 0.3, 5])
     assert not np.signbit(written[1])
+    np.testing.assert_array_equal(
+        pricing.as_written(np.array([-7.0, -0.2, 0.3, 1.3, 4.8]), 0.5), [-5, 0, 0.5, 1.5, 5]
+    )
+    with pytest.raises(UserError, match=r"--step=0.3: must be one of 0.1, 0.2, 0.5, 1.0"):
+        pricing.check_step(0.3, "--step")
 
 
 def test_a_provider_that_counts_too_many_tokens_earns_more_until_the_choice_flips():

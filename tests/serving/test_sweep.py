@@ -43,6 +43,14 @@ def test_just_below_and_just_above_its_break_even_a_matrix_recommends_another_ac
     np.testing.assert_array_equal(sweep.point_edit(PRICING, sweep.ABOVE)(NEVER), NEVER)
 
 
+def test_in_halves_an_edit_is_halves_and_still_flips_beside_its_break_even():
+    halves = Pricing("per_token", per_token, PRICING.amounts, step=0.5)
+    below, above = (sweep.point_edit(halves, point)(FLIPS) for point in (sweep.BELOW, sweep.ABOVE))
+    assert (solution(below)["action"], solution(above)["action"]) == ("DA", "CQ")
+    np.testing.assert_array_equal(np.stack([below, above]) % 0.5, 0)
+    assert np.abs(below - above).max() == 0.5
+
+
 def test_a_line_says_what_was_recommended_said_and_paid():
     free, dear = lines_of(FLIPS, ["DA", "DA"], [0.0, 4.0], 7)
     assert (free["recommended"], free["action"], free["cost"], free["n_tokens"]) == ("DA", "DA", 0.0, 3)

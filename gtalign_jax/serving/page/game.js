@@ -51,7 +51,7 @@ export class Game {
   }
 
   #input(i, player, place) {
-    const input = Object.assign(el("input"), { type: "number", step: "0.1" });
+    const input = Object.assign(el("input"), { type: "number", step: String(1 / this.told.per_unit) });
     const after = Object.assign(el("span", "after"), { id: `after-${i}-${place}` });
     input.setAttribute("aria-label", `${player}: payoff of ${this.names[i]}`);
     input.setAttribute("aria-describedby", `${after.id} marks-${i}`);
@@ -93,7 +93,7 @@ export class Game {
   #refresh() {
     const { about, slope } = this.policy, steepest = Math.max(...slope.flat().map(Math.abs));
     const most = steepest ? nice(10 / steepest) : 1; // by then some payoff has crossed the whole scale
-    const flips = breakEven(this.cells, this.policy);
+    const flips = breakEven(this.cells, this.policy, this.told.per_unit);
     byId("policy-note").textContent = about;
     byId("slider").max = most;
     byId("slider").step = most / 500;
@@ -106,7 +106,7 @@ export class Game {
 
   /* Under the slider: which action is recommended from where to where. */
   #drawBands(flips, most) {
-    const start = { price: 0, after: actionOf(recommended(asWritten(this.cells))) };
+    const start = { price: 0, after: actionOf(recommended(asWritten(this.cells, this.told.per_unit))) };
     const starts = [start, ...flips.filter(({ price }) => price < most)];
     byId("bands").replaceChildren(...starts.map(({ price, after }, i) => {
       const share = ((starts[i + 1]?.price ?? most) - price) / most;
@@ -127,7 +127,7 @@ export class Game {
 
   /* What the matrix says at this price. */
   #solve() {
-    const cells = asWritten(priced(this.cells, this.policy, this.price));
+    const cells = asWritten(priced(this.cells, this.policy, this.price), this.told.per_unit);
     const chosen = recommended(cells), nash = pureNash(cells);
     this.#mark(cells, chosen, nash);
     const action = this.told.actions[actionOf(chosen)], move = this.told.user_moves[moveOf(chosen)];

@@ -57,11 +57,13 @@ def settings(bounds: Bounds) -> dict[str, Any]:
     """What the scripts need to know, as JSON values.
 
     A policy adds offset + price x slope, both [A, 2] and nothing at a price of 0, to every row of a matrix.
+    Payoffs are rounded to 1 / per_unit.
     """
     return {
         "user_moves": USER_MOVES,
         "actions": ACTIONS,
         "instructions": INSTRUCTIONS,
+        "per_unit": round(1 / bounds.step),
         "policies": {name: _policy(name, bounds) for name in bounds.policies},
     }
 

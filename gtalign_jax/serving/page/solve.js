@@ -17,9 +17,9 @@ export function priced(cells, policy, price) {
     value + (price * policy.slope[actionOf(i)][player] + policy.offset[actionOf(i)][player])));
 }
 
-/* On the scale and with the one decimal that models read; halves go to the even neighbour. */
-export const asWritten = (cells) => cells.map((cell) => cell.map((value) =>
-  halfToEven(Math.min(Math.max(value, LOW), HIGH) * 10) / 10 + 0));
+/* On the scale and in the steps that the model reads, 10 of 1 in a decimal; halves go to the even neighbour. */
+export const asWritten = (cells, perUnit) => cells.map((cell) => cell.map((value) =>
+  halfToEven(Math.min(Math.max(value, LOW), HIGH) * perUnit) / perUnit + 0));
 
 function halfToEven(x) {
   const near = Math.round(x);
@@ -100,18 +100,19 @@ function pairsOf(count) {
 
 /* Every price above 0 at which the recommended action flips, of the matrix as models read it, ascending:
    [{price, before, after}], actions by their number. */
-export function breakEven(cells, policy) {
+export function breakEven(cells, policy, perUnit) {
   const base = cells.map((cell, i) => cell.map((value, player) => value + policy.offset[actionOf(i)][player]));
   const found = [];
   base.forEach((cell, i) => cell.forEach((value, player) => {
     const slope = policy.slope[actionOf(i)][player];
-    for (let k = 0; slope !== 0 && k < (HIGH - LOW) * 10; k++) found.push((LOW + 0.05 + k / 10 - value) / slope);
+    for (let k = 0; slope !== 0 && k < (HIGH - LOW) * perUnit; k++)
+      found.push((LOW + (k + 0.5) / perUnit - value) / slope);
   }));
   const ascending = found.filter((price) => price > APART).sort((a, b) => a - b);
   const prices = ascending.filter((price, i) => price - (i ? ascending[i - 1] : 0) > APART * (1 + price));
   const between = prices.map((price, i) => (price + (i ? prices[i - 1] : 0)) / 2);
   between.push(prices.length ? prices[prices.length - 1] + 1 : 1);
-  const actions = [0, ...between].map((price) => actionOf(recommended(asWritten(priced(cells, policy, price)))));
+  const actions = [0, ...between].map((price) => actionOf(recommended(asWritten(priced(cells, policy, price), perUnit))));
   return [0, ...prices].map((price, i) => ({ price, before: actions[i], after: actions[i + 1] }))
     .filter(({ before, after }) => before !== after);
 }

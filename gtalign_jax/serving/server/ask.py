@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from gtalign_jax.chain.matrix import Row
-from gtalign_jax.game.pricing import TYPICAL, Amounts
+from gtalign_jax.game.pricing import STEP, TYPICAL, Amounts
 from gtalign_jax.serving.server.text import SHOWN
 from gtalign_jax.serving.splice import AGAIN, ERROR, GRAMMAR, MODEL, TRIES, UNSTEERED
 
@@ -39,13 +39,15 @@ class ApiError(Exception):
 class Pricing:
     """Who pays and how much: a policy of `game.pricing`, its price, and what actions write.
 
-    matrix: what the price is put on in place of the matrix that the model writes; None for that one.
+    matrix: what the price is put on in place of the matrix that the model writes; None for that one. step: of
+    the edited payoffs.
     """
 
     policy: str
     price: float
     amounts: Amounts = TYPICAL
     matrix: Row | None = None
+    step: float = STEP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Defaults:
 class Bounds:
     """The most that one request may ask for, and what its prices are for.
 
-    unusable: what may become of a matrix that cannot be read; the first, where nobody says.
+    unusable: what may become of a matrix that cannot be read; the first, where nobody says. step: what edited
+    payoffs are rounded to, as finely as the model was taught to read.
     """
 
     tokens: int
@@ -70,6 +73,7 @@ class Bounds:
     policies: tuple[str, ...]
     amounts: Amounts = TYPICAL
     unusable: tuple[str, ...] = (UNSTEERED, AGAIN, ERROR)
+    step: float = STEP
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,7 @@ def read_pricing(name: str, value: Any, bounds: Bounds) -> Pricing:
         )
     matrix = value.get("matrix")
     row = None if matrix is None else _read_matrix(f"{name}.matrix", matrix)
-    return Pricing(policy, float(price), bounds.amounts, row)
+    return Pricing(policy, float(price), bounds.amounts, row, bounds.step)
 
 
 def _read_matrix(name: str, value: Any) -> Row:

@@ -179,7 +179,8 @@ def edited_payoff(payoff: np.ndarray, pricing: Pricing) -> np.ndarray:
     """The matrix [U, A, 2] as the pricing has it, as models read it."""
     if pricing.matrix is not None:
         payoff = np.array(pricing.matrix).reshape(payoff.shape)
-    return as_written(apply_policy(payoff, pricing.policy, pricing.price, pricing.amounts))
+    edited = apply_policy(payoff, pricing.policy, pricing.price, pricing.amounts)
+    return as_written(edited, pricing.step)
 
 
 def check_usable(ask: Ask, cut: Cut) -> None:

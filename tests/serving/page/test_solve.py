@@ -5,7 +5,7 @@ import pytest
 
 from gtalign_jax.game.break_even import break_even
 from gtalign_jax.game.moves import ACTIONS, KEYS, USER_MOVES
-from gtalign_jax.game.pricing import POLICIES, Amounts, apply_policy, as_written
+from gtalign_jax.game.pricing import POLICIES, STEPS, TYPICAL, Amounts, apply_policy, as_written
 from gtalign_jax.serving.page import routes
 from gtalign_jax.serving.server.ask import Bounds
 from gtalign_jax.serving.solution import solution
@@ -78,22 +78,31 @@ def test_a_matrix_is_solved_as_the_library_solves_it(rules):
 @pytest.mark.parametrize("amounts", AMOUNTS)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_price_does_what_the_library_does_and_flips_where_it_flips(rules, policy, amounts):
-    amounts = AMOUNTS[amounts]
-    told = routes.settings(Bounds(1, 1, (policy,), amounts))["policies"][policy]
+    same_as_the_library(rules, policy, AMOUNTS[amounts], 0.1)
+
+
+@pytest.mark.parametrize("step", STEPS[1:])
+def test_a_coarser_step_rounds_and_flips_as_the_library_does(rules, step):
+    same_as_the_library(rules, "per_token", TYPICAL, step)
+
+
+def same_as_the_library(rules, policy, amounts, step):
+    told = routes.settings(Bounds(1, 1, (policy,), amounts, step=step))
     payoffs, prices = matrices(8, 1), [0, 0.04, 0.5, 1, 2.5, 6.25, 40]
     made, flips = rules(
-        """(all, policy, prices) => [
-            all.map((cells) => prices.map((price) => solve.asWritten(solve.priced(cells, policy, price)))),
-            all.map((cells) => solve.breakEven(cells, policy).map((f) => [f.price, f.before, f.after]))]""",
+        """(all, policy, unit, prices) => [
+            all.map((one) => prices.map((price) => solve.asWritten(solve.priced(one, policy, price), unit))),
+            all.map((one) => solve.breakEven(one, policy, unit).map((f) => [f.price, f.before, f.after]))]""",
         cells(payoffs),
-        told,
+        told["policies"][policy],
+        told["per_unit"],
         prices,
     )
     for payoff, at_prices, found in zip(payoffs, made, flips, strict=True):
         for price, at in zip(prices, at_prices, strict=True):
-            exact = as_written(apply_policy(payoff, policy, price, amounts))
+            exact = as_written(apply_policy(payoff, policy, price, amounts), step)
             assert np.array_equal(np.reshape(at, payoff.shape), exact), (payoff, price)
-        known = break_even(payoff, lambda x, p: apply_policy(x, policy, p, amounts), written=True)
+        known = break_even(payoff, lambda x, p: apply_policy(x, policy, p, amounts), written=True, step=step)
         assert [flip[1:] for flip in found] == [list(flip[1:]) for flip in known], payoff
         assert [flip[0] for flip in found] == pytest.approx([flip.price for flip in known], abs=1e-6)
 
