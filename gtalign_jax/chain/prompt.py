@@ -1,9 +1,14 @@
 """The text protocol as it is written: instructions to the model, and the chain's canonical form."""
 
+import re
+
 import numpy as np
 
+from gtalign_jax.game.choice import best_cell, gains_product
 from gtalign_jax.game.moves import ACTIONS, GTALIGN, KEYS, PLAYERS
 from gtalign_jax.types import Array
+
+_SETTLED = re.compile(rf": (?:choose )?({'|'.join(ACTIONS)})\b")
 
 # For models that can follow instructions (paper section 2, in our words).
 INSTRUCTION = """\
@@ -47,9 +52,25 @@ def payoff_json(payoff: Array) -> str:
 
 
 def analysis_text(cells: Array, action: str) -> str:
-    """The shortest analysis: the payoffs [A, 2] that each action may earn, copied out, then the choice."""
-    weighed = ", ".join(f"{a} {x:.1f} {y:.1f}" for a, (x, y) in zip(ACTIONS, cells + 0.0, strict=True))
-    return f"{weighed}: choose {action}."
+    """The shortest analysis: what each action may earn both [A, 2] with its welfare, the best of those so far
+    after every further one, and the choice last.
+
+    DA 1.5 -3.5 3.12, CQ 0.5 0.5 5.50: CQ, AQ 2.5 2.5 7.50: choose AQ.
+    """
+    cells = np.asarray(cells, np.float64)
+    text = ""
+    for i, (name, (llm, user), product) in enumerate(
+        zip(ACTIONS, cells + 0.0, gains_product(cells), strict=True)
+    ):
+        text += f"{', ' if i else ''}{name} {llm:.1f} {user:.1f} {np.sqrt(product):.2f}"
+        if 0 < i < len(ACTIONS) - 1:
+            text += f": {ACTIONS[best_cell(cells[: i + 1])]}"
+    return f"{text}: choose {action}."
+
+
+def settled(text: str) -> list[tuple[int, int]]:
+    """Where an analysis settles on an action, for now or in the end: [start, end) of each name in a text."""
+    return [match.span(1) for match in _SETTLED.finditer(text)]
 
 
 def format_chain(thinking: str, payoff: Array | str, analyze: str, response: str) -> str:

@@ -1,8 +1,8 @@
 """A byte-level BPE tokenizer for models made from scratch: Qwen2's own kind, trained on the run's text.
 
 It is a `Qwen2Tokenizer`, so `AutoTokenizer` reads it back as the very same one beside a Qwen2 model.
-The strings of the chain protocol (tags, the JSON between two payoffs, one-decimal payoffs) are added
-tokens: they are cut out before anything else, so the text around a payoff matrix tokenises the same
+The strings of the chain protocol (tags, the JSON between two payoffs, payoffs and welfares of one decimal)
+are added tokens: they are cut out before anything else, so the text around a payoff matrix tokenises the same
 whatever the numbers are, and a matrix can be edited and spliced back.
 """
 
@@ -27,7 +27,7 @@ def protocol_strings() -> tuple[str, ...]:
     tags = [f"<{slash}{block}>" for block in BLOCKS for slash in ("", "/")]
     first, second = PLAYERS
     cells = [f'{"{" if i == 0 else "}, "}"{key}": {{"{first}":' for i, key in enumerate(KEYS)]
-    payoffs = [f" {tenths / 10:.1f}" for tenths in range(-50, 51)]
+    payoffs = [f" {tenths / 10:.1f}" for tenths in range(-50, 101)]
     return (*tags, *cells, f', "{second}":', "}}", *payoffs)
 
 

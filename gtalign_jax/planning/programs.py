@@ -161,7 +161,7 @@ def sft_program(settings: Settings, model: ModelConfig, mesh: Mesh) -> Program:
     state = abstract_state(state, model, mesh, settings.lora, ["policy"] * settings.sft_optimizer.offload)
     sft, n, array = settings.sft, settings.max_new_tokens, jax.ShapeDtypeStruct
     p, s, g = sft.prompts, settings.buckets.prompt[-1], 1 if sft.demonstrations else sft.chains
-    weighted = bool(sft.block_weights)
+    weighted = sft.weighted
     batch: SftBatch | PackedBatch = SftBatch(
         PromptBatch(array((p, s), jnp.int32), array((p,), jnp.int32)),
         array((p, g, n), jnp.int32),

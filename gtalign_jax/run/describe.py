@@ -21,9 +21,10 @@ from gtalign_jax.rollout import chat
 from gtalign_jax.rollout.folder import load_tokenizer
 from gtalign_jax.rollout.template import Messages, Template, peculiarities
 from gtalign_jax.run import feeds
-from gtalign_jax.run.job import make_tokenizer, write_chains
+from gtalign_jax.run.job import make_tokenizer
 from gtalign_jax.run.progress import stage
 from gtalign_jax.run.settings import Settings, run_tasks
+from gtalign_jax.run.shown import write_chains
 
 SHOWN = 20  # lines about bad records
 

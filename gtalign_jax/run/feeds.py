@@ -21,7 +21,7 @@ from gtalign_jax.rewards.tasks.task import Tasks
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.encoder import make_encoder
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.run.settings import Settings
+from gtalign_jax.run.settings import Settings, SftConfig
 
 SAMPLE = 4096  # rows that a tokenizer is trained on where they are streamed
 
@@ -65,8 +65,8 @@ def streamed(
         return dataclasses.replace(
             in_memory(settings, tasks, engine, train, shown), prompts=prompts, prompt_rows=rows
         )
-    for name in ("pack", "epochs", "block_weights", "held_out"):
-        if settings.sft.trains and getattr(settings.sft, name):
+    for name in ("pack", "epochs", "block_weights", "held_out", "exercises", "choice_weight"):
+        if settings.sft.trains and getattr(settings.sft, name) != getattr(SftConfig(), name):
             raise UserError(
                 f"config.sft.{name}: needs demonstrations in memory, and these are streamed; set "
                 "config.data.train_per_task, or name a file of them in config.sft.demonstrations"

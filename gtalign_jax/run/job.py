@@ -14,14 +14,11 @@ from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from gtalign_jax import config as config_lib
-from gtalign_jax.chain.parse import BLOCKS
-from gtalign_jax.data import loader, sources, teacher
-from gtalign_jax.data.demonstrations import read_demonstrations
+from gtalign_jax.data import loader, sources
 from gtalign_jax.data.item import Item
 from gtalign_jax.data.loader import Demonstration, PromptSet
 from gtalign_jax.data.tokenizer import train_tokenizer
@@ -45,8 +42,9 @@ from gtalign_jax.rollout.chat import Messages, asks_for_date
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_fields
 from gtalign_jax.rollout.generator import Generator, make_generator
-from gtalign_jax.rollout.spans import Tables, block_tables, token_weights
+from gtalign_jax.rollout.spans import Tables, block_tables
 from gtalign_jax.run import cautions, feeds
+from gtalign_jax.run import shown as shown_lib
 from gtalign_jax.run.epochs import divided, with_steps
 from gtalign_jax.run.feeds import Feeds
 from gtalign_jax.run.mesh_judge import MeshJudge, make_mesh_judge
@@ -129,7 +127,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
     with stage("read the data"):
         train_items = _train_items(settings, tasks) if trains else []
         test_items = sources.load_items(settings.data, tasks, sources.TEST)
-        shown, chains = cold_start(train_items, test_items, tasks, settings)
+        shown, chains = shown_lib.cold_start(train_items, test_items, tasks, settings)
     folder = start_folder(settings, workdir)
     if not settings.start.path:
         _make_model(folder, config.model, settings, _together(train_items, shown), chains)
@@ -143,6 +141,7 @@ def make_job(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Job:
             shown, chains = train_items, {}
     train, test, taught = _tokenised(engine, settings, (train_items, test_items, shown), chains)
     demonstrations, held_out = divided(taught, settings)
+    demonstrations = [*demonstrations, *shown_lib.write_exercises(engine, demonstrations, settings)]
     settings = with_steps(settings, demonstrations)
     make = feeds.streamed if streamed else feeds.in_memory
     fed = make(settings, tasks, engine, train, demonstrations)
@@ -195,7 +194,7 @@ def _tokenised(
         if shown is not train_items:
             taught = loader.encode_prompts(shown, encode, fits, settings.data)
             cautions.of_prompts("demonstrated", taught, settings)
-        demonstrations = _demonstrations(engine, taught, chains, settings)
+        demonstrations = shown_lib.demonstrations(engine, taught, chains, settings)
     for name, part in (("train", train), ("test", test)):
         cautions.of_prompts(name, part, settings)
     return train, test, demonstrations
@@ -311,28 +310,9 @@ def start_folder(settings: Settings, workdir: pathlib.Path) -> pathlib.Path:
     return hf.resolve_folder(settings.start.path) if settings.start.path else workdir / "init"
 
 
-def cold_start(
-    train: Sequence[Item], test: Sequence[Item], tasks: Tasks, settings: Settings
-) -> tuple[Sequence[Item], dict[int, list[str]]]:
-    """(items that are shown with chains, item id → its chains): those of a file, or the training items with
-    what the built-in teacher writes."""
-    if settings.sft.trains and settings.sft.demonstrations:
-        return read_demonstrations(settings.sft.demonstrations, settings.data, test)
-    return train, write_chains(train, tasks, settings)
-
-
 def _together(train: Sequence[Item], shown: Sequence[Item]) -> Sequence[Item]:
     """All whose text the tokenizer of a model that is made here learns."""
     return train if shown is train else [*train, *shown]
-
-
-def write_chains(items: Sequence[Item], tasks: Tasks, settings: Settings) -> dict[int, list[str]]:
-    """Item id → its cold-start chains, or plain answers; none when there is no SFT phase."""
-    if not settings.sft.trains:
-        return {}
-    rng = np.random.default_rng([settings.data.seed, 11])
-    write = teacher.write_answer if settings.features.plain else teacher.write_chain
-    return {i.id: [write(i, tasks[i.task], rng) for _ in range(settings.sft.chains)] for i in items}
 
 
 def _make_model(
@@ -371,32 +351,3 @@ def save_model(
     generation = generation_fields(start, tokenizer, config.vocab_size)
     with stage(f"write the model to {folder}"):
         hf.save_params(lora.merged(params), config, folder, tokenizer=tokenizer, generation=generation)
-
-
-def _demonstrations(
-    engine: Engine, train: PromptSet, chains: dict[int, list[str]], settings: Settings
-) -> list[Demonstration]:
-    """Tokenised chains of every training prompt; those over max_new_tokens are dropped with a count."""
-    if not chains:
-        return []
-    end = engine.eos_ids[0]  # what the chat template ends a turn with
-    kept, dropped = [], 0
-    for item, prompt in zip(train.items, train.tokens, strict=True):
-        encoded = engine.tokenizer(chains[item.id], add_special_tokens=False)["input_ids"]
-        rows = [ids + [end] for ids in encoded]
-        if all(len(row) <= settings.max_new_tokens for row in rows):
-            kept.append(Demonstration(prompt, rows, task=item.task))
-        else:
-            dropped += 1
-    if dropped:
-        log.warning("%d demonstrations have over %d tokens and are dropped", dropped, settings.max_new_tokens)
-    if not kept:
-        raise UserError(f"config.max_new_tokens={settings.max_new_tokens}: no demonstration fits; raise it")
-    return _weighted(engine, kept, settings.sft.block_weights) if settings.sft.block_weights else kept
-
-
-def _weighted(engine: Engine, data: Sequence[Demonstration], weights: Sequence[float]) -> list[Demonstration]:
-    """The demonstrations with the weights of their tokens, by the blocks that those are in."""
-    rows = [row for each in data for row in each.completions]
-    found = iter(token_weights(_block_tables(engine, BLOCKS), weights, rows))
-    return [dataclasses.replace(each, weights=tuple(next(found) for _ in each.completions)) for each in data]

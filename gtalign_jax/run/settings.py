@@ -11,7 +11,7 @@ from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.data.config import DataConfig
 from gtalign_jax.data.tokenizer import SMALLEST
 from gtalign_jax.errors import INF, MAX_COUNT, MAX_SEED, UserError, in_range
-from gtalign_jax.game.pricing import POLICIES
+from gtalign_jax.game.pricing import POLICIES, STEP, STEPS
 from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
 from gtalign_jax.learning.state import OptimizerConfig
 from gtalign_jax.mesh.sharding import MeshConfig
@@ -84,6 +84,9 @@ class SftConfig:
     over the demonstrations in place of `steps`. block_weights: of the tokens of the thinking, payoff, analyze
     and response blocks in the loss, beside 1 for those outside; (): all alike. held_out: so many
     demonstrations are not trained on, and after every epoch metrics say how the model does on them.
+    exercises: rows for each demonstration that teach a small model to follow an edited matrix
+    (`data.exercises`), in steps of `config.steer.step`; none without a chain. choice_weight: in the loss, of
+    the actions that <analyze> settles on, where it is written as `chain.prompt.analysis_text` does.
     """
 
     steps: int = 0
@@ -95,8 +98,11 @@ class SftConfig:
     demonstrations: str = ""
     block_weights: tuple[float, ...] = ()
     held_out: int = 0
+    exercises: float = 0.0
+    choice_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        in_range(self, exercises=(0, 100), choice_weight=(0, INF))
         if self.pack < 0:
             raise ValueError(f"pack={self.pack}: must be 0 or the length of a row")
         in_range(self, epochs=(0, MAX_COUNT), held_out=(0, MAX_COUNT), block_weights=(0, INF))
@@ -106,6 +112,11 @@ class SftConfig:
             )
         in_range(self, steps=(0, MAX_COUNT), pack=(0, MAX_COUNT))
         in_range(self, prompts=(1, MAX_COUNT), chains=(1, 10_000), microbatches=(1, MAX_COUNT))
+
+    @property
+    def weighted(self) -> bool:
+        """Whether tokens count differently in the loss."""
+        return bool(self.block_weights or self.exercises) or self.choice_weight != 1
 
     @property
     def trains(self) -> bool:
@@ -171,15 +182,21 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SteerConfig:
-    """Steered examples of the report: the pricing policy, its price, and prompts tried per task."""
+    """Steered examples of the report: the pricing policy, its price, and prompts tried per task.
+
+    step: what payoffs are rounded to that a price is put on, as finely as the model was taught to read.
+    """
 
     policy: str = "per_token"
     price: float = 6.0
     tries: int = 6
+    step: float = STEP
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
+        if self.step not in STEPS:
+            raise ValueError(f"step={self.step}: must be one of {', '.join(map(str, STEPS))}")
         in_range(self, price=(0, INF), tries=(0, MAX_COUNT))
 
 

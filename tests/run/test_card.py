@@ -35,15 +35,22 @@ def test_a_card_says_what_the_run_did_and_how_well():
     assert card.data.library_name == "transformers"
     for part in (
         "tasks math, medium, ambig_qa, wildguard",
-        "480 steps of 16 prompts",
+        "960 steps of 16 prompts",
         "`grpo`, 50 steps of 16 prompts × 8 answers, learning rate 0.0003, seed 0",
         "`cobb_douglas`, α = 0.5",
         "| overall | 0.400 [0.300, 0.500] | 0.500 [0.400, 0.600] |",
         "87.8 [80.0, 90.0]",
         "`model.safetensors`: SHA-256 `ab12`",
+        "experiments.steer --model=FOLDER --step=0.5 --prompt=",
     ):
         assert part in text
     assert "/models" not in text  # where it lay is nobody's business
+
+
+def test_a_model_that_reads_one_decimal_needs_no_step():
+    fine = config()
+    fine["steer"]["step"] = 0.1
+    assert "experiments.steer --model=FOLDER --prompt=" in model_card(fine, None, {})
 
 
 def test_a_cold_start_that_counts_in_epochs_says_so():
