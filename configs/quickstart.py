@@ -24,7 +24,7 @@ def get_config(variant: str = ""):
     config.align.update(algorithm="grpo", steps=50, prompts=16, group_size=8)
     # The choice goes on following the matrix: alignment has to write the right matrix, and steering works.
     config.align.untrained_blocks = ("analyze",)
-    config.algorithm.kl_coef = 0.15  # and the response goes on doing what was chosen
+    config.algorithm.kl_coef = 0.3  # and the response goes on doing what was chosen
     config.policy_optimizer.update(lr=3e-4, warmup=3)
     config.steer.step = 0.5  # the teacher writes halves
     config.checkpoint.every = 20
