@@ -39,7 +39,7 @@ ROOM = 224
 
 
 def make_engine():
-    tokenizer = train_tokenizer([*CHAINS.values(), ASKED[0]["content"]] * 3, 420)
+    tokenizer = train_tokenizer([*CHAINS.values(), ASKED[0]["content"]] * 3, 470)
     config = ModelConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,

@@ -64,7 +64,7 @@ def test_the_plan_is_of_the_program_that_runs():
     settings, mesh = make_settings(config), make_mesh(MeshConfig())
     learner = planned_learner(settings, dataclasses.replace(MODEL, vocab_size=300))
     assert learner.spec.limit is not None and learner.spec.old_from_sampler
-    assert abstract_batch(settings, mesh).untrained.shape == (16, 8, 128)
+    assert abstract_batch(settings, mesh).untrained.shape == (16, 8, 144)
     assert planned_state(settings, learner, mesh).waiting is None
     config.align.update(overlap=False, untrained_blocks=())
     config.engine.grammar = False

@@ -24,7 +24,7 @@ def folder(tmp_path_factory, tokenizer):
     """A random Qwen2 whose weights are large enough for varied greedy text."""
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
-        vocab_size=384,
+        vocab_size=434,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
@@ -158,7 +158,7 @@ def test_what_a_tokenizer_lacks_is_named(tokenizer, tmp_path):
 def test_a_failed_run_leaves_the_old_output(folder, tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     out.write_text("old")
-    source = _write(tmp_path / "p.jsonl", [{"prompt": "x"}, {"token_ids": [400]}])
+    source = _write(tmp_path / "p.jsonl", [{"prompt": "x"}, {"token_ids": [450]}])
     with pytest.raises(SystemExit):
         generate.main([f"--model={folder}", f"--prompts={source}", f"--out={out}"])
     assert out.read_text() == "old" and "p.jsonl:2: token_ids" in capsys.readouterr().err

@@ -116,7 +116,7 @@ def speaker(tmp_path_factory):
     """
     path = tmp_path_factory.mktemp("models") / "speaker"
     words = [f" {word}" for word in WORDS]
-    tokenizer = train_tokenizer([" ".join(WORDS) * 3] * 9, 450)
+    tokenizer = train_tokenizer([" ".join(WORDS) * 3] * 9, 500)
     ids = [tokenizer(word)["input_ids"] for word in words]
     ids = [one for one, *more in ids if not more]
     assert len(ids) > 5

@@ -34,7 +34,7 @@ SCORED = {**NAMED, "echo": True, "max_tokens": 1, "logprobs": 1}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "small"
-    tokenizer = train_tokenizer([TEXT] * 3, 400)
+    tokenizer = train_tokenizer([TEXT] * 3, 450)
     config = small_model(len(tokenizer) + 3)  # as padded tables have: tokens that no text stands for
     hf.save_params(init_params(jax.random.key(0), config), config, path)
     tokenizer.save_pretrained(path)

@@ -21,7 +21,7 @@ from tests.small import small_model
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("models") / "small"
-    tokenizer = train_tokenizer(["the payoff of a clear question\n"] * 3, 400)
+    tokenizer = train_tokenizer(["the payoff of a clear question\n"] * 3, 450)
     config = small_model(len(tokenizer), num_layers=1)
     hf.save_params(init_params(jax.random.key(0), config), config, path)
     tokenizer.save_pretrained(path)

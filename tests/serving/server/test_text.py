@@ -18,7 +18,7 @@ CHAIN = format_chain("Naïve → 日本語 🙂.", "{}", "I choose DA.", "At <b>
 
 @pytest.fixture(scope="module")
 def engine():
-    tokenizer = train_tokenizer(["the payoff of a clear question\n"] * 3, 400)
+    tokenizer = train_tokenizer(["the payoff of a clear question\n"] * 3, 450)
     return Engine(tokenizer, ModelConfig(vocab_size=len(tokenizer)), (tokenizer.eos_token_id,))
 
 
