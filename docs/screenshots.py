@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 FOLDER = pathlib.Path(__file__).parent / "images"
-QUESTION, PRICE = "Write a funny note to thank Finn for the map.", "5"
+QUESTION, PRICE = "Write a funny note to thank Finn for the map.", "6"
 SIZES = {1280: 900, 380: 800}
 
 
@@ -40,7 +40,6 @@ def ask_and_steer(page: Page) -> None:
     page.get_by_role("button", name="Ask", exact=True).click()
     page.get_by_text("The answer is complete").wait_for()
     page.get_by_label("Price, as a number").fill(PRICE)
-    page.get_by_label("the solver").check()
     page.get_by_role("button", name="Steer the answer").click()
     page.get_by_text("The steered answer is complete").wait_for()
 

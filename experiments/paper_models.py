@@ -75,7 +75,7 @@ SCALES = {
     "smoke": Scale("configs.quickstart", "tiny", games=(20, 2)),  # to see that all of it runs
     "tiny": Scale(
         "configs.quickstart",
-        # What the quickstart pays for responses that do what was chosen, the tables do not: they compare rewards.
+        # The quickstart's keeps responses to what was chosen; tables compare rewards.
         change=(("align.steps", 40), ("algorithm.kl_coef", 0.05)),
         # A tokenizer that is made of responses alone cuts the same prompts into more tokens.
         plain=(("buckets.prompt", (96,)),),
