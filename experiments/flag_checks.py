@@ -1,4 +1,4 @@
-"""Checks that the flags of several commands share; each UserError names the flag and the mend."""
+"""Flags that several commands share, and their checks; each UserError names the flag and the mend."""
 
 from __future__ import annotations
 
@@ -6,6 +6,26 @@ import argparse
 import math
 
 from gtalign_jax.errors import UserError
+from gtalign_jax.game.pricing import STEP
+
+
+def add_pricing_flags(parser: argparse.ArgumentParser) -> None:
+    """What a price is for, and how finely it is put on a matrix."""
+    parser.add_argument(
+        "--amounts",
+        help="what DA, CQ and AQ write: three numbers, or a rollout file, whose prices are then for 1000 "
+        "tokens (default: 1,0.25,1.25, in direct answers)",
+    )
+    parser.add_argument(
+        "--tokens_per_s", type=float, default=50.0, help="of --amounts, for the latency policy"
+    )
+    parser.add_argument(
+        "--step",
+        type=float,
+        default=STEP,
+        help="what edited payoffs are rounded to: as finely as the model was taught to read, 0.5 by the "
+        "quickstart (default: %(default)s)",
+    )
 
 
 def check_finite(flags: argparse.Namespace, *names: str) -> None:

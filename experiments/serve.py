@@ -17,9 +17,10 @@ from collections.abc import Sequence
 
 import openai
 
+from experiments.flag_checks import add_pricing_flags
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.files import paths
-from gtalign_jax.game.pricing import POLICIES, STEP, check_step
+from gtalign_jax.game.pricing import POLICIES, check_step
 from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.remote.client import api_key, check_urls, open_client
 from gtalign_jax.rollout import continuous
@@ -55,21 +56,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--keys", help="file of API keys, one a line; else GTALIGN_API_KEYS; without any all may ask"
     )
-    parser.add_argument(
-        "--amounts",
-        help="what DA, CQ and AQ write: three numbers, or a rollout file, whose prices are then for 1000 "
-        "tokens (default: 1,0.25,1.25, in direct answers)",
-    )
-    parser.add_argument(
-        "--tokens_per_s", type=float, default=50.0, help="of --amounts, for the latency policy"
-    )
-    parser.add_argument(
-        "--step",
-        type=float,
-        default=STEP,
-        help="what edited payoffs are rounded to: as finely as the model was taught to read, 0.5 by the "
-        "quickstart (default: %(default)s)",
-    )
+    add_pricing_flags(parser)
     parser.add_argument(
         "--unusable",
         default=UNSTEERED,

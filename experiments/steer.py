@@ -22,14 +22,14 @@ from typing import Any
 
 import jax
 
-from experiments.flag_checks import check_finite, check_seed, utf8_text
+from experiments.flag_checks import add_pricing_flags, check_finite, check_seed, utf8_text
 from gtalign_jax import jsonl
 from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.evaluation.steering import format_curve, save_curve, steering_curve
 from gtalign_jax.files import drafts, paths
 from gtalign_jax.game.moves import GTALIGN, KEYS
-from gtalign_jax.game.pricing import POLICIES, STEP, check_step
+from gtalign_jax.game.pricing import POLICIES, check_step
 from gtalign_jax.rollout import lines
 from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.engine import Messages, encode, make_constraint
@@ -59,21 +59,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--policy", default="per_token", help=f"{', '.join(POLICIES)}, or module:function")
     parser.add_argument("--price", type=float, default=6.0, help="price of the text of a direct answer")
     parser.add_argument("--prices", default="0,1,2,4,8", help="of --prompts: numbers, below, above")
-    parser.add_argument(
-        "--amounts",
-        help="what DA, CQ and AQ write: three numbers, or a rollout file, whose prices are then for 1000 "
-        "tokens (default: 1,0.25,1.25, in direct answers)",
-    )
-    parser.add_argument(
-        "--tokens_per_s", type=float, default=50.0, help="of --amounts, for the latency policy"
-    )
-    parser.add_argument(
-        "--step",
-        type=float,
-        default=STEP,
-        help="what edited payoffs are rounded to: as finely as the model was taught to read, 0.5 by the "
-        "quickstart (default: %(default)s)",
-    )
+    add_pricing_flags(parser)
     parser.add_argument("--analyze", default=MODEL, choices=ANALYZE, help="who writes the edited <analyze>")
     parser.add_argument(
         "--unusable", choices=UNUSABLE, help="matrix not readable (default: error, unsteered for --prompts)"
