@@ -22,8 +22,7 @@ def best_cells(payoff: np.ndarray) -> np.ndarray:
 def best_cell(cells: np.ndarray) -> np.ndarray:
     """The index [...] of the best of cells [..., N, 2], in the order of `game.payoff.welfare_optimal`: larger
     welfare, then larger user payoff, then larger LLM payoff, then the first."""
-    backwards = np.asarray(cells, np.float64)[
-        ..., ::-1, :
-    ]  # of equal ones, the sort below puts the last last
+    # Backwards, because the sort below leaves equal ones in their order, and the last of all is taken.
+    backwards = np.asarray(cells, np.float64)[..., ::-1, :]
     keys = (backwards[..., LLM], backwards[..., USER], gains_product(backwards))
     return backwards.shape[-2] - 1 - np.lexsort(keys, axis=-1)[..., -1]

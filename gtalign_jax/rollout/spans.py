@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gtalign_jax.rollout import engine as engine_lib
+from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.stop import stop_table
 
 Tables = tuple[np.ndarray, np.ndarray]
@@ -12,6 +14,14 @@ Tables = tuple[np.ndarray, np.ndarray]
 def block_tables(block: str, token_texts: Sequence[str]) -> Tables:
     """The automata [states, V] of a block's opening and closing tag, for `inside_block`."""
     return stop_table([f"<{block}>"], token_texts), stop_table([f"</{block}>"], token_texts)
+
+
+def engine_tables(engine: Engine, blocks: Sequence[str]) -> tuple[Tables, ...]:
+    """`block_tables` of several blocks, in the tokens of an engine."""
+    if not blocks:
+        return ()
+    texts = engine_lib.token_texts(engine)
+    return tuple(block_tables(block, texts) for block in blocks)
 
 
 def inside_block(tables: Tables, tokens: np.ndarray) -> np.ndarray:

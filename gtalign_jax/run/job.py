@@ -42,7 +42,7 @@ from gtalign_jax.rollout.chat import Messages, asks_for_date
 from gtalign_jax.rollout.engine import Engine
 from gtalign_jax.rollout.folder import EngineOptions, folder_engine, generation_fields
 from gtalign_jax.rollout.generator import Generator, make_generator
-from gtalign_jax.rollout.spans import Tables, block_tables
+from gtalign_jax.rollout.spans import Tables, engine_tables
 from gtalign_jax.run import cautions, feeds
 from gtalign_jax.run import shown as shown_lib
 from gtalign_jax.run.epochs import divided, with_steps
@@ -235,14 +235,7 @@ def _tags(engine: Engine, settings: Settings) -> dict[str, tuple[Tables, ...]]:
         blocks["untrained"] = settings.align.untrained_blocks
         blocks["response"] = ("response",) if settings.algorithm.needs_reference else ()
     with stage("find the tags in tokens"):
-        return {name: _block_tables(engine, found) for name, found in blocks.items()}
-
-
-def _block_tables(engine: Engine, blocks: Sequence[str]) -> tuple[Tables, ...]:
-    if not blocks:
-        return ()
-    texts = engine_lib.token_texts(engine)
-    return tuple(block_tables(block, texts) for block in blocks)
+        return {name: engine_tables(engine, found) for name, found in blocks.items()}
 
 
 def _counted(encode: Encode, advance: Callable[[int], None]) -> Encode:

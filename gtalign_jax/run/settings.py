@@ -11,7 +11,7 @@ from gtalign_jax.chain.parse import BLOCKS
 from gtalign_jax.data.config import DataConfig
 from gtalign_jax.data.tokenizer import SMALLEST
 from gtalign_jax.errors import INF, MAX_COUNT, MAX_SEED, UserError, in_range
-from gtalign_jax.game.pricing import POLICIES, STEP, STEPS
+from gtalign_jax.game.pricing import POLICIES, STEP, check_step
 from gtalign_jax.learning.algorithm import AlgorithmConfig, resolve_algorithm
 from gtalign_jax.learning.state import OptimizerConfig
 from gtalign_jax.mesh.sharding import MeshConfig
@@ -195,8 +195,7 @@ class SteerConfig:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
-        if self.step not in STEPS:
-            raise ValueError(f"step={self.step}: must be one of {', '.join(map(str, STEPS))}")
+        check_step(self.step, "step")
         in_range(self, price=(0, INF), tries=(0, MAX_COUNT))
 
 

@@ -1,7 +1,6 @@
 """What the cold start shows: chains of a file or of the built-in teacher, and exercises, as tokens."""
 
 import dataclasses
-import itertools
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +16,7 @@ from gtalign_jax.errors import UserError
 from gtalign_jax.rewards.tasks.task import Tasks
 from gtalign_jax.rollout import engine as engine_lib
 from gtalign_jax.rollout.engine import Engine
-from gtalign_jax.rollout.spans import Tables, block_tables, token_weights
+from gtalign_jax.rollout.spans import engine_tables, token_weights
 from gtalign_jax.run.progress import stage
 from gtalign_jax.run.settings import Settings
 
@@ -49,21 +48,19 @@ def demonstrations(
     """Tokenised chains of every prompt; those over max_new_tokens are dropped with a count."""
     if not chains:
         return []
-    weights = settings.sft.block_weights
-    tables = _tables(engine) if weights else ()
     kept, dropped = [], 0
     for item, prompt in zip(shown.items, shown.tokens, strict=True):
         made = _demonstration(engine, prompt, chains[item.id], settings)
-        if not _fits(made, settings):
+        if _fits(made, settings):
+            kept.append(dataclasses.replace(made, task=item.task))
+        else:
             dropped += 1
-            continue
-        made = _times(made, token_weights(tables, weights, made.completions)) if weights else made
-        kept.append(dataclasses.replace(made, task=item.task))
     if dropped:
         log.warning("%d demonstrations have over %d tokens and are dropped", dropped, settings.max_new_tokens)
     if not kept:
         raise UserError(f"config.max_new_tokens={settings.max_new_tokens}: no demonstration fits; raise it")
-    return kept
+    weights = settings.sft.block_weights
+    return _weighted(engine, kept, weights) if weights else kept
 
 
 def write_exercises(
@@ -77,12 +74,21 @@ def write_exercises(
     if not count:
         return []
     rng = np.random.default_rng([settings.data.seed, 14])
-    rows = _in_turn(_games(engine, rng, settings), _priced(engine, rng, shown, settings))
+    games, priced = _games(engine, rng, settings), _priced(engine, rng, shown, settings)
+    made: list[Demonstration] = []
+    at_a_price: list[int] = []
     with stage(f"write {count} exercises", count) as advance:
-        made = []
-        for row in itertools.islice(rows, count):
-            made.append(row)
+        while len(made) < count:
+            row = next(priced, None) if len(made) % 2 else None
+            if row is not None:
+                at_a_price.append(len(made))
+            made.append(next(games) if row is None else row)
             advance(len(made))
+    weights = settings.sft.block_weights or (1.0,) * len(BLOCKS)
+    only = [weight * (block == "analyze") for block, weight in zip(BLOCKS, weights, strict=True)]
+    weighted = _weighted(engine, [made[i] for i in at_a_price], only)
+    for i, row in zip(at_a_price, weighted, strict=True):
+        made[i] = row
     return made
 
 
@@ -107,10 +113,8 @@ def _priced(
     engine: Engine, rng: np.random.Generator, shown: Sequence[Demonstration], settings: Settings
 ) -> Iterator[Demonstration]:
     """Demonstrations with a price on each matrix, in an order drawn again after every pass, without end; none
-    if no matrix can be read. Their analysis alone is learnt."""
-    weights = settings.sft.block_weights or (1.0,) * len(BLOCKS)
-    only = [weight * (block == "analyze") for block, weight in zip(BLOCKS, weights, strict=True)]
-    tables, found = _tables(engine), True
+    if no matrix can be read."""
+    found = True
     while found:
         found = False
         for i in rng.permutation(len(shown)):
@@ -122,29 +126,20 @@ def _priced(
             row = _demonstration(engine, shown[i].prompt, texts, settings, ends=False)
             if _fits(row, settings):
                 found = True
-                yield _times(row, token_weights(tables, only, row.completions))
-
-
-def _in_turn(first: Iterator[Demonstration], second: Iterator[Demonstration]) -> Iterator[Demonstration]:
-    """One of each in turn; of the first alone once the second has ended."""
-    for row in first:
-        yield row
-        yield from itertools.islice(second, 1)
+                yield row
 
 
 def _fits(row: Demonstration, settings: Settings) -> bool:
     return max(map(len, row.completions)) <= settings.max_new_tokens
 
 
-def _tables(engine: Engine) -> list[Tables]:
-    texts = engine_lib.token_texts(engine)
-    return [block_tables(block, texts) for block in BLOCKS]
-
-
-def _times(row: Demonstration, factors: Sequence[np.ndarray]) -> Demonstration:
-    """The demonstration, its tokens weighted by so many times as much."""
-    weights = tuple(weight * factor for weight, factor in zip(row.weights, factors, strict=True))
-    return dataclasses.replace(row, weights=weights)
+def _weighted(engine: Engine, data: Sequence[Demonstration], weights: Sequence[float]) -> list[Demonstration]:
+    """The demonstrations, their tokens weighted by the blocks that they are in as well."""
+    rows = [row for each in data for row in each.completions]
+    factors = iter(token_weights(engine_tables(engine, BLOCKS), weights, rows))
+    return [
+        dataclasses.replace(each, weights=tuple(own * next(factors) for own in each.weights)) for each in data
+    ]
 
 
 def _demonstration(
