@@ -129,7 +129,8 @@ def check_flags(flags: argparse.Namespace) -> None:
     for name in ("request_s", "drain_s", "tokens_per_s"):
         if not 0 < getattr(flags, name) < 1e6:
             raise UserError(f"--{name}={getattr(flags, name)}: must be a number above 0")
-    check_step(flags.step, "--step")
+    with naming("--"):
+        check_step(flags.step)
     if not 0 <= flags.port < 2**16:
         raise UserError(f"--port={flags.port}: must be from 0 (any free one) to {2**16 - 1}")
 

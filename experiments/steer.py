@@ -114,7 +114,8 @@ def _check(flags: argparse.Namespace) -> None:
             raise UserError(f"--{name}={getattr(flags, name)}: must be at least 1")
     check_seed(flags.seed)
     check_finite(flags, "price", "tokens_per_s")
-    check_step(flags.step, "--step")
+    with naming("--"):
+        check_step(flags.step)
     if flags.tokens_per_s <= 0:
         raise UserError(f"--tokens_per_s={flags.tokens_per_s}: must be positive")
     if flags.unusable == AGAIN and flags.temperature == 0:

@@ -127,10 +127,10 @@ def as_written(payoff: np.ndarray, step: float = STEP) -> np.ndarray:
     return np.round(np.clip(payoff, *SCALE) * per_unit) / per_unit + 0.0  # no minus zero
 
 
-def check_step(step: float, where: str) -> None:
-    """UserError where a matrix cannot be rounded to a step."""
+def check_step(step: float) -> None:
+    """ValueError where a matrix cannot be rounded to a step."""
     if step not in STEPS:
-        raise UserError(f"{where}={step}: must be one of {', '.join(map(str, STEPS))}")
+        raise ValueError(f"step={step}: must be one of {', '.join(map(str, STEPS))}")
 
 
 def billed(payoff: Array, price: float, factor: float = 1.0, amounts: Amounts = TYPICAL) -> Array:

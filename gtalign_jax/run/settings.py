@@ -195,7 +195,7 @@ class SteerConfig:
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"policy={self.policy!r}: must be one of {', '.join(POLICIES)}")
-        check_step(self.step, "step")
+        check_step(self.step)
         in_range(self, price=(0, INF), tries=(0, MAX_COUNT))
 
 

@@ -142,7 +142,7 @@ def test_a_coefficient_that_a_controller_moves_is_refused(tmp_path):
     write_config(config("algorithm.kl_target=0.1"), tmp_path)
     reach(tmp_path, sft=4, align=2)
     with pytest.raises(UserError, match="its controller goes on from what the checkpoint holds"):
-        go_on(tmp_path, "algorithm.kl_target=0.1", "algorithm.kl_coef=0.3")
+        go_on(tmp_path, "algorithm.kl_target=0.1", "algorithm.kl_coef=0.4")
 
 
 def test_a_run_with_overlap_cannot_go_on_after_its_last_step(tmp_path):
