@@ -20,7 +20,7 @@ def get_config(variant: str = ""):
     config.model.initializer_range = 0.08  # about 1 / sqrt(hidden_size): a small model learns faster
     config.start.scan_layers = False
     config.sft.update(steps=960, prompts=16, chains=2, exercises=1.0, choice_weight=5.0)
-    config.sft_optimizer.update(lr=4e-3, schedule="cosine", warmup=10)
+    config.sft_optimizer.update(name="muon", lr=4e-3, schedule="cosine", final=0.0, warmup=10)
     config.align.update(algorithm="grpo", steps=50, prompts=16, group_size=8)
     # The choice goes on following the matrix: alignment has to write the right matrix, and steering works.
     config.align.untrained_blocks = ("analyze",)

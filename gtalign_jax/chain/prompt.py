@@ -55,14 +55,14 @@ def analysis_text(cells: Array, action: str) -> str:
     """The shortest analysis: what each action may earn both [A, 2] with its welfare, the best of those so far
     after every further one, and the choice last.
 
-    DA 1.5 -3.5 3.12, CQ 0.5 0.5 5.50: CQ, AQ 2.5 2.5 7.50: choose AQ.
+    DA 1.5 -3.5 = 3.12, CQ 0.5 0.5 = 5.50: CQ, AQ 2.5 2.5 = 7.50: choose AQ.
     """
     cells = np.asarray(cells, np.float64)
     text = ""
     for i, (name, (llm, user), product) in enumerate(
         zip(ACTIONS, cells + 0.0, gains_product(cells), strict=True)
     ):
-        text += f"{', ' if i else ''}{name} {llm:.1f} {user:.1f} {np.sqrt(product):.2f}"
+        text += f"{', ' if i else ''}{name} {llm:.1f} {user:.1f} = {np.sqrt(product):.2f}"
         if 0 < i < len(ACTIONS) - 1:
             text += f": {ACTIONS[best_cell(cells[: i + 1])]}"
     return f"{text}: choose {action}."

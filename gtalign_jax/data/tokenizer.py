@@ -1,9 +1,9 @@
 """A byte-level BPE tokenizer for models made from scratch: Qwen2's own kind, trained on the run's text.
 
 It is a `Qwen2Tokenizer`, so `AutoTokenizer` reads it back as the very same one beside a Qwen2 model.
-The strings of the chain protocol (tags, the JSON between two payoffs, payoffs and welfares of one decimal)
-are added tokens: they are cut out before anything else, so the text around a payoff matrix tokenises the same
-whatever the numbers are, and a matrix can be edited and spliced back.
+The strings of the chain protocol (tags, the JSON between two payoffs, payoffs of one decimal, the units of a
+welfare) are added tokens: they are cut out before anything else, so the text around a payoff matrix tokenises
+the same whatever the numbers are, and a matrix can be edited and spliced back.
 """
 
 import re
@@ -23,15 +23,18 @@ CHAT_TEMPLATE = (
 
 
 def protocol_strings() -> tuple[str, ...]:
-    """The tags and the pieces of a canonical payoff matrix, as `chain.prompt` writes them."""
+    """The tags and the pieces of a canonical payoff matrix and of an analysis, as `chain.prompt` writes them.
+
+    The decimals of a welfare are digits: two of them are sooner learnt to compare than a hundred tokens."""
     tags = [f"<{slash}{block}>" for block in BLOCKS for slash in ("", "/")]
     first, second = PLAYERS
     cells = [f'{"{" if i == 0 else "}, "}"{key}": {{"{first}":' for i, key in enumerate(KEYS)]
-    payoffs = [f" {tenths / 10:.1f}" for tenths in range(-50, 101)]
-    return (*tags, *cells, f', "{second}":', "}}", *payoffs)
+    payoffs = [f" {tenths / 10:.1f}" for tenths in range(-50, 51)]
+    welfares = [f" = {units}." for units in range(11)]
+    return (*tags, *cells, f', "{second}":', "}}", *payoffs, *welfares)
 
 
-# All bytes, the tags and pieces of a matrix, and three tokens of the chat format.
+# All bytes, the tags and pieces of a matrix and an analysis, and three tokens of the chat format.
 SMALLEST = 256 + len(protocol_strings()) + 3
 
 

@@ -11,19 +11,23 @@ import jax.numpy as jnp
 import optax
 
 from gtalign_jax.errors import INF, MAX_COUNT, in_range, positive
+from gtalign_jax.learning.muon import muon
 from gtalign_jax.types import Array, Completions, ModelState, PyTree, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. lr is the peak; `schedule` is `constant` or `cosine` (to lr / 10 over the phase's steps).
+    """name: `adamw`, or `muon` for the kernels of the blocks and AdamW for the rest (`learning.muon`).
 
-    warmup: steps from zero to the peak. clip_norm: bound on the global gradient norm (0: none). offload: the
-    moments wait in the host's memory and are on the devices during an update only.
+    lr is the peak, of both alike; `schedule` is `constant` or `cosine`, which ends at `final` x lr after the
+    phase's steps. warmup: steps from zero to the peak. clip_norm: bound on the global gradient norm (0:
+    none). offload: the moments wait in the host's memory and are on the devices during an update only.
     """
 
+    name: str = "adamw"
     lr: float = 1e-6
     schedule: str = "constant"
+    final: float = 0.1
     warmup: int = 0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -32,12 +36,17 @@ class OptimizerConfig:
     offload: bool = False
 
     def __post_init__(self) -> None:
+        if self.name not in ("adamw", "muon"):
+            raise ValueError(f"name={self.name!r}: must be adamw or muon")
+        if self.name == "muon" and self.offload:
+            raise ValueError("offload=True: the moments of adamw alone can wait in the host's memory")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule={self.schedule!r}: must be constant or cosine")
         if self.lr <= 0:
             raise ValueError(f"lr={self.lr}: must be positive")
         positive(self, "lr", "eps")
-        in_range(self, warmup=(0, MAX_COUNT), weight_decay=(0, INF), clip_norm=(0, INF), betas=(0, 1))
+        in_range(self, warmup=(0, MAX_COUNT), weight_decay=(0, INF), clip_norm=(0, INF))
+        in_range(self, betas=(0, 1), final=(0, 1))
         if len(self.betas) != 2 or max(self.betas) >= 1:
             raise ValueError(f"betas={self.betas}: give two numbers in [0, 1)")
 
@@ -50,13 +59,16 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
     """
     if config.schedule == "cosine":
         first, steps = 0.0 if config.warmup else config.lr, max(steps, config.warmup + 1)
-        rate = optax.warmup_cosine_decay_schedule(first, config.lr, config.warmup, steps, config.lr / 10)
+        last = config.lr * config.final
+        rate = optax.warmup_cosine_decay_schedule(first, config.lr, config.warmup, steps, last)
     else:
         rate = optax.linear_schedule(
             config.lr if not config.warmup else 0.0, config.lr, max(config.warmup, 1)
         )
-    adam = optax.adamw(rate, *config.betas, eps=config.eps, weight_decay=config.weight_decay, mask=_matrices)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    if config.name == "muon":
+        return optax.chain(clip, muon(rate, config.betas, config.weight_decay))
+    adam = optax.adamw(rate, *config.betas, eps=config.eps, weight_decay=config.weight_decay, mask=_matrices)
     return Streamed(clip, adam) if config.offload else optax.chain(clip, adam)
 
 

@@ -50,7 +50,8 @@ def test_the_games_of_an_exercise_end_with_what_their_numbers_say():
     actions = set()
     for line in exercises.write_games(np.random.default_rng(2), 0.5, 200):
         text, _, last = line.strip().partition(": choose ")
-        numbers = [[float(x) for x in part.split(":")[0].split()[1:]] for part in text.split(", ")]
+        parts = [part.partition(":")[0].replace("=", "").split() for part in text.split(", ")]
+        numbers = [[float(x) for x in part[1:]] for part in parts]
         cells = np.array([row[:2] for row in numbers])
         assert last == f"{ACTIONS[int(choose(cells[None]))]}."
         np.testing.assert_allclose(

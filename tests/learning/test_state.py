@@ -37,6 +37,11 @@ def test_cosine_ends_at_a_tenth():
     np.testing.assert_allclose(got, want, rtol=1e-4)
 
 
+def test_cosine_ends_where_it_should():
+    got = rates(OptimizerConfig(lr=0.1, schedule="cosine", final=0.0, clip_norm=0.0), 9)
+    np.testing.assert_allclose(got, 0.05 * (1 + np.cos(np.pi * np.arange(9) / 9)), rtol=1e-4)
+
+
 def test_decay_of_matrices_only():
     params = {"matrix": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     optimizer = make_optimizer(OptimizerConfig(lr=0.1, weight_decay=0.5), 1)
@@ -45,7 +50,9 @@ def test_decay_of_matrices_only():
     assert not updates["bias"].any()
 
 
-@pytest.mark.parametrize("fields", [dict(schedule="linear"), dict(lr=0.0)])
+@pytest.mark.parametrize(
+    "fields", [dict(schedule="linear"), dict(lr=0.0), dict(name="sgd"), dict(offload=True, name="muon")]
+)
 def test_wrong_settings_are_refused(fields):
     with pytest.raises(ValueError, match=f"^{next(iter(fields))}="):
         OptimizerConfig(**fields)
