@@ -30,7 +30,7 @@ def get_config(variant: str = ""):
     config.checkpoint.every = 20
     if variant == "tiny":
         config.buckets.prompt = (96,)
-        config.sft_optimizer.warmup = 1
+        config.sft_optimizer.update(name="adamw", warmup=1)  # which compiles sooner
         config.data.update(train_per_task=16, test_per_task=2)
         config.model.update(hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, num_kv_heads=1)
         config.model.head_dim = 16

@@ -25,7 +25,8 @@ CHAT_TEMPLATE = (
 def protocol_strings() -> tuple[str, ...]:
     """The tags and the pieces of a canonical payoff matrix and of an analysis, as `chain.prompt` writes them.
 
-    The decimals of a welfare are digits: two of them are sooner learnt to compare than a hundred tokens."""
+    The decimals of a welfare are digits: two of them are sooner learnt to compare than a hundred tokens.
+    """
     tags = [f"<{slash}{block}>" for block in BLOCKS for slash in ("", "/")]
     first, second = PLAYERS
     cells = [f'{"{" if i == 0 else "}, "}"{key}": {{"{first}":' for i, key in enumerate(KEYS)]

@@ -40,6 +40,8 @@ class OptimizerConfig:
             raise ValueError(f"name={self.name!r}: must be adamw or muon")
         if self.name == "muon" and self.offload:
             raise ValueError("offload=True: the moments of adamw alone can wait in the host's memory")
+        if self.name == "muon" and self.eps != OptimizerConfig.eps:
+            raise ValueError(f"eps={self.eps}: of adamw alone; leave it out with muon")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule={self.schedule!r}: must be constant or cosine")
         if self.lr <= 0:

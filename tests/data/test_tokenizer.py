@@ -1,11 +1,12 @@
 """The tokenizer made from scratch: read back by AutoTokenizer as itself, and stable around a matrix."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
-from gtalign_jax.chain.prompt import format_chain, payoff_json
+from gtalign_jax.chain.prompt import analysis_text, format_chain, payoff_json
 from gtalign_jax.data.tokenizer import END, protocol_strings, train_tokenizer
 from gtalign_jax.rollout.folder import load_tokenizer
 
@@ -46,6 +47,18 @@ def test_protocol_strings_are_single_tokens(reloaded):
 def test_matrices_differ_only_in_their_payoffs(reloaded):
     a, b = (reloaded(payoff_json(np.full((2, 3, 2), x)))["input_ids"] for x in (1.5, -4.0))
     assert len(a) == len(b) and sum(x != y for x, y in zip(a, b, strict=True)) == 12
+
+
+@pytest.mark.parametrize(
+    "cells", [((1.5, -3.5), (5.0, 5.0), (-5.0, 2.5)), ((0.0, 0.1), (2.5, 3.0), (4.5, 4.0))]
+)
+def test_the_decimals_of_a_welfare_are_digits(reloaded, cells):
+    text = analysis_text(cells, "CQ")
+    tokens = [reloaded.decode([i]) for i in reloaded(text)["input_ids"]]
+    units = [i for i, token in enumerate(tokens) if token.startswith(" = ")]
+    found = ["".join(tokens[i : i + 3]) for i in units]
+    assert found == re.findall(r" = \d+\.\d\d", text) and len(found) == 3
+    assert [tokens[i - 2 : i] for i in units] == [[f" {llm:.1f}", f" {user:.1f}"] for llm, user in cells]
 
 
 def test_the_chat_template_ends_turns_with_the_end_token(reloaded):

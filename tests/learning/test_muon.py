@@ -9,9 +9,9 @@ import numpy as np
 from gtalign_jax.learning import gradients
 from gtalign_jax.learning.muon import RMS, kernel_axes
 from gtalign_jax.learning.state import OptimizerConfig, init_model, make_optimizer
-from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, spread
+from gtalign_jax.mesh.sharding import MeshConfig, make_mesh, shard_state, shard_tree, spread
 from gtalign_jax.models import lora
-from gtalign_jax.models.transformer import init_params
+from gtalign_jax.models.transformer import init_params, logical_axes
 from gtalign_jax.run import checkpoint
 
 CONFIG = OptimizerConfig(name="muon", lr=0.01, clip_norm=0.0, weight_decay=0.0)
@@ -85,6 +85,16 @@ def test_eight_devices_make_the_steps_of_one(params):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-6), alone.params, together.params
     )
+
+
+def test_its_state_is_split_as_the_parameters_are(model, params):
+    mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
+    shardings = shard_tree(logical_axes(model), mesh)
+    state = jax.eval_shape(make_optimizer(CONFIG, 4).init, params)
+    split = named(shard_state(state, shardings, mesh))
+    momentum = {path.split("/mu/")[1]: x for path, x in split.items() if "muon" in path and "/mu/" in path}
+    assert momentum == {path: x for path, x in named(shardings).items() if is_kernel(path)}
+    assert all(x.is_fully_replicated for path, x in split.items() if "ns_coeffs" in path or "count" in path)
 
 
 def test_its_state_is_restored(params, tmp_path):

@@ -51,7 +51,14 @@ def test_decay_of_matrices_only():
 
 
 @pytest.mark.parametrize(
-    "fields", [dict(schedule="linear"), dict(lr=0.0), dict(name="sgd"), dict(offload=True, name="muon")]
+    "fields",
+    [
+        dict(schedule="linear"),
+        dict(lr=0.0),
+        dict(name="sgd"),
+        dict(offload=True, name="muon"),
+        dict(eps=1e-6, name="muon"),
+    ],
 )
 def test_wrong_settings_are_refused(fields):
     with pytest.raises(ValueError, match=f"^{next(iter(fields))}="):

@@ -42,7 +42,7 @@ def small_engine():
     """small_engine(texts, slots, budget): a model without parameters whose tokenizer knows the texts."""
 
     def build(texts, slots, budget):
-        tokenizer = train_tokenizer([*texts] * 3, 470)
+        tokenizer = train_tokenizer([*texts] * 3, 431)
         config = ModelConfig(
             vocab_size=len(tokenizer),
             hidden_size=64,

@@ -35,7 +35,7 @@ BUDGET = 192
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    tokenizer = train_tokenizer([*CHAINS.values(), PROMPT] * 3, 470)
+    tokenizer = train_tokenizer([*CHAINS.values(), PROMPT] * 3, 431)
     config = ModelConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
