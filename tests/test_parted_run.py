@@ -30,7 +30,6 @@ def words(features, config):
 @pytest.fixture
 def config():
     config = quickstart.get_config("tiny")
-    config.seed = 3  # by which some groups of every step differ in their coins
     config.max_new_tokens, config.buckets.completion, config.buckets.prompt = BUDGET, (BUDGET,), (96,)
     config.model.num_layers, config.sft.steps = 1, 0
     config.align.update(steps=3, prompts=4, group_size=4, untrained_blocks=())
@@ -43,7 +42,7 @@ def config():
 def coin(features, config):
     """Rewards of two values, of which a group of four may have one alone."""
     reward = words(features, config)
-    value = (reward.welfare > 0.5).astype(reward.welfare.dtype)
+    value = (features.total_words % 2).astype(reward.welfare.dtype)
     return dataclasses.replace(reward, user=value, llm=value, welfare=value)
 
 
