@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 
-from gtalign_jax.errors import UserError
-from gtalign_jax.game.pricing import STEP
+from gtalign_jax.errors import UserError, naming
+from gtalign_jax.game.pricing import STEP, check_step
 
 
 def add_pricing_flags(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +26,12 @@ def add_pricing_flags(parser: argparse.ArgumentParser) -> None:
         help="what edited payoffs are rounded to: as finely as the model was taught to read, 0.5 by the "
         "quickstart (default: %(default)s)",
     )
+
+
+def check_pricing_flags(flags: argparse.Namespace) -> None:
+    """The step is one that matrices are written in."""
+    with naming("--"):
+        check_step(flags.step)
 
 
 def check_finite(flags: argparse.Namespace, *names: str) -> None:

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 import openai
 
-from experiments.flag_checks import add_pricing_flags
+from experiments.flag_checks import add_pricing_flags, check_pricing_flags
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.files import paths
-from gtalign_jax.game.pricing import POLICIES, check_step
+from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.models.config import RuntimeConfig
 from gtalign_jax.remote.client import api_key, check_urls, open_client
 from gtalign_jax.rollout import continuous
@@ -129,8 +129,7 @@ def check_flags(flags: argparse.Namespace) -> None:
     for name in ("request_s", "drain_s", "tokens_per_s"):
         if not 0 < getattr(flags, name) < 1e6:
             raise UserError(f"--{name}={getattr(flags, name)}: must be a number above 0")
-    with naming("--"):
-        check_step(flags.step)
+    check_pricing_flags(flags)
     if not 0 <= flags.port < 2**16:
         raise UserError(f"--port={flags.port}: must be from 0 (any free one) to {2**16 - 1}")
 

@@ -22,14 +22,20 @@ from typing import Any
 
 import jax
 
-from experiments.flag_checks import add_pricing_flags, check_finite, check_seed, utf8_text
+from experiments.flag_checks import (
+    add_pricing_flags,
+    check_finite,
+    check_pricing_flags,
+    check_seed,
+    utf8_text,
+)
 from gtalign_jax import jsonl
 from gtalign_jax.chain.prompt import INSTRUCTION, SHORT_INSTRUCTION
 from gtalign_jax.errors import UserError, exit_on_user_error, naming
 from gtalign_jax.evaluation.steering import format_curve, save_curve, steering_curve
 from gtalign_jax.files import drafts, paths
 from gtalign_jax.game.moves import GTALIGN, KEYS
-from gtalign_jax.game.pricing import POLICIES, check_step
+from gtalign_jax.game.pricing import POLICIES
 from gtalign_jax.rollout import lines
 from gtalign_jax.rollout.buckets import BucketConfig
 from gtalign_jax.rollout.engine import Messages, encode, make_constraint
@@ -114,8 +120,7 @@ def _check(flags: argparse.Namespace) -> None:
             raise UserError(f"--{name}={getattr(flags, name)}: must be at least 1")
     check_seed(flags.seed)
     check_finite(flags, "price", "tokens_per_s")
-    with naming("--"):
-        check_step(flags.step)
+    check_pricing_flags(flags)
     if flags.tokens_per_s <= 0:
         raise UserError(f"--tokens_per_s={flags.tokens_per_s}: must be positive")
     if flags.unusable == AGAIN and flags.temperature == 0:

@@ -28,7 +28,7 @@ from gtalign_jax.errors import MAX_COUNT, UserError, in_range, within
 
 PyTree = Any
 MESH_AXES = ("data", "fsdp", "tensor", "context")
-CONSTANTS = 16  # elements of what an optimizer may hold beside moments and counters, such as coefficients
+CONSTANTS = ("ns_coeffs",)  # three numbers that optax's Muon keeps in its state
 
 RULES: dict[str, tuple[str, ...]] = {
     # parameters
@@ -188,9 +188,8 @@ def shard_state(state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
     """NamedShardings of an optimizer state: its moments as the parameters they belong to.
 
     state: the state's shapes, from `jax.eval_shape`. params: the parameters' NamedShardings. A leaf
-    whose path ends in a parameter's path has that parameter's sharding; scalars and what is no larger than
-    CONSTANTS are replicated. Raises UserError for anything else, because a replicated moment costs as much
-    as the model.
+    whose path ends in a parameter's path has that parameter's sharding; scalars and CONSTANTS are replicated.
+    Raises UserError for anything else, because a replicated moment costs as much as the model.
     """
     known = {path: leaf for path, leaf in jax.tree.leaves_with_path(params)}
     depths = sorted({len(path) for path in known}, reverse=True)
@@ -199,7 +198,7 @@ def shard_state(state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:
         for depth in depths:
             if path[-depth:] in known and leaf.ndim == len(known[path[-depth:]].spec):
                 return known[path[-depth:]]
-        if leaf.size > CONSTANTS:
+        if leaf.ndim and getattr(path[-1], "name", "") not in CONSTANTS:
             name = jax.tree_util.keystr(path)
             raise UserError(f"optimizer state {name} of shape {leaf.shape} belongs to no parameter")
         return NamedSharding(mesh, PartitionSpec())

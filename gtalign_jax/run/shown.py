@@ -112,8 +112,8 @@ def _games(engine: Engine, rng: np.random.Generator, settings: Settings) -> Iter
 def _priced(
     engine: Engine, rng: np.random.Generator, shown: Sequence[Demonstration], settings: Settings
 ) -> Iterator[Demonstration]:
-    """Demonstrations with a price on each matrix, in an order drawn again after every pass, without end; none
-    if no matrix can be read."""
+    """Demonstrations with another matrix, at a price, in an order drawn again after every pass, without end;
+    none if none has a matrix."""
     found = True
     while found:
         found = False
