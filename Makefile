@@ -1,4 +1,4 @@
-# `make quickstart` runs the whole path (9 minutes on 2 cores), `make real` a real model (23), `make test` lint
+# `make quickstart` runs the whole path (11 minutes on 2 cores), `make real` a real model (23), `make test` lint
 # and the suite (15), `make check` what to run before a commit (2). CONTRIBUTING.md says more.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
